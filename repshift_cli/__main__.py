@@ -1,0 +1,5 @@
+"""`python -m repshift_cli` is `repshift`."""
+
+from repshift_cli.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""Where the rooms meet: a case becomes a step, with its model built, its attention bound and its pruning applied."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repshift_cli import catalog, machine
+from repshift_cli.attention._seam import attending
+from repshift_cli.models._inputs import image_files
+from repshift_cli.plan import Backend
+from repshift_cli.probes.fidelity import FidelityProbe
+from repshift_cli.probes.hbm import HbmProbe
+from repshift_cli.probes.kernels import verify
+from repshift_cli.probes.latency import timer_for
+from repshift_cli.probes.macs import MacsProbe
+from repshift_cli.probes.memory import MemoryProbe
+from repshift_cli.pruning._hooks import pruned
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Facts, Step, Subject, call
+from repshift_cli.runner import Parts, Probe
+
+
+def facts_of(weights: str | None, name: str, image_size: int | None, frames: int | None) -> Facts:
+    """What planning must know of a model, from the family that builds it."""
+    family = catalog.load(catalog.resolve_model(name))
+    facts: Facts = family.facts(name, image_size, frames, weights)
+    return facts
+
+
+def backend_for(name: str, device: str) -> Backend:
+    """An attention back end as planning sees it."""
+    part = catalog.load(catalog.find("attention", name))
+    return Backend(part.OFFERS, part.unavailable(device))
+
+
+def check_data(place: str) -> None:
+    """UsageError where there is no image to read."""
+    image_files(place)
+
+
+class Workshop:
+    """Makes steps of the cases of one group after another; it holds one model at a time."""
+
+    def __init__(self, device: str) -> None:
+        self._watch = machine.Watch(device)
+        self._group: tuple[Any, ...] | None = None
+        self._subject: Subject | None = None
+        self._probes: tuple[Probe, ...] = ()
+        self.parts = Parts(
+            prepare=self.prepare,
+            verify=_verified,
+            probes=lambda step: self._probes,
+            timer=timer_for(device),
+            watch=self._watch.sample,
+        )
+
+    def subject(self, case: Case) -> Subject:
+        """The built model of the case's group, built once for all cases of the group that come after each other."""
+        if self._group != case.group:
+            self._subject, self._probes, self._group = None, (), None
+            _free()
+            family = catalog.load(catalog.resolve_model(case.model))
+            subject: Subject = family.build(case)
+            self._probes = (
+                FidelityProbe(subject),
+                MemoryProbe(partial(machine.process_bytes, case.device)),
+                MacsProbe(),
+                HbmProbe(),
+            )
+            self._subject, self._group = subject, case.group
+        assert self._subject is not None
+        return self._subject
+
+    def prepare(self, case: Case) -> Step:
+        """The case as a step, captured in a CUDA graph where it asks for that."""
+        step = _eager(case, self.subject(case))
+        return _graph(step) if case.execution == "graph" else step
+
+
+def _eager(case: Case, subject: Subject) -> Step:
+    backend, method = _backend(case.attention), _method(case.pruning)
+
+    @contextmanager
+    def active() -> Iterator[None]:
+        with torch.inference_mode(), attending(backend), pruned(subject, method, case):
+            yield
+
+    module, inputs = subject.module, subject.inputs
+    return Step(case, subject, active, lambda: call(module, inputs), lambda given: call(module, given))
+
+
+def _graph(step: Step) -> Step:
+    """The step captured once and replayed; `run` copies other inputs of the same shapes into the captured ones.
+
+    Three forwards on a side stream come first, as torch's documentation of CUDA graphs asks.
+    """
+    subject = step.subject
+    static = _copied(subject.inputs)
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with step.active():
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call(subject.module, static)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            output = call(subject.module, static)
+
+    def forward() -> Any:
+        graph.replay()
+        return output
+
+    def run(inputs: Any) -> Any:
+        with torch.inference_mode():
+            for target, given in zip(_leaves(static), _leaves(inputs), strict=True):
+                if isinstance(given, Tensor):
+                    target.copy_(given)
+        return forward()
+
+    active: Any = nullcontext
+    return Step(step.case, subject, active, forward, run)
+
+
+def _leaves(inputs: Any) -> list[Any]:
+    return list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+
+
+def _copied(inputs: Any) -> Any:
+    def copy(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return {k: copy(v) for k, v in inputs.items()} if isinstance(inputs, dict) else tuple(map(copy, inputs))
+
+
+def _verified(step: Step) -> str:
+    """What attention ran on; a graph replays what its eager twin runs, so that twin is looked at."""
+    backend = _backend(step.case.attention)
+    watched = _eager(step.case, step.subject) if step.case.execution == "graph" else step
+    return verify(watched, backend.OPS, backend.KERNELS)
+
+
+@cache
+def _backend(name: str) -> Any:
+    return catalog.load(catalog.find("attention", name))
+
+
+@cache
+def _method(name: str) -> Any:
+    return None if name == METHODS_WITHOUT_PRUNING else catalog.load(catalog.find("pruning", name))
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,32 @@
+"""FlashAttention 3 for Hopper from its own package (flash_attn_interface), CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache, partial
+from typing import Any
+
+from repshift_cli.attention._packages import adapted, missing
+from repshift_cli.records import Offers
+
+OFFERS = Offers(dtypes={"cuda": ("bf16", "fp16")}, max_head_dim=256, head_dim_multiple=8)
+OPS = ()
+KERNELS = r"FlashAttnFwd\w*"
+
+session = nullcontext
+unavailable = partial(
+    missing,
+    "flash_attn_interface",
+    "built from the folder hopper/ of the flash-attention repository",
+)
+
+
+@cache
+def _function() -> Callable[..., Any]:
+    from flash_attn_interface import flash_attn_func  # type: ignore[import-not-found]
+
+    return flash_attn_func  # type: ignore[no-any-return]
+
+
+attend = adapted("flash-attn 3", _function)

@@ -1,0 +1,100 @@
+"""The Typer app: the commands, and what becomes of errors.
+
+A command's file is light: it imports torch and whatever else is heavy inside its function.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from repshift_cli import __version__
+from repshift_cli.catalog import one_line
+from repshift_cli.commands.backends import backends
+from repshift_cli.commands.bench import bench
+from repshift_cli.commands.doctor import doctor
+from repshift_cli.commands.methods import methods
+from repshift_cli.commands.models import models
+from repshift_cli.commands.profiles import profiles
+from repshift_cli.commands.show import show
+from repshift_cli.records import RepshiftError
+
+app = typer.Typer(
+    name="repshift",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (bench, show, models, methods, backends, profiles, doctor):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"repshift {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; may stand anywhere.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Does dropping tokens by representation shift make a model faster on this device, and at what loss?"""
+
+
+def main() -> None:
+    """The console script: every error becomes one line on stderr and an exit code; --debug shows the traceback."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler chatters on stderr otherwise
+    arguments, debug = debug_first(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    code = run(arguments, debug)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: list[str], debug: bool) -> int:
+    """Run one command line and give the exit code."""
+    try:
+        app(arguments, prog_name="repshift")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        return _report(error, debug)
+    return 0
+
+
+def _report(error: Exception, debug: bool) -> int:
+    known = isinstance(error, RepshiftError)
+    if debug:
+        traceback.print_exception(error)
+    if known:
+        print(f"error: {error}", file=sys.stderr)
+    elif not debug:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        print(f"internal error: {what}; run again with --debug for the traceback", file=sys.stderr)
+    return error.exit_code if isinstance(error, RepshiftError) else 1
+
+
+def debug_first(arguments: list[str]) -> tuple[list[str], bool]:
+    """The arguments with `--debug` in front, wherever it stood before a `--`, and whether it was there."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    before = [a for a in arguments[:end] if a != "--debug"]
+    debug = len(before) < end
+    return (["--debug"] if debug else []) + before + arguments[end:], debug

@@ -1,0 +1,346 @@
+"""`repshift bench`: sweep, measure, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repshift_cli import __version__, axes, catalog, machine, store
+from repshift_cli.axes import Axes
+from repshift_cli.commands import _complete
+from repshift_cli.commands._output import check_outputs, emit
+from repshift_cli.records import Case, Record, RepshiftError, Run, UsageError, to_plain
+
+if TYPE_CHECKING:
+    from repshift_cli.plan import Planned
+    from repshift_cli.runner import Settings
+
+PRECISION = {"cuda": 0.005, "cpu": 0.01}
+BUDGET = {"cuda": 5.0, "cpu": 6.0}
+NOTHING_MEASURED = 5
+ON_A_CPU = "measured on a CPU: `flash` is torch's CPU flash kernel, and there is no HBM, clock or GPU memory to measure"
+
+_SWEEP = "Sweep"
+_MEASURE = "Measurement"
+_OUTPUT = "Output"
+
+
+def bench(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
+            "package.module:function. [default: vit_b]",
+            rich_help_panel=_SWEEP,
+            autocompletion=_complete.model_names,
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Share of the tokens still there (prefix tokens apart) that stays at each pruning layer: 0.6, a list "
+            "0.5,0.7 or a range 0.3:0.9:0.1. The paper's DeiT schedule is --keep 0.8 --layers 1,4,7. [default: 0.6]",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pruning layers: blocks counted from 1, the cut is at the block's end. 1,4,7 is one schedule; repeat "
+            "the option for several; 1:12 sweeps schedules of one layer. [default: one at a quarter of the depth]",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attention back end, or BACKEND+METHOD. [default: vanilla,flash,flash+repshift]",
+            rich_help_panel=_SWEEP,
+            autocompletion=_complete.variant_names,
+        ),
+    ] = None,
+    batch: Annotated[list[str] | None, typer.Option(help="Batch size. [default: 1]", rich_help_panel=_SWEEP)] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32, bf16, fp16. [default: bf16 on CUDA, fp32 on a CPU]", rich_help_panel=_SWEEP),
+    ] = None,
+    image_size: Annotated[
+        list[str] | None, typer.Option(help="Image size in pixels. [default: the model's]", rich_help_panel=_SWEEP)
+    ] = None,
+    frames: Annotated[
+        list[str] | None, typer.Option(help="Frames of a video. [default: the model's]", rich_help_panel=_SWEEP)
+    ] = None,
+    operation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Operation whose shift is scored: mlp, attention, block. [default: mlp]", rich_help_panel=_SWEEP
+        ),
+    ] = None,
+    distance: Annotated[
+        list[str] | None, typer.Option(help="Distance: l2, l1, cosine. [default: l2]", rich_help_panel=_SWEEP)
+    ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
+            "update (as the change of that state). [default: update]",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Workload profile: a name from `repshift profiles` or a TOML file; options given here go first.",
+            rich_help_panel=_SWEEP,
+            autocompletion=_complete.profile_names,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Safetensors file or folder for an alias. [default: random weights]", rich_help_panel=_SWEEP),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Image or folder of images as input. [default: random pixels]", rich_help_panel=_SWEEP),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_MEASURE)] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Measure every case as a CUDA graph too.", rich_help_panel=_MEASURE)
+    ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop when every interval's half-width is below this share. [default: 0.005 on CUDA, 0.01 on a CPU]",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Seconds of timing per case after which a comparison stops. [default: 5 on CUDA, 6 on a CPU]",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
+    rounds: Annotated[
+        str | None,
+        typer.Option(help="Exactly this many rounds instead of precision and budget.", rich_help_panel=_MEASURE),
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="Seed of weights, input and order. [default: 0]", rich_help_panel=_MEASURE)
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=_MEASURE
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run file, written after every case. [default: in repshift-runs/]", rich_help_panel=_OUTPUT),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with an interrupted run file; its own options apply.", rich_help_panel=_OUTPUT),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=_OUTPUT)
+    ] = False,
+    json_to: Annotated[
+        str | None, typer.Option("--json", help="Write JSON to this file, - for stdout.", rich_help_panel=_OUTPUT)
+    ] = None,
+    csv_to: Annotated[
+        str | None, typer.Option("--csv", help="Write CSV to this file, - for stdout.", rich_help_panel=_OUTPUT)
+    ] = None,
+    markdown_to: Annotated[
+        str | None,
+        typer.Option("--markdown", help="Write Markdown to this file, - for stdout.", rich_help_panel=_OUTPUT),
+    ] = None,
+) -> None:
+    """Compare vanilla attention, FlashAttention and FlashAttention with token pruning on one model, or sweep many.
+
+    keep is the share of the tokens still there that stays at each pruning layer; layers count blocks from 1 and the cut
+    is at the block's end: --keep 0.8 --layers 1,4,7 is the paper's schedule for DeiT, 197 -> 158 -> 127 -> 102 tokens.
+    """
+    check_outputs(json_to, csv_to, markdown_to)
+    given = {
+        "model": model,
+        "keep": keep,
+        "layers": layers,
+        "variant": variant,
+        "batch": batch,
+        "dtype": dtype,
+        "image_size": image_size,
+        "frames": frames,
+        "operation": operation,
+        "distance": distance,
+        "form": form,
+        "weights": weights,
+        "data": data,
+        "device": device,
+        "cuda_graph": cuda_graph or None,
+        "precision": precision,
+        "budget": budget,
+        "rounds": rounds,
+        "seed": seed,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
+    where = machine.choose_device(sweep.device)
+    planned = _plan(sweep, where)
+    if dry_run:
+        _list_cases(planned)
+        return
+    run = _start(path, sweep, where, planned, earlier, retry_failed)
+    run = _measure_all(path, run, planned, where, _settings(sweep, where))
+    emit(run, json_to, csv_to, markdown_to)
+    print(f"run file: {path}", file=sys.stderr)
+    raise typer.Exit(exit_code(run))
+
+
+def exit_code(run: Run) -> int:
+    """0 measured, 1 at least one case failed, 5 nothing measured."""
+    statuses = {record.status for record in run.records}
+    return 1 if "failed" in statuses else 0 if "ok" in statuses else NOTHING_MEASURED
+
+
+# --- what is asked for ------------------------------------------------------------------------------------------------
+
+
+def _what_to_run(
+    given: Mapping[str, Any], profile: str | None, out: Path | None, resume: Path | None, retry_failed: bool
+) -> tuple[Path, Axes, Run | None]:
+    """The run file, the sweep, and the run to go on with."""
+    if resume is not None:
+        named = [f"--{name.replace('_', '-')}" for name in given] + ["--profile"] * (profile is not None)
+        if named or out is not None:
+            raise UsageError(f"--resume takes the options of the run file; leave out {(named or ['--out'])[0]}")
+        earlier = store.load(resume)
+        return resume, Axes.from_options(_options_of(earlier)), earlier
+    if retry_failed:
+        raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
+    sweep = Axes.from_options(axes.merge(axes.load_profile(profile) if profile else {}, given))
+    path = out or store.default_path(datetime.now(UTC), sweep.model)
+    store.check_writable(path)
+    return path, sweep, None
+
+
+def _options_of(run: Run) -> dict[str, Any]:
+    known = {f.name for f in dataclasses.fields(Axes)}
+    return {name: value for name, value in run.options.items() if name in known}
+
+
+def _settings(sweep: Axes, device: str) -> Settings:
+    from repshift_cli.runner import Settings
+
+    kind = device.partition(":")[0]
+    return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed)
+
+
+def _plan(sweep: Axes, device: str) -> tuple[Planned, ...]:
+    """The sweep's cells, every name checked before the first import that takes time."""
+    named = [_variant_names(v) for v in sweep.variant]
+    for name in sweep.model:
+        catalog.resolve_model(name)
+    if sweep.weights is not None and len(sweep.model) > 1:
+        raise UsageError("--weights fits one model; name one with --model")
+
+    from repshift_cli import assemble, plan
+
+    if sweep.data is not None:
+        assemble.check_data(sweep.data)
+    backends = {name: assemble.backend_for(name, device) for name, _ in named}
+    methods = {name: catalog.find("pruning", name).constants.get("OPTIONS", ()) for _, name in named if name}
+    variants = tuple("+".join(filter(None, pair)) for pair in named)
+    sweep = dataclasses.replace(sweep, variant=tuple(dict.fromkeys(variants)))
+    return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+
+
+def _variant_names(variant: str) -> tuple[str, str]:
+    backend, method = catalog.find_variant(variant)
+    return backend.name, method.name if method else ""
+
+
+def _list_cases(planned: tuple[Planned, ...]) -> None:
+    from repshift_cli.commands._cases import show_cases
+
+    show_cases(planned)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _start(
+    path: Path, sweep: Axes, device: str, planned: tuple[Planned, ...], earlier: Run | None, retry_failed: bool
+) -> Run:
+    """The run file as it stands before the first case: a new one, or the earlier one on the same machine."""
+    here = machine.describe(device)
+    if earlier is None:
+        run = Run(
+            machine=here,
+            options={k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)},
+            planned=tuple(p.case for p in planned),
+            records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
+            warnings=() if device.startswith("cuda") else (ON_A_CPU,),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            tool=f"repshift {__version__}",
+        )
+        store.create(path, run)
+        return run
+    for name in ("device_name", "uuid", "driver", "cpu"):
+        if getattr(earlier.machine, name) != getattr(here, name):
+            raise UsageError(f"{path} was begun on another machine ({name}: {getattr(earlier.machine, name)})")
+    if earlier.machine.packages.get("torch") != here.packages.get("torch"):
+        raise UsageError(f"{path} was begun with torch {earlier.machine.packages.get('torch')}; use that, or a new run")
+    gone = {"failed"} if retry_failed else set()
+    return dataclasses.replace(earlier, records=tuple(r for r in earlier.records if r.status not in gone))
+
+
+def _measure_all(path: Path, run: Run, planned: tuple[Planned, ...], device: str, settings: Settings) -> Run:
+    """Every comparison that is not yet in the run, each record on disk as soon as it is there."""
+    from repshift_cli import assemble, plan, runner
+    from repshift_cli.commands._progress import Bar
+
+    workshop = assemble.Workshop(device)
+    done = {record.case for record in run.records}
+    blocks = plan.comparisons(planned)
+    with Bar(len(blocks)) as bar:
+        for block in blocks:
+            wanted = {p.case for p in block} - done
+            if not wanted:
+                bar.next()
+                continue
+            cases = [(p.case, p.tokens) for p in block]
+            try:
+                for record in _records(runner, workshop, cases, wanted, settings, bar):
+                    run = store.append(path, run, record)
+                    done.add(record.case)
+            except KeyboardInterrupt:
+                command = shlex.join(["repshift", "bench", "--resume", str(path)])
+                print(
+                    f"\ninterrupted; {len(run.records)} of {len(run.planned)} cases are in the run file",
+                    file=sys.stderr,
+                )
+                print(f"go on with: {command}", file=sys.stderr)
+                raise
+            bar.next()
+    return run
+
+
+def _records(runner: Any, workshop: Any, cases: Any, wanted: set[Case], settings: Settings, bar: Any) -> Any:
+    """The comparison's records; a model that cannot be built fails its cases, not the sweep."""
+    bar.phase(f"building {cases[0][0].model}")
+    try:
+        workshop.subject(cases[0][0])
+    except UsageError:
+        raise
+    except (RepshiftError, RuntimeError, MemoryError, ValueError, OSError) as error:
+        yield from (runner.failed(case, tokens, error) for case, tokens in cases if case in wanted)
+        return
+    yield from runner.compare(cases, wanted, workshop.parts, settings, bar.update)

@@ -1,0 +1,18 @@
+"""`repshift methods`: the pruning methods that a variant can name behind its back end."""
+
+from __future__ import annotations
+
+from repshift_cli.catalog import Part, parts
+from repshift_cli.commands._listing import Row, loaded, show_rows
+
+
+def methods() -> None:
+    """List the pruning methods and the options each of them takes."""
+    footer = "\nUse as --variant BACKEND+METHOD, like --variant flash+repshift; a back end alone prunes nothing."
+    show_rows([_row(part) for part in parts("pruning").values()], footer)
+
+
+def _row(part: Part) -> Row:
+    options = ", ".join(f"--{name}" for name in part.constants.get("OPTIONS", ()))
+    _, reason = loaded(part, "cpu")
+    return part.name, part.help + (f"\ntakes {options}" if options else ""), reason

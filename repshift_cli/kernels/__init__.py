@@ -1,0 +1,1 @@
+"""The arithmetic that pruning adds to a forward: distances, selection, gathering."""

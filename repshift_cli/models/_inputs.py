@@ -1,0 +1,64 @@
+"""Inputs: random pixels, or real images read from a file or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repshift_cli.records import UsageError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def random_pixels(shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal pixels (never zeros: they hide errors and can run faster), the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def image_files(place: str) -> list[Path]:
+    """The images of a file or a folder, sorted by name; UsageError where there is none."""
+    path = Path(place)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"no such image or folder: {place}")
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in _IMAGES)
+    if not files:
+        raise UsageError(f"no images in {place} (looked for {', '.join(sorted(_IMAGES))})")
+    return files
+
+
+def load_images(
+    place: str, size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Tensor:
+    """All images of a file or folder as (M, 3, size, size): short side resized (bicubic), centre crop, normalised."""
+    pixels = np.stack([_one(file, size) for file in image_files(place)])
+    scaled = (pixels.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()
+
+
+def _one(file: Path, size: int) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            return np.asarray(
+                ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC), dtype=np.uint8
+            )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the image {file}: {error}") from error
+
+
+def batches(pixels: Tensor, size: int) -> list[Tensor]:
+    """`pixels` (M, ...) in batches of exactly `size`: the last one is filled up from the start, M < size repeats.
+
+    Every batch is full, so that what is compared is the very shape that is timed.
+    """
+    count = -(-len(pixels) // size)
+    rows = torch.arange(count * size) % len(pixels)
+    return list(pixels[rows].split(size))

@@ -1,0 +1,165 @@
+"""Finding a model's blocks and branches by what they compute, not by what a library calls them.
+
+A pre-norm block computes x' = x + A and x^ = x' + M. One forward through the first block, with every module inside it
+watched, shows which module put out A and which M: the ones for which both sums hold bit for bit. So LayerScale, qk-norm
+and next year's names are all the same to us, and a block that computes something else is refused, not misread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repshift_cli.records import Site, UsageError, call
+
+
+class NoSites(UsageError):
+    """The model has no repeated pre-norm block that could be understood; the sentence says what was looked for."""
+
+
+class _Seen(Exception):
+    """Ends the forward once the first block has been watched."""
+
+
+@dataclass
+class _Trace:
+    """One forward of a block: its input x, its output, and (path, input, output) of each module inside."""
+
+    x: Tensor
+    out: Tensor | None = None
+    calls: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+
+
+def find_sites(module: nn.Module, inputs: Any) -> tuple[tuple[Site, ...], int]:
+    """The blocks of `module` as sites, in order, and the number of tokens (prefix included) that enter the first one.
+
+    `inputs` is a dict or a tuple of tensors; the forward ends after the first block. Raises NoSites.
+    """
+    seen = []
+    for blocks in _repeated(module):
+        trace = _watch_first(module, blocks[0], inputs)
+        if trace is None:
+            continue
+        paths = _branches(trace)
+        if paths is not None:
+            return tuple(_site(block, *paths) for block in blocks), trace.x.shape[1]
+        seen.append(type(blocks[0]).__name__)
+    looked = f"; looked at {', '.join(seen)}" if seen else ""
+    raise NoSites(
+        f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(norm(x')) "
+        f"on tensors (batch, tokens, channels){looked}"
+    )
+
+
+def _repeated(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """Lists of two or more sibling modules of one class, the one with the most parameters first."""
+    groups = []
+    for parent in module.modules():
+        by_class: dict[type, list[nn.Module]] = {}
+        for child in parent.children():
+            by_class.setdefault(type(child), []).append(child)
+        groups += [g for g in by_class.values() if len(g) > 1 and next(g[0].children(), None) is not None]
+    return iter(sorted(groups, key=lambda g: -sum(p.numel() for m in g for p in m.parameters())))
+
+
+def _watch_first(module: nn.Module, block: nn.Module, inputs: Any) -> _Trace | None:
+    """The trace of the first forward of `block`, or None where it never runs on (B, N, C) alone."""
+    traces: list[_Trace] = []
+
+    def begin(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = _rows((*args, *kwargs.values()))
+        if x is None:
+            raise _Seen
+        traces.append(_Trace(x.clone()))
+
+    def end(m: nn.Module, args: Any, output: Any) -> None:
+        traces[0].out = _rows(output)
+        raise _Seen
+
+    with _hooked(_inside(block, traces), (block, begin, end)), torch.inference_mode():
+        with suppress(_Seen):
+            call(module, inputs)
+    return traces[0] if traces and traces[0].out is not None else None
+
+
+def _inside(block: nn.Module, traces: list[_Trace]) -> list[Any]:
+    handles = []
+    for path, child in block.named_modules():
+
+        def after(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, path: str = path) -> None:
+            given, result = _rows((*args, *kwargs.values())), _rows(output)
+            if traces and given is not None and result is not None:
+                traces[0].calls.append((path, given.clone(), result.clone()))
+
+        if path:
+            handles.append(child.register_forward_hook(after, with_kwargs=True))
+    return handles
+
+
+@contextmanager
+def _hooked(handles: list[Any], block: tuple[nn.Module, Any, Any]) -> Iterator[None]:
+    module, begin, end = block
+    handles += [module.register_forward_pre_hook(begin, with_kwargs=True), module.register_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(value: Any) -> Tensor | None:
+    """The first (B, N, C) tensor of a call's arguments or result."""
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return next((v for v in values if isinstance(v, Tensor) and v.ndim == 3), None)
+
+
+def _branches(trace: _Trace) -> tuple[str, str, str] | None:
+    """Paths of (attention, middle, mlp) inside the block, or None where the two sums do not hold.
+
+    `middle` is the first module that reads x'; of several modules with the same output (a dropout behind a linear) the
+    last is taken, so that LayerScale and the like belong to the branch. Modules that run more than once in a block (one
+    dropout for both branches) are passed over: a hook on them could not tell the branches apart.
+    """
+    times = Counter(path for path, _, _ in trace.calls)
+    calls = [c for c in trace.calls if times[c[0]] == 1]
+    for start, (middle, candidate, _) in enumerate(calls):
+        attention = _last_adding(calls[:start], trace.x, candidate)
+        mlp = _last_adding(calls[start:], candidate, trace.out)
+        if attention is not None and mlp is not None:
+            return attention, middle, mlp
+    return None
+
+
+def _last_adding(calls: list[tuple[str, Tensor, Tensor]], before: Tensor, after: Tensor | None) -> str | None:
+    """The last module whose output added to `before` is `after`, bit for bit."""
+    for path, _, result in reversed(calls):
+        if after is not None and result.shape == before.shape == after.shape and torch.equal(before + result, after):
+            return path
+    return None
+
+
+def _site(block: nn.Module, attention: str, middle: str, mlp: str) -> Site:
+    return Site(block, block.get_submodule(attention), block.get_submodule(middle), block.get_submodule(mlp))
+
+
+_PREFIX_NAMES = ("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token")
+_REGISTER_NAMES = ("register_tokens", "reg_token")
+
+
+def prefix_tokens(module: nn.Module) -> int:
+    """How many leading tokens are no patches: class, distillation and register tokens, found as parameters.
+
+    timm says it itself (`num_prefix_tokens`); elsewhere the parameters' names are the field's own.
+    """
+    told = getattr(module, "num_prefix_tokens", None)
+    if isinstance(told, int):
+        return told
+    names = {name.rsplit(".", 1)[-1]: p for name, p in module.named_parameters()}
+    registers = sum(names[n].shape[-2] for n in _REGISTER_NAMES if n in names)
+    return sum(n in names for n in _PREFIX_NAMES) + registers

@@ -1,0 +1,70 @@
+"""Any ViT-like checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD
+from repshift_cli.models._transformers import Recipe, family, first_line, weights_file
+from repshift_cli.records import UsageError
+
+ALIASES: dict[str, object] = {}
+_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+
+
+def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
+    import transformers
+
+    place = name.removeprefix("hf:")
+    if Path(place).is_dir():
+        weights_file(place)
+    config = _config(place)
+    model = getattr(transformers, _class_name(config, place), None)
+    if model is None:
+        raise UsageError(f"transformers {transformers.__version__} has no {_class_name(config, place)} for {place}")
+    config = getattr(config, "vision_config", config)
+    for needed in ("image_size", "patch_size", "num_hidden_layers"):
+        if not isinstance(getattr(config, needed, None), int):
+            raise UsageError(f"{place} is no plain vision transformer: its configuration has no whole {needed}")
+    if frames is not None and hasattr(config, "num_frames"):
+        config.num_frames = frames
+    mean, std = _normalisation(place)
+    units = "video" if hasattr(config, "num_frames") else "img"
+    return Recipe(model, config, checkpoint=place, units=units, mean=mean, std=std)
+
+
+def _config(place: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"no checkpoint {place!r} (neither a folder nor a hub id): {first_line(error)}") from error
+
+
+def _class_name(config: Any, place: str) -> str:
+    if config.model_type in _TOWERS:
+        return _TOWERS[config.model_type]
+    if not config.architectures:
+        raise UsageError(f"the configuration of {place} names no architecture")
+    return str(config.architectures[0])
+
+
+def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation from the checkpoint's own preprocessor file, else ImageNet's."""
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(place, "preprocessor_config.json")
+    except OSError:
+        file = None
+    if file is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    import json
+
+    stored = json.loads(Path(file).read_text())
+    return tuple(stored.get("image_mean", IMAGENET_MEAN)), tuple(stored.get("image_std", IMAGENET_STD))
+
+
+facts, build = family(_recipe)

@@ -1,0 +1,1 @@
+"""One file per quantity measured, each in a pass of its own."""

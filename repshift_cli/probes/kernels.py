@@ -1,0 +1,90 @@
+"""Attention verified: the operators and device kernels that really ran, held against what was asked for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from repshift_cli.records import Step
+
+FUSED = ("flash_attention", "efficient_attention", "cudnn_attention", "fused_attention_overrideable")
+
+
+class WrongKernel(RuntimeError):
+    """Attention did not run on what was asked for; the sentence says what ran."""
+
+
+def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
+    """Run one forward and name what attention ran on, with the number of calls: `flash_attention_for_cpu x12`.
+
+    `ops` are the operators of which one must answer every call (empty: a package that shows kernels only), `kernels` a
+    pattern that some device kernel's name must match on CUDA. Raises WrongKernel.
+    """
+    on_cuda = step.case.device.startswith("cuda")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    with step.active(), _counted() as calls:
+        step.forward()
+        calls.clear()
+        with profile(activities=activities) as recorded:
+            step.forward()
+            if on_cuda:
+                torch.cuda.synchronize()
+    events = recorded.events()
+    names = Counter(e.name for e in events if e.device_type == DeviceType.CPU)
+    return judge(len(calls), names, _device_kernels(events) if on_cuda else None, ops, kernels)
+
+
+def judge(calls: int, names: Counter[str], device: Counter[str] | None, ops: tuple[str, ...], kernels: str) -> str:
+    """The verdict from counts: attention calls, operator names, device kernel names (None on a CPU)."""
+    if not calls:
+        raise WrongKernel(
+            "the model never calls torch's scaled_dot_product_attention, so its attention cannot be chosen"
+        )
+    fused = {
+        n: c for n, c in names.items() if any(f in n for f in FUSED) and n.startswith("aten::_scaled_dot_product_")
+    }
+    answered = sum(names[op] for op in ops)
+    foreign = sorted(short(n) for n in fused if n not in ops)
+    if foreign or (ops and answered < calls):
+        ran = ", ".join(foreign) or f"{answered} of {calls} calls of {', '.join(map(short, ops))}"
+        raise WrongKernel(f"attention ran on {ran} instead of what was asked for")
+    if device is None or not kernels:
+        return f"{' + '.join(short(op) for op in ops if names[op])} ×{calls}"
+    matching = {n: c for n, c in device.items() if re.search(kernels, n)}
+    if not matching:
+        raise WrongKernel(f"no device kernel matches {kernels!r}; ran: {', '.join(sorted(device)[:6])}")
+    found = {m.group(0) for n in matching if (m := re.search(kernels, n))}
+    return f"{', '.join(sorted(found))} ×{calls}"
+
+
+def short(op: str) -> str:
+    """An operator's name without what all of them share."""
+    return op.removeprefix("aten::").removeprefix("_scaled_dot_product_").lstrip("_")
+
+
+def _device_kernels(events: Any) -> Counter[str]:
+    return Counter(e.name for e in events if e.device_type == DeviceType.CUDA)
+
+
+@contextmanager
+def _counted() -> Iterator[list[None]]:
+    """Counts the calls of whatever stands for scaled_dot_product_attention now."""
+    bound, calls = F.scaled_dot_product_attention, list[None]()
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return bound(*args, **kwargs)
+
+    F.scaled_dot_product_attention = counting
+    try:
+        yield calls
+    finally:
+        F.scaled_dot_product_attention = bound

@@ -1,0 +1,64 @@
+"""MACs: multiply-accumulates of one forward per sample, counted by torch's flop counter (2 FLOPs each)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from repshift_cli.records import Measurement, Metric, Step
+
+MACS = Metric("macs", "MACs", "MAC", "lower", "value", 22, "counted")
+
+
+def attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """2 FLOPs x (d + d_v) for every pair of query and key; a causal mask is not subtracted, as is the custom.
+
+    Shapes (B, H, Nq, d), (B, Hkv, Nk, d), (B, Hkv, Nk, dv).
+    """
+    q, k, v = (getattr(t, "shape", t) for t in (query, key, value))
+    return int(2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3]))
+
+
+class MacsProbe:
+    """Counts the operators that run; fused attention that the counter does not know gets its formula."""
+
+    metrics = (MACS,)
+
+    def measure(self, step: Step) -> tuple[Measurement, ...]:
+        """One forward under the counter, in a pass of its own."""
+        if step.case.execution == "graph":
+            return (MACS.missing("a CUDA graph hides its operators; see the eager row"),)
+        return (MACS.of(count_flops(step) / 2 / step.case.batch),)
+
+
+def count_flops(step: Step) -> int:
+    """FLOPs of one forward of the whole batch."""
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=known)
+    with step.active(), _unseen_attention(counter) as unseen, counter:
+        step.forward()
+    return int(counter.get_total_flops()) + sum(unseen)
+
+
+@contextmanager
+def _unseen_attention(counter: FlopCounterMode) -> Iterator[list[int]]:
+    """Collects the FLOPs of attention calls in which the counter saw nothing (the FlashAttention packages)."""
+    bound, unseen = F.scaled_dot_product_attention, []
+
+    def watched(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        before = counter.get_total_flops()
+        out = bound(query, key, value, *args, **kwargs)
+        if counter.get_total_flops() == before:
+            unseen.append(attention_flops(query, key, value))
+        return out
+
+    F.scaled_dot_product_attention = watched
+    try:
+        yield unseen
+    finally:
+        F.scaled_dot_product_attention = bound

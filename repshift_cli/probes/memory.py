@@ -1,0 +1,94 @@
+"""Memory of one forward: allocator peak and resting level, what the process and the card hold, each by its own name."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from repshift_cli.records import Measurement, Metric, Step
+
+PEAK = Metric("memory_peak_allocated", "peak mem", "B", "lower", "value", 25, "allocator")
+ABOVE = Metric("memory_peak_above_resting", "peak above resting", "B", "lower", "value", 100, "allocator")
+RESTING = Metric("memory_resting", "resting", "B", "lower", "value", 101, "allocator")
+RESERVED = Metric("memory_peak_reserved", "peak reserved", "B", "lower", "value", 102, "allocator")
+PROCESS = Metric("memory_process", "process", "B", "lower", "value", 103, "driver")
+CARD = Metric("memory_card", "card", "B", "lower", "value", 104, "driver")
+METRICS = (PEAK, ABOVE, RESTING, RESERVED, PROCESS, CARD)
+
+_GRAPH = "a CUDA graph replays in its private pool; see the eager row"
+
+
+class MemoryProbe:
+    """`process_bytes()` gives what the driver (or the kernel) counts for this process, or a sentence why it cannot."""
+
+    metrics = METRICS
+
+    def __init__(self, process_bytes: Callable[[], int | str]) -> None:
+        self._process_bytes = process_bytes
+
+    def measure(self, step: Step) -> tuple[Measurement, ...]:
+        """One forward in a pass of its own."""
+        if step.case.execution == "graph":
+            return tuple(m.missing(_GRAPH) for m in METRICS)
+        measured = self._cuda(step) if step.case.device.startswith("cuda") else _cpu(step)
+        process = self._process_bytes()
+        return (*measured, PROCESS.missing(process) if isinstance(process, str) else PROCESS.of(process))
+
+    def _cuda(self, step: Step) -> tuple[Measurement, ...]:
+        with step.active():
+            step.forward()
+            torch.cuda.synchronize()
+            gc.collect()
+            torch.cuda.empty_cache()
+            resting = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step.forward()
+            torch.cuda.synchronize()
+        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        free, total = torch.cuda.mem_get_info()
+        return (
+            PEAK.of(peak),
+            ABOVE.of(peak - resting),
+            RESTING.of(resting),
+            RESERVED.of(reserved),
+            CARD.of(total - free),
+        )
+
+
+def _cpu(step: Step) -> tuple[Measurement, ...]:
+    """The same from the profiler's record of every CPU allocation, over the weights and inputs that rest there."""
+    with step.active(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step.forward()
+    changes = [(e.start_ns(), e.nbytes()) for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    above = highest([change for _, change in sorted(changes, key=lambda c: c[0])])
+    resting = resting_bytes(step)
+    nothing = "a CPU has no caching allocator"
+    return (
+        PEAK.of(resting + above),
+        ABOVE.of(above),
+        RESTING.of(resting),
+        RESERVED.missing(nothing),
+        CARD.missing("no GPU in this run"),
+    )
+
+
+def highest(changes: list[int]) -> int:
+    """The highest level that a sequence of signed changes reaches, from 0."""
+    level = peak = 0
+    for change in changes:
+        level += change
+        peak = max(peak, level)
+    return peak
+
+
+def resting_bytes(step: Step) -> int:
+    """Bytes of the weights, buffers and timed inputs, each storage once."""
+    inputs = step.subject.inputs
+    given = inputs.values() if isinstance(inputs, dict) else inputs
+    tensors = [*step.subject.module.parameters(), *step.subject.module.buffers()]
+    tensors += [t for t in given if isinstance(t, Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

@@ -1,0 +1,21 @@
+"""Control: keeps a random choice of the same size, drawn anew in every forward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repshift_cli.records import Case
+
+OPTIONS = ()
+
+
+def needs(case: Case) -> tuple[str, ...]:
+    """Only the number of tokens, which the block's output tells."""
+    return ()
+
+
+def score(seen: dict[str, Tensor], case: Case) -> Tensor:
+    """Uniform scores (B, N) from torch's default generator, which the fidelity pass seeds with the case's seed."""
+    batch, tokens, _ = seen["out"].shape
+    return torch.rand(batch, tokens, device=seen["out"].device)

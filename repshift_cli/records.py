@@ -1,0 +1,419 @@
+"""What passes between the rooms: frozen records, their JSON Schema and the version history of that schema.
+
+Standard library only. Everything that a run file holds is a dataclass here (`Run` down to `Measurement`); `Subject`,
+`Site`, `Facts` and `Offers` live in memory only and never reach the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, get_args, get_origin
+
+SCHEMA_VERSION = 1
+"""Version of the run file. History: 1 (0.1.0) the first."""
+
+METHODS_WITHOUT_PRUNING = "none"
+OPERATIONS = ("mlp", "attention", "block")
+DISTANCES = ("l2", "l1", "cosine")
+FORMS = ("paper", "update")
+DTYPES = ("fp32", "bf16", "fp16")
+EXECUTIONS = ("eager", "graph")
+
+
+class RepshiftError(Exception):
+    """An error with one clear sentence for the user; `exit_code` is what the process exits with."""
+
+    exit_code = 1
+
+
+class UsageError(RepshiftError):
+    """What the user typed or pointed at cannot be used; the sentence says what to do next."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of a sweep: hashable, printable, and its own key on disk.
+
+    `keep` is the share of the tokens still there (prefix tokens apart) that stays at each layer of `layers`; `layers`
+    count blocks from 1 and the cut is at the block's end.
+    """
+
+    model: str
+    input: str
+    weights: str
+    image_size: int | None
+    frames: int | None
+    batch: int
+    dtype: str
+    device: str
+    attention: str
+    pruning: str = METHODS_WITHOUT_PRUNING
+    keep: float = 1.0
+    layers: tuple[int, ...] = ()
+    operation: str | None = None
+    distance: str | None = None
+    form: str | None = None
+    execution: str = "eager"
+    seed: int = 0
+
+    @property
+    def variant(self) -> str:
+        """`flash`, or `flash+repshift`: the attention back end and the pruning method."""
+        return self.attention if self.pruning == METHODS_WITHOUT_PRUNING else f"{self.attention}+{self.pruning}"
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """What cases must share so that one model and one input serve them all and their times may be compared."""
+        return (
+            self.model,
+            self.weights,
+            self.input,
+            self.image_size,
+            self.frames,
+            self.batch,
+            self.dtype,
+            self.device,
+            self.seed,
+        )
+
+    @property
+    def schedule(self) -> tuple[Any, ...]:
+        """What two pruned cases must share so that they run on the same numbers of tokens."""
+        return (self.keep, self.layers, self.execution)
+
+    @property
+    def key(self) -> str:
+        """A readable name, unique within a run: every field that was set, in the order of the declaration."""
+        parts = []
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if value is None or value == ():
+                continue
+            parts.append(f"{f.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One quantity of one case; it describes itself, so that a renderer needs to know no metric by name.
+
+    `samples` are the raw values in `unit`, in the order taken, `per_round` of them in each round. No value: no
+    `samples`, and `reason` says why; it is never 0 for "not measured".
+
+    `statistic` names how a single figure comes from the samples: `median` (times: of the rounds' medians), `geomean`
+    (ratios), `value` (one exact number). `source` labels its origin: `timed`, `counted`, `modelled`, `counter`, `sampled`,
+    `allocator`, `driver`, `compared`. `rank` orders columns, most wanted first.
+    """
+
+    metric: str
+    label: str
+    unit: str
+    better: str
+    statistic: str
+    rank: int
+    source: str
+    samples: tuple[float, ...] = ()
+    per_round: int = 1
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.samples and not self.reason:
+            raise ValueError(f"{self.metric}: no samples and no reason")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The description that measurements of one quantity share."""
+
+    metric: str
+    label: str
+    unit: str
+    better: str
+    statistic: str
+    rank: int
+    source: str
+
+    def of(self, *samples: float, per_round: int = 1) -> Measurement:
+        """The measurement with these samples."""
+        return Measurement(**vars(self), samples=tuple(float(s) for s in samples), per_round=per_round)
+
+    def missing(self, reason: str) -> Measurement:
+        """The measurement that could not be taken, with the reason."""
+        return Measurement(**vars(self), reason=reason)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one case: `ok`, `skipped` (impossible here, never tried) or `failed` (tried), with the reason.
+
+    `tokens` are the tokens, prefix included, at the input and after each cut: (197, 119). `kernel` is what attention
+    was seen to run on; `stopped_by` is `precision` or `budget`; `warmup` counts the untimed forwards.
+    """
+
+    case: Case
+    status: str
+    reason: str | None = None
+    tokens: tuple[int, ...] = ()
+    kernel: str | None = None
+    rounds: int = 0
+    warmup: int = 0
+    stopped_by: str | None = None
+    measurements: tuple[Measurement, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def measurement(self, metric: str) -> Measurement | None:
+        """The measurement of that name, or None."""
+        return next((m for m in self.measurements if m.metric == metric), None)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The computer of a run. A field that could not be read is None and `missing` says why, by the field's name."""
+
+    device: str
+    device_name: str
+    uuid: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    capability: str | None = None
+    device_memory: int | None = None
+    sm_clock_max: int | None = None
+    memory_clock_max: int | None = None
+    cpu: str | None = None
+    cores: int | None = None
+    threads: int | None = None
+    memory: int | None = None
+    system: str | None = None
+    python: str | None = None
+    commit: str | None = None
+    packages: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run file: where it ran, what was asked, what came out."""
+
+    machine: Machine
+    options: dict[str, Any]
+    planned: tuple[Case, ...] = ()
+    records: tuple[Record, ...] = ()
+    warnings: tuple[str, ...] = ()
+    created: str = ""
+    tool: str = ""
+    schema: int = SCHEMA_VERSION
+
+
+# --- in memory only -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What planning must know of a model before it is built: `tokens` are without the `prefix` tokens."""
+
+    depth: int
+    tokens: int
+    prefix: int
+    head_dim: int | None = None
+    image_size: int | None = None
+    frames: int | None = None
+    weights: str = "random"
+    batch: int | None = None
+    """The batch that the inputs have, where the user's own function fixes it."""
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What an attention back end accepts: dtypes by device, head dims, whether an additive mask or bias is taken."""
+
+    dtypes: Mapping[str, tuple[str, ...]]
+    max_head_dim: int | None = None
+    head_dim_multiple: int = 1
+    mask: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """One block of a model, as modules: where hooks look and where they cut.
+
+    x is the input of `block`; `attention` puts out SA(LN(x)); the input of `middle` is x' = x + SA(LN(x)); `mlp` puts
+    out MLP(LN(x')); the output of `block` is x^ = x' + MLP(LN(x')), and it is what gets cut.
+    """
+
+    block: Any
+    attention: Any
+    middle: Any
+    mlp: Any
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A built model with its inputs. `inputs` are what is timed; `evaluation` is what fidelity is taken on.
+
+    Both are a dict (keyword arguments) or a tuple (positional ones) of tensors; `prefix` leading tokens are protected.
+    `units` is what throughput counts ("img", "video", "sample"). `logits(output)` gives (B, classes), or None where the
+    model is no classifier; `pooled(output)` gives (B, C).
+    """
+
+    module: Any
+    inputs: Any
+    evaluation: tuple[Any, ...]
+    sites: tuple[Site, ...]
+    prefix: int
+    tokens: int
+    units: str
+    logits: Callable[[Any], Any]
+    pooled: Callable[[Any], Any]
+    warnings: tuple[str, ...] = ()
+
+
+def call(module: Any, inputs: Any) -> Any:
+    """The module on a dict of keyword arguments or a tuple of positional ones."""
+    return module(**inputs) if isinstance(inputs, dict) else module(*inputs)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One case made ready: within `active()`, `forward()` runs it once on the subject's inputs and returns the output.
+
+    `run(inputs)` does the same on other inputs of the same shapes.
+    """
+
+    case: Case
+    subject: Subject
+    active: Callable[[], AbstractContextManager[Any]]
+    forward: Callable[[], Any]
+    run: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A word from the runner while it works: the phase, the share done of this block (0 to 1), the live estimate."""
+
+    phase: str
+    share: float
+    seconds_left: float | None = None
+    estimate: str = ""
+
+
+# --- arithmetic that every room must do alike -------------------------------------------------------------------------
+
+
+def kept(tokens: int, keep: float) -> int:
+    """How many of `tokens` (without prefix) stay at one cut: drop int(n * r), in decimal, and at least one stays.
+
+    Decimal because binary floats lose one: 10 * (1 - 0.8) is 1.9999999999999996. (Choi et al. 2025, arXiv 2508.00367;
+    rounding found by reproducing the paper's MACs.)
+    """
+    return max(1, tokens - int(tokens * (1 - Decimal(str(keep)))))
+
+
+def tokens_along(facts: Facts, keep: float, layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Tokens, prefix included, at the input and after each cut: (197, 158, 127, 102) for DeiT at 0.8, 1, 4, 7."""
+    counts = [facts.tokens]
+    for _ in layers:
+        counts.append(kept(counts[-1], keep))
+    return tuple(n + facts.prefix for n in counts)
+
+
+# --- to and from plain JSON values ------------------------------------------------------------------------------------
+
+
+def to_plain(value: Any) -> Any:
+    """A record as JSON values: dataclasses to dicts, tuples to lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: to_plain(v) for k, v in value.items()}
+    return value
+
+
+def to_json(run: Run) -> str:
+    """The text of a run file, numbers of a list on one line; ValueError for a number that is not finite."""
+    text = json.dumps(to_plain(run), indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+
+
+def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
+    """The record of type `kind` from JSON values; ValueError names the place that does not fit."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass_from(kind, value, where)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else from_plain(args[0], value, where)
+    if origin is tuple:
+        return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
+    if origin is dict:
+        return {k: from_plain(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return _expect(kind, value, where)
+
+
+def _expect(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
+    value = _expect(dict, value, where)
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in known:
+            raise ValueError(f"{where}.{name}: not a field of {kind.__name__}")
+    for name, f in known.items():
+        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}.{name}: missing")
+    return kind(**{name: from_plain(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+
+
+def json_schema(kind: Any = Run) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a record type, generated from the dataclasses above."""
+    defs: dict[str, Any] = {}
+    top = _schema_of(kind, defs)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"repshift run file, version {SCHEMA_VERSION}",
+        **top,
+        "$defs": defs,
+    }
+
+
+def _schema_of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if kind.__name__ not in defs:
+            defs[kind.__name__] = {}
+            hints = typing.get_type_hints(kind)
+            defs[kind.__name__] = {
+                "type": "object",
+                "description": (kind.__doc__ or "").strip().split("\n")[0],
+                "properties": {f.name: _schema_of(hints[f.name], defs) for f in dataclasses.fields(kind)},
+                "required": [f.name for f in dataclasses.fields(kind)],
+                "additionalProperties": False,
+            }
+        return {"$ref": f"#/$defs/{kind.__name__}"}
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return {"anyOf": [_schema_of(args[0], defs), {"type": "null"}]}
+    if origin is tuple:
+        return {"type": "array", "items": _schema_of(args[0], defs)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema_of(args[1], defs)}
+    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    return {"type": names[kind]} if kind in names else {}

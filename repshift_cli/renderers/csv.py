@@ -1,0 +1,63 @@
+"""One line per case with every metric, units in the columns' names, intervals beside them; empty where missing."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from typing import Any, TextIO
+
+from repshift_cli.records import Case, Measurement, Record, Run
+from repshift_cli.renderers._rows import find, metrics_of, ordered_records
+from repshift_cli.stats import estimate
+
+SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
+WITH_INTERVAL = ("median", "geomean")
+RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by")
+
+
+def render(run: Run, out: TextIO) -> None:
+    """Write one line per record, the skipped and the failed among them."""
+    metrics = metrics_of(run.records)
+    names = [_name(like, metrics) for like in metrics]
+    rows = [_row(record, metrics, names) for record in ordered_records(run)]
+    fields = ["variant", *(f.name for f in dataclasses.fields(Case)), *RECORD_FIELDS]
+    for like, name in zip(metrics, names, strict=True):
+        fields += [name, f"{name}_low", f"{name}_high"] if like.statistic in WITH_INTERVAL else [name]
+    writer = csv.DictWriter(out, fields, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _name(like: Measurement, metrics: list[Measurement]) -> str:
+    """`latency_ms`, `memory_peak_allocated_bytes`, `speedup_vs_flash`; the source too where a metric has several."""
+    suffix = SUFFIXES.get(like.unit, re.sub(r"\W+", "_", like.unit).strip("_").lower())
+    several = len({other.source for other in metrics if other.metric == like.metric}) > 1
+    parts = [like.metric, like.source if several else "", suffix]
+    return "_".join(filter(None, parts))
+
+
+def _row(record: Record, metrics: list[Measurement], names: list[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": record.case.variant}
+    for holder, fields in ((record.case, [f.name for f in dataclasses.fields(Case)]), (record, RECORD_FIELDS)):
+        row.update({name: _text(getattr(holder, name)) for name in fields})
+    for like, name in zip(metrics, names, strict=True):
+        measurement = find(record, like)
+        figure = estimate(measurement) if measurement else None
+        if figure is None:
+            continue
+        row[name] = _text(figure.value)
+        if like.statistic in WITH_INTERVAL:
+            row |= {f"{name}_low": _text(figure.low), f"{name}_high": _text(figure.high)}
+    return row
+
+
+def _text(value: Any) -> str:
+    """One cell: nothing for None, lists with spaces, whole numbers without a decimal point, no line breaks."""
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return " ".join(str(value).split())

@@ -1,0 +1,12 @@
+"""The whole run as JSON, raw samples included: the same text as the run file."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from repshift_cli.records import Run, to_json
+
+
+def render(run: Run, out: TextIO) -> None:
+    """Write the run in the format of the run file."""
+    out.write(to_json(run))

@@ -1,0 +1,39 @@
+"""GitHub tables, one per comparison group, with the header and the notes as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from repshift_cli.records import Run
+from repshift_cli.renderers._rows import Sheet, sheets
+
+
+def render(run: Run, out: TextIO) -> None:
+    """Write every comparison group with all columns that a table may have."""
+    out.write("\n".join(_section(sheet) for sheet in sheets(run)))
+
+
+def _section(sheet: Sheet) -> str:
+    columns = sheet.columns
+    rows = [[cell.line for cell in row] for row in zip(*(column.cells for column in columns), strict=True)]
+    lines = [
+        f"**{_escape(' · '.join(sheet.header))}**",
+        "",
+        _row([column.title for column in columns]),
+        _row(["---:" if column.numeric else "---" for column in columns]),
+        *map(_row, rows),
+        "",
+        *(f"- {_escape(note)}" for note in sheet.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_escape, cells)) + " |"
+
+
+def _escape(text: str) -> str:
+    for sign in "\\|*_<`":
+        text = text.replace(sign, "\\" + sign)
+    return text

@@ -1,0 +1,136 @@
+"""From samples to figures, pure arithmetic: medians, spread, paired ratios and their intervals.
+
+The unit of analysis is the round: within a round each variant gives one median, two variants give the logarithm of the
+ratio of their medians, and the interval is Student's over rounds (Kalibera and Jones 2013, "Rigorous benchmarking in
+reasonable time"; duet benchmarking, arXiv 2001.05811). Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from repshift_cli.records import Measurement
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval; `low` and `high` are None where the samples allow none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval as a share of the value, or None."""
+        if self.low is None or self.high is None or not self.value:
+            return None
+        return (self.high - self.low) / 2 / abs(self.value)
+
+    def spans(self, point: float) -> bool:
+        """Whether the interval holds `point`: no difference from it was shown. Without an interval none is shown."""
+        return self.low is None or self.high is None or self.low <= point <= self.high
+
+
+def estimate(measurement: Measurement) -> Estimate | None:
+    """The figure that a measurement's `statistic` names, or None where nothing was measured."""
+    if not measurement.samples:
+        return None
+    rounds = round_medians(measurement.samples, measurement.per_round)
+    if measurement.statistic == "median":
+        return median_interval(rounds)
+    if measurement.statistic == "geomean":
+        return geometric_mean(rounds)
+    return Estimate(statistics.fmean(rounds))
+
+
+def round_medians(samples: Sequence[float], per_round: int) -> list[float]:
+    """One median per round from the flat list of samples, `per_round` of them in each."""
+    return [statistics.median(samples[i : i + per_round]) for i in range(0, len(samples), per_round)]
+
+
+def median_interval(values: Sequence[float]) -> Estimate:
+    """The median with its distribution-free interval from order statistics (binomial, at least 95%).
+
+    Fewer than 6 values cannot give 95%: then there is no interval.
+    """
+    ordered, n = sorted(values), len(values)
+    rank = _order_rank(n)
+    middle = statistics.median(ordered)
+    return Estimate(middle) if rank is None else Estimate(middle, ordered[rank], ordered[n - 1 - rank])
+
+
+@lru_cache(maxsize=1024)
+def _order_rank(n: int) -> int | None:
+    """The largest rank k with P(k <= Binomial(n, 1/2) - 1 <= n - 2 - k) >= 95%: the interval is [x_k, x_(n-1-k)]."""
+    tail, best = 0.0, None
+    for k in range(n // 2):
+        tail += math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
+        if 1 - 2 * tail < CONFIDENCE:
+            break
+        best = k
+    return best
+
+
+def geometric_mean(ratios: Sequence[float]) -> Estimate:
+    """The geometric mean of ratios with Student's interval on their logarithms."""
+    logs = [math.log(r) for r in ratios]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return Estimate(math.exp(mean))
+    half = student_t(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def paired_ratios(reference: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Round by round, reference time / other time: above 1 where the other is faster. Lengths must agree."""
+    return [a / b for a, b in zip(reference, other, strict=True)]
+
+
+@lru_cache(maxsize=4096)
+def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """The two-sided quantile of Student's t, by bisection on its distribution function."""
+    low, high = 0.0, 2.0
+    while _two_sided(high, freedom) < confidence:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _two_sided(middle, freedom) < confidence else (low, middle)
+    return (low + high) / 2
+
+
+def _two_sided(t: float, freedom: int) -> float:
+    """P(|T| <= t) for an integer number of degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    theta = math.atan(t / math.sqrt(freedom))
+    sine, cosine2 = math.sin(theta), math.cos(theta) ** 2
+    odd = freedom % 2
+    term = total = math.cos(theta) if odd else 1.0
+    if freedom == 1:
+        return 2 * theta / math.pi
+    for k in range(2 if odd else 1, freedom - 1, 2):
+        term *= cosine2 * k / (k + 1)
+        total += term
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+
+
+def steady(windows: Sequence[Sequence[float]], tolerance: float = 0.05) -> bool:
+    """Whether warm-up is over: the last two windows agree in median and quartile spread (pyperf's test)."""
+    if len(windows) < 2:
+        return False
+    (before, after) = (sorted(w) for w in windows[-2:])
+    middle = statistics.median(before)
+    return abs(statistics.median(after) - middle) <= tolerance * middle and after[0] >= (1 - 2 * tolerance) * before[0]
+
+
+def outliers(values: Sequence[float]) -> int:
+    """How many values lie beyond Tukey's outer fences (3 interquartile ranges); they are counted, never dropped."""
+    if len(values) < 4:
+        return 0
+    q1, _, q3 = statistics.quantiles(values, n=4)
+    return sum(not q1 - 3 * (q3 - q1) <= v <= q3 + 3 * (q3 - q1) for v in values)

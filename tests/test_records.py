@@ -1,0 +1,109 @@
+"""Records: to JSON and back without loss, errors that name the place, the arithmetic of keeping."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from synthetic import ON_CPU, REPSHIFT, small_run, sweep_run
+
+from repshift_cli.records import (
+    Case,
+    Facts,
+    Measurement,
+    Run,
+    from_plain,
+    json_schema,
+    kept,
+    to_json,
+    to_plain,
+    tokens_along,
+)
+
+
+@pytest.mark.parametrize("run", [small_run(), sweep_run()])
+def test_a_run_comes_back_from_json_as_it_was(run: Run) -> None:
+    assert from_plain(Run, json.loads(to_json(run))) == run
+
+
+def test_numbers_of_a_list_stand_on_one_line_and_brackets_in_strings_stay() -> None:
+    run = replace(small_run(), warnings=("odd [\n 1,\n 2 ] text",))
+    text = to_json(run)
+    assert '"layers": [ 3 ]' in text
+    assert json.loads(text)["warnings"] == ["odd [\n 1,\n 2 ] text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("records", 2, "case", "batch"), "1", "run.records[2].case.batch: expected int, found str"),
+        (("records", 0, "case", "batch"), True, "run.records[0].case.batch: expected int, found bool"),
+        (("machine", "cores"), 1.5, "run.machine.cores: expected int, found float"),
+        (("machine", "colour"), "red", "run.machine.colour: not a field of Machine"),
+        (("planned", 1, "layers"), 3, "run.planned[1].layers: expected list, found int"),
+        (("machine", "packages", "torch"), 2, "run.machine.packages.torch: expected str, found int"),
+        (("records", 0, "measurements", 0, "reason"), None, None),
+        (("records", 1, "measurements", 0, "reason"), None, "speedup_vs_flash: no samples and no reason"),
+    ],
+)
+def test_an_error_names_the_place(path: tuple[str | int, ...], value: object, message: str | None) -> None:
+    plain = to_plain(small_run())
+    place = plain
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    if message is None:
+        from_plain(Run, plain)
+        return
+    with pytest.raises(ValueError) as caught:
+        from_plain(Run, plain)
+    assert str(caught.value) == message
+
+
+def test_a_missing_field_is_named() -> None:
+    plain = to_plain(small_run())
+    del plain["records"][0]["case"]["model"]
+    with pytest.raises(ValueError, match=r"run\.records\[0\]\.case\.model: missing"):
+        from_plain(Run, plain)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_never_written(number: float) -> None:
+    with pytest.raises(ValueError):
+        to_json(replace(small_run(), options={"budget": number}))
+
+
+def test_variant_group_and_key() -> None:
+    case = replace(ON_CPU, attention="flash", **REPSHIFT)
+    assert (ON_CPU.variant, case.variant) == ("vanilla", "flash+repshift")
+    assert case.group == ON_CPU.group
+    assert replace(case, batch=2).group != case.group
+    assert len({c.key for c in sweep_run().planned}) == len(sweep_run().planned)
+    assert "layers=1,4,7" in replace(case, layers=(1, 4, 7)).key
+    assert "frames" not in case.key
+
+
+def test_no_value_needs_a_reason() -> None:
+    with pytest.raises(ValueError, match="hbm: no samples and no reason"):
+        Measurement("hbm", "HBM", "B", "lower", "value", 31, "counter")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keep", "left"), [(10, 0.8, 8), (196, 0.8, 157), (1, 0.1, 1), (5, 0.01, 1), (7, 1.0, 7), (196, 0.6, 118)]
+)
+def test_kept_is_decimal_and_never_nothing(tokens: int, keep: float, left: int) -> None:
+    assert kept(tokens, keep) == left
+
+
+def test_tokens_along_the_papers_schedules() -> None:
+    assert tokens_along(Facts(12, 196, 1), 0.8, (1, 4, 7)) == (197, 158, 127, 102)
+    assert tokens_along(Facts(12, 2352, 0), 0.8, (1, 2, 3)) == (2352, 1882, 1506, 1205)
+    assert tokens_along(Facts(12, 196, 1), 1.0, ()) == (197,)
+
+
+def test_the_schema_covers_every_field_of_a_case() -> None:
+    case = json_schema()["$defs"]["Case"]
+    assert set(case["properties"]) == set(to_plain(ON_CPU))
+    assert isinstance(from_plain(Case, to_plain(ON_CPU)), Case)

@@ -1,0 +1,94 @@
+"""`repshift show`: which output goes where, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from synthetic import small_run
+from typer.testing import CliRunner
+
+from repshift_cli import store
+from repshift_cli.commands._output import check_outputs, emit
+from repshift_cli.commands.show import show
+from repshift_cli.records import UsageError, json_schema
+
+app = typer.Typer()
+app.command()(show)
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.json"
+    store.create(path, small_run())
+    return path
+
+
+def output(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+def test_the_table_by_default(run_file: Path) -> None:
+    text = output(run_file)
+    assert text.startswith("vit_b · ") and "flash+repshift" in text and "\x1b" not in text
+
+
+def test_json_on_stdout_is_the_run_file_and_nothing_else(run_file: Path) -> None:
+    assert output(run_file, "--json", "-") == run_file.read_text(encoding="utf-8")
+
+
+def test_csv_and_markdown_on_stdout_stand_alone(run_file: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(output(run_file, "--csv", "-"))))
+    assert [row["variant"] for row in rows][:2] == ["vanilla", "flash"]
+    assert output(run_file, "--markdown", "-").startswith("**vit\\_b")
+
+
+def test_files_are_written_beside_the_table(run_file: Path, tmp_path: Path) -> None:
+    csv_file, markdown_file = tmp_path / "a" / "t.csv", tmp_path / "t.md"
+    text = output(run_file, "--csv", csv_file, "--markdown", markdown_file, "--json", "/dev/null")
+    assert text == output(run_file)
+    assert csv_file.read_text() == output(run_file, "--csv", "-")
+    assert markdown_file.read_text() == output(run_file, "--markdown", "-")
+
+
+def test_a_file_and_stdout_at_once(run_file: Path, tmp_path: Path) -> None:
+    text = output(run_file, "--csv", tmp_path / "t.csv", "--json", "-")
+    assert json.loads(text)["schema"] == 1 and (tmp_path / "t.csv").exists()
+
+
+def test_two_outputs_to_one_place_are_refused(run_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--json and --csv both write to stdout"):
+        output(run_file, "--json", "-", "--csv", "-")
+    with pytest.raises(UsageError, match=r"--json and --markdown both write to "):
+        output(run_file, "--json", tmp_path / "same", "--markdown", tmp_path / "same")
+
+
+def test_an_unwritable_target_is_refused_before_anything_is_written(run_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write"):
+        output(run_file, "--csv", tmp_path / "t.csv", "--json", tmp_path)
+    assert not (tmp_path / "t.csv").exists()
+    check_outputs(None, "-", str(tmp_path / "t.md"))
+    assert not (tmp_path / "t.md").exists()
+
+
+def test_a_terminal_without_unicode_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    emit(small_run(), None, None, None)
+    assert b"1.349x (1.346?1.352)" in raw.getvalue()
+
+
+def test_without_a_run_it_says_what_to_name() -> None:
+    with pytest.raises(UsageError, match="name a run file"):
+        output()
+
+
+def test_the_schema_needs_no_run() -> None:
+    assert json.loads(output("--schema")) == json_schema()

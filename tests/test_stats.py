@@ -1,0 +1,176 @@
+"""Statistics against tables that anyone can look up, and laws that hold for all samples."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repshift_cli.records import Measurement
+from repshift_cli.stats import (
+    Estimate,
+    drift,
+    estimate,
+    geometric_mean,
+    median_interval,
+    monotone,
+    outliers,
+    paired_ratios,
+    round_medians,
+    steady,
+    student_t,
+)
+
+TIMES = st.lists(st.floats(0.01, 1000), min_size=2, max_size=40)
+PAIRS = st.lists(st.tuples(st.floats(0.01, 1000), st.floats(0.01, 1000)), min_size=2, max_size=40)
+
+
+def measurement(statistic: str, samples: tuple[float, ...], per_round: int = 1) -> Measurement:
+    return Measurement("m", "m", "ms", "lower", statistic, 1, "timed", samples, per_round, "none")
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [
+        (1, 12.706),
+        (2, 4.303),
+        (3, 3.182),
+        (4, 2.776),
+        (9, 2.262),
+        (10, 2.228),
+        (29, 2.045),
+        (120, 1.980),
+        (1000, 1.962),
+    ],
+)
+def test_student_t_as_in_the_tables(freedom: int, quantile: float) -> None:
+    assert student_t(freedom) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_student_t_at_99_percent() -> None:
+    assert student_t(5, 0.99) == pytest.approx(4.032, abs=6e-4)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (20, 6), (25, 8), (50, 18)])
+def test_median_interval_takes_the_sign_tests_ranks(n: int, rank: int) -> None:
+    """The r-th smallest and r-th largest value, r from the published tables of the sign test at 95%."""
+    values = [float(i) for i in range(1, n + 1)]
+    random.Random(1).shuffle(values)
+    assert median_interval(values) == Estimate((n + 1) / 2, rank, n + 1 - rank)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_too_few_rounds_give_no_interval(n: int) -> None:
+    figure = median_interval([1.0] * n)
+    assert (figure.value, figure.low, figure.high, figure.half_width) == (1.0, None, None, None)
+    assert figure.spans(1.5)
+
+
+def test_geometric_mean_by_hand() -> None:
+    figure = geometric_mean([1.0, 4.0])
+    assert figure.value == pytest.approx(2)
+    assert figure.high == pytest.approx(2 * math.exp(12.7062 * math.log(4) / 2), rel=1e-4)
+    single = geometric_mean([1.3])
+    assert single.value == pytest.approx(1.3) and single.low is None
+
+
+@given(TIMES, st.floats(0.1, 10))
+def test_scaling_the_samples_scales_the_figure(times: list[float], factor: float) -> None:
+    scaled = [t * factor for t in times]
+    for figure, larger in (
+        (geometric_mean(times), geometric_mean(scaled)),
+        (median_interval(times), median_interval(scaled)),
+    ):
+        assert larger.value == pytest.approx(figure.value * factor)
+        if figure.low is not None and figure.high is not None:
+            assert larger.low == pytest.approx(figure.low * factor)
+            assert larger.high == pytest.approx(figure.high * factor)
+
+
+@given(PAIRS)
+def test_swapping_the_variants_inverts_the_ratio(pairs: list[tuple[float, float]]) -> None:
+    one, other = [a for a, _ in pairs], [b for _, b in pairs]
+    forward, backward = geometric_mean(paired_ratios(one, other)), geometric_mean(paired_ratios(other, one))
+    assert forward.value == pytest.approx(1 / backward.value)
+    assert forward.low is not None and backward.high is not None
+    assert forward.low * backward.high == pytest.approx(1)
+
+
+@given(PAIRS, st.randoms())
+def test_the_order_of_rounds_is_irrelevant(pairs: list[tuple[float, float]], order: random.Random) -> None:
+    def figure() -> Estimate:
+        return geometric_mean(paired_ratios([a for a, _ in pairs], [b for _, b in pairs]))
+
+    before = figure()
+    order.shuffle(pairs)
+    after = figure()
+    assert after.value == pytest.approx(before.value)
+    assert after.half_width == pytest.approx(before.half_width, abs=1e-9)
+
+
+@given(TIMES)
+def test_the_interval_holds_its_figure(times: list[float]) -> None:
+    for figure in (median_interval(times), geometric_mean(times)):
+        if figure.low is not None and figure.high is not None:
+            assert figure.low * (1 - 1e-9) <= figure.value <= figure.high * (1 + 1e-9)
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    noise = random.Random(7)
+    trials = 600
+    means = medians = 0
+    for _ in range(trials):
+        ratios = [1.2 * math.exp(noise.gauss(0, 0.05)) for _ in range(12)]
+        means += geometric_mean(ratios).spans(1.2)
+        medians += median_interval(ratios).spans(1.2)
+    assert 0.92 <= means / trials <= 0.98
+    assert medians / trials >= 0.93
+
+
+def test_a_round_counts_by_its_median() -> None:
+    assert round_medians([1, 2, 90, 4, 5, 6], 3) == [2, 5]
+    assert round_medians([1, 3, 5], 2) == [2, 5]
+
+
+def test_estimate_follows_the_statistic() -> None:
+    samples = (1.0, 2.0, 90.0, 4.0, 5.0, 6.0)
+    assert estimate(measurement("median", samples, 3)) == Estimate(3.5)
+    assert estimate(measurement("value", (42.0,))) == Estimate(42.0)
+    ratio = estimate(measurement("geomean", (2.0, 2.0)))
+    assert ratio is not None and ratio.value == pytest.approx(2) and not ratio.spans(1)
+    assert estimate(measurement("median", ())) is None
+
+
+def test_half_width_is_relative() -> None:
+    assert Estimate(10, 9, 12).half_width == pytest.approx(0.15)
+
+
+def test_paired_ratios_need_equal_lengths() -> None:
+    with pytest.raises(ValueError):
+        paired_ratios([1.0, 2.0], [1.0])
+
+
+def test_steady_only_when_two_windows_agree() -> None:
+    assert not steady([[1.0, 1.1]])
+    assert not steady([[2.0] * 5, [1.0] * 5])
+    assert not steady([[1.0] * 5, [0.5, 1.0, 1.0, 1.0, 1.0]])
+    assert steady([[2.0] * 5, [1.0] * 5, [1.01] * 5])
+
+
+def test_outliers_are_counted_beyond_the_outer_fences() -> None:
+    calm = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
+    assert outliers(calm) == 0
+    assert outliers([*calm * 3, 9.0]) == 1
+    assert outliers([1.0, 9.0, 1.0]) == 0
+
+
+def test_drift_compares_the_halves() -> None:
+    assert drift([1.0, 1.0, 1.1, 1.1]) == pytest.approx(0.1)
+    assert drift([1.0, 9.0]) == 0.0
+
+
+def test_monotone() -> None:
+    assert monotone([1, 1, 2]) and not monotone([2, 1])
