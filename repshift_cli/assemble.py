@@ -125,7 +125,7 @@ def _graph(step: Step) -> Step:
         return forward()
 
     active: Any = nullcontext
-    return Step(step.case, subject, active, forward, run)
+    return Step(step.case, subject, active, forward, run, eager=step)
 
 
 def _leaves(inputs: Any) -> list[Any]:
@@ -140,10 +140,9 @@ def _copied(inputs: Any) -> Any:
 
 
 def _verified(step: Step) -> str:
-    """What attention ran on; a graph replays what its eager twin runs, so that twin is looked at."""
+    """What attention was seen to run on."""
     backend = _backend(step.case.attention)
-    watched = _eager(step.case, step.subject) if step.case.execution == "graph" else step
-    return verify(watched, backend.OPS, backend.KERNELS)
+    return verify(step.operators, backend.OPS, backend.KERNELS)
 
 
 @cache

@@ -28,8 +28,9 @@ MOST_DIGITS = 12
 class Axes:
     """A sweep.
 
-    An empty `image_size` or `frames` means the model's own, an empty `batch` 1 or that of your own inputs, an empty `layers` one layer at a quarter of the depth, an
-    empty `dtype` bf16 on CUDA and fp32 on a CPU; a None means the default of whoever reads it.
+    An empty `image_size` or `frames` means the model's own, an empty `batch` 1 or that of your own inputs, an empty
+    `layers` one layer at a quarter of the depth, an empty `dtype` bf16 on CUDA and fp32 on a CPU; a None means the
+    default of whoever reads it.
     """
 
     model: tuple[str, ...] = ("vit_b",)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from repshift_cli import __version__
 from repshift_cli.catalog import one_line
@@ -23,6 +24,14 @@ from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.show import show
 from repshift_cli.records import RepshiftError
 
+
+class Command(TyperCommand):
+    """A command whose options are shown in Rich's panels; the app's own help is plain, for speed."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings | {"rich_markup_mode": "rich"})
+
+
 app = typer.Typer(
     name="repshift",
     no_args_is_help=True,
@@ -31,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (bench, show, models, methods, backends, profiles, doctor):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def _print_version(wanted: bool) -> None:

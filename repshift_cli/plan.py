@@ -141,14 +141,14 @@ def _split(variant: str) -> tuple[str, str | None]:
 def _options(axes: Axes, applying: Sequence[str]) -> Iterator[dict[str, str | None]]:
     """The combinations of the scoring options that a method takes; operation block has one form, so none is named."""
     if set(applying) != {"operation", "distance", "form"}:
-        yield {name: None for name in ()}
+        yield {}
         return
     for operation, distance, form in product(axes.operation, axes.distance, axes.form):
         yield {"operation": operation, "distance": distance, "form": None if operation == OPERATIONS[2] else form}
 
 
 def _with(base: Case, **changes: object) -> Case:
-    return Case(**{**vars(base), **changes})  # type: ignore[arg-type]
+    return Case(**{**vars(base), **changes})
 
 
 def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend]) -> Planned:

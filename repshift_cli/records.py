@@ -111,8 +111,8 @@ class Measurement:
     `samples`, and `reason` says why; it is never 0 for "not measured".
 
     `statistic` names how a single figure comes from the samples: `median` (times: of the rounds' medians), `geomean`
-    (ratios), `value` (one exact number). `source` labels its origin: `timed`, `counted`, `modelled`, `counter`, `sampled`,
-    `allocator`, `driver`, `compared`. `rank` orders columns, most wanted first.
+    (ratios), `value` (one exact number). `source` labels its origin: `timed`, `counted`, `modelled`, `counter`,
+    `sampled`, `allocator`, `driver`, `compared`. `rank` orders columns, most wanted first.
     """
 
     metric: str
@@ -286,7 +286,8 @@ def call(module: Any, inputs: Any) -> Any:
 class Step:
     """One case made ready: within `active()`, `forward()` runs it once on the subject's inputs and returns the output.
 
-    `run(inputs)` does the same on other inputs of the same shapes.
+    `run(inputs)` does the same on other inputs of the same shapes. A CUDA graph hides its operators, so its step has an
+    `eager` twin that runs the very ones that were captured; what looks at operators looks at `step.operators`.
     """
 
     case: Case
@@ -294,6 +295,12 @@ class Step:
     active: Callable[[], AbstractContextManager[Any]]
     forward: Callable[[], Any]
     run: Callable[[Any], Any]
+    eager: Step | None = None
+
+    @property
+    def operators(self) -> Step:
+        """The step whose operators can be seen: itself, or the eager twin of a graph."""
+        return self.eager or self
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,6 @@ class Timer(Protocol):
 class Probe(Protocol):
     """One quantity, measured in a pass of its own."""
 
-    metrics: tuple[Metric, ...]
-
     def measure(self, step: Step) -> tuple[Measurement, ...]: ...
 
 

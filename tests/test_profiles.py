@@ -56,7 +56,7 @@ def test_thresholds_are_kept_and_stay_out_of_the_options(tmp_path: Path) -> None
         ('title = "x"\nkeep = [0.5,\n', ":2: keep", "malformed TOML"),
         ('title = "x"\nnonsense\n', ":2: nonsense", "malformed TOML"),
         ('title = "x"\ntitle = "y"\n', ":2: title", "malformed TOML"),
-        ('[thresholds\na = 1\n', ":1: [thresholds", "malformed TOML"),
+        ("[thresholds\na = 1\n", ":1: [thresholds", "malformed TOML"),
         ("nonsense\n", ":1: nonsense", "malformed TOML"),
         ('title = "x"\n\nkep = 0.5\n', ":3: kep", "did you mean keep"),
         ('title = "x"\n"keep" = 1.5\n', ":2: keep", "outside"),

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from repshift_cli.records import Measurement
 from repshift_cli.stats import (
     Estimate,
-    drift,
     estimate,
     geometric_mean,
     median_interval,
-    monotone,
     outliers,
     paired_ratios,
     round_medians,
@@ -165,12 +163,3 @@ def test_outliers_are_counted_beyond_the_outer_fences() -> None:
     assert outliers(calm) == 0
     assert outliers([*calm * 3, 9.0]) == 1
     assert outliers([1.0, 9.0, 1.0]) == 0
-
-
-def test_drift_compares_the_halves() -> None:
-    assert drift([1.0, 1.0, 1.1, 1.1]) == pytest.approx(0.1)
-    assert drift([1.0, 9.0]) == 0.0
-
-
-def test_monotone() -> None:
-    assert monotone([1, 1, 2]) and not monotone([2, 1])

@@ -20,9 +20,9 @@ unavailable = partial(missing, "flash_attn", "pip install 'repshift[flash-attn]'
 
 @cache
 def _function() -> Callable[..., Any]:
-    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
+    from flash_attn import flash_attn_func
 
-    return flash_attn_func  # type: ignore[no-any-return]
+    return flash_attn_func
 
 
 attend = adapted("flash-attn 2", _function)

@@ -24,9 +24,9 @@ unavailable = partial(
 
 @cache
 def _function() -> Callable[..., Any]:
-    from flash_attn_interface import flash_attn_func  # type: ignore[import-not-found]
+    from flash_attn_interface import flash_attn_func
 
-    return flash_attn_func  # type: ignore[no-any-return]
+    return flash_attn_func
 
 
 attend = adapted("flash-attn 3", _function)

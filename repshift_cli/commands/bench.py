@@ -37,7 +37,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
-            "package.module:function. [default: vit_b]",
+            "package.module:function. (default: vit_b)",
             rich_help_panel=_SWEEP,
             autocompletion=_complete.model_names,
         ),
@@ -46,7 +46,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Share of the tokens still there (prefix tokens apart) that stays at each pruning layer: 0.6, a list "
-            "0.5,0.7 or a range 0.3:0.9:0.1. The paper's DeiT schedule is --keep 0.8 --layers 1,4,7. [default: 0.6]",
+            "0.5,0.7 or a range 0.3:0.9:0.1. The paper's DeiT schedule is --keep 0.8 --layers 1,4,7. (default: 0.6)",
             rich_help_panel=_SWEEP,
         ),
     ] = None,
@@ -54,43 +54,43 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Pruning layers: blocks counted from 1, the cut is at the block's end. 1,4,7 is one schedule; repeat "
-            "the option for several; 1:12 sweeps schedules of one layer. [default: one at a quarter of the depth]",
+            "the option for several; 1:12 sweeps schedules of one layer. (default: one at a quarter of the depth)",
             rich_help_panel=_SWEEP,
         ),
     ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="Attention back end, or BACKEND+METHOD. [default: vanilla,flash,flash+repshift]",
+            help="Attention back end, or BACKEND+METHOD. (default: vanilla,flash,flash+repshift)",
             rich_help_panel=_SWEEP,
             autocompletion=_complete.variant_names,
         ),
     ] = None,
-    batch: Annotated[list[str] | None, typer.Option(help="Batch size. [default: 1]", rich_help_panel=_SWEEP)] = None,
+    batch: Annotated[list[str] | None, typer.Option(help="Batch size. (default: 1)", rich_help_panel=_SWEEP)] = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(help="fp32, bf16, fp16. [default: bf16 on CUDA, fp32 on a CPU]", rich_help_panel=_SWEEP),
+        typer.Option(help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=_SWEEP),
     ] = None,
     image_size: Annotated[
-        list[str] | None, typer.Option(help="Image size in pixels. [default: the model's]", rich_help_panel=_SWEEP)
+        list[str] | None, typer.Option(help="Image size in pixels. (default: the model's)", rich_help_panel=_SWEEP)
     ] = None,
     frames: Annotated[
-        list[str] | None, typer.Option(help="Frames of a video. [default: the model's]", rich_help_panel=_SWEEP)
+        list[str] | None, typer.Option(help="Frames of a video. (default: the model's)", rich_help_panel=_SWEEP)
     ] = None,
     operation: Annotated[
         list[str] | None,
         typer.Option(
-            help="Operation whose shift is scored: mlp, attention, block. [default: mlp]", rich_help_panel=_SWEEP
+            help="Operation whose shift is scored: mlp, attention, block. (default: mlp)", rich_help_panel=_SWEEP
         ),
     ] = None,
     distance: Annotated[
-        list[str] | None, typer.Option(help="Distance: l2, l1, cosine. [default: l2]", rich_help_panel=_SWEEP)
+        list[str] | None, typer.Option(help="Distance: l2, l1, cosine. (default: l2)", rich_help_panel=_SWEEP)
     ] = None,
     form: Annotated[
         list[str] | None,
         typer.Option(
             help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
-            "update (as the change of that state). [default: update]",
+            "update (as the change of that state). (default: update)",
             rich_help_panel=_SWEEP,
         ),
     ] = None,
@@ -104,11 +104,11 @@ def bench(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Safetensors file or folder for an alias. [default: random weights]", rich_help_panel=_SWEEP),
+        typer.Option(help="Safetensors file or folder for an alias. (default: random weights)", rich_help_panel=_SWEEP),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Image or folder of images as input. [default: random pixels]", rich_help_panel=_SWEEP),
+        typer.Option(help="Image or folder of images as input. (default: random pixels)", rich_help_panel=_SWEEP),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_MEASURE)] = None,
     cuda_graph: Annotated[
@@ -117,14 +117,14 @@ def bench(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Stop when every interval's half-width is below this share. [default: 0.005 on CUDA, 0.01 on a CPU]",
+            help="Stop when every interval's half-width is below this share. (default: 0.005 on CUDA, 0.01 on a CPU)",
             rich_help_panel=_MEASURE,
         ),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Seconds of timing per case after which a comparison stops. [default: 5 on CUDA, 6 on a CPU]",
+            help="Seconds of timing per case after which a comparison stops. (default: 5 on CUDA, 6 on a CPU)",
             rich_help_panel=_MEASURE,
         ),
     ] = None,
@@ -133,7 +133,7 @@ def bench(
         typer.Option(help="Exactly this many rounds instead of precision and budget.", rich_help_panel=_MEASURE),
     ] = None,
     seed: Annotated[
-        str | None, typer.Option(help="Seed of weights, input and order. [default: 0]", rich_help_panel=_MEASURE)
+        str | None, typer.Option(help="Seed of weights, input and order. (default: 0)", rich_help_panel=_MEASURE)
     ] = None,
     dry_run: Annotated[
         bool,
@@ -143,7 +143,7 @@ def bench(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Run file, written after every case. [default: in repshift-runs/]", rich_help_panel=_OUTPUT),
+        typer.Option(help="Run file, written after every case. (default: in repshift-runs/)", rich_help_panel=_OUTPUT),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -163,11 +163,7 @@ def bench(
         typer.Option("--markdown", help="Write Markdown to this file, - for stdout.", rich_help_panel=_OUTPUT),
     ] = None,
 ) -> None:
-    """Compare vanilla attention, FlashAttention and FlashAttention with token pruning on one model, or sweep many.
-
-    keep is the share of the tokens still there that stays at each pruning layer; layers count blocks from 1 and the cut
-    is at the block's end: --keep 0.8 --layers 1,4,7 is the paper's schedule for DeiT, 197 -> 158 -> 127 -> 102 tokens.
-    """
+    """Compare vanilla attention, FlashAttention and FlashAttention with token pruning on one model, or sweep many."""
     check_outputs(json_to, csv_to, markdown_to)
     given = {
         "model": model,

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from repshift_cli import machine
+from repshift_cli.catalog import find_spec, one_line
+
 STATES = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "yellow")}
+NVIDIA_PARAMETERS = Path("/proc/driver/nvidia/params")
+CAP_SYS_ADMIN = 21
 
 
 def doctor() -> None:
@@ -11,13 +22,156 @@ def doctor() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from repshift_cli import machine
-
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for check in machine.checks():
+    for check in checks():
         state = Text(*STATES[check.ok])
         table.add_row(check.name, state, Text(check.detail).append(f"; {check.remedy}" if check.remedy else "", "dim"))
     Console(highlight=False).print(table)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `repshift doctor`: `ok` is True or False, or None where it does not apply or cannot be told."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
+
+
+def checks() -> list[Check]:
+    """What this machine has, and how to get what it lacks; nothing heavier than torch is imported."""
+    return [
+        Check("python", True, f"{platform.python_version()}, {platform.platform()}"),
+        _check_cpu(),
+        _check_torch(),
+        _check_gpu(),
+        _check_driver(),
+        _check_nvml(),
+        _check_package("transformers", "transformers", "pip install 'transformers>=5.17'"),
+        _check_package("timm", "timm", "pip install 'repshift[timm]'"),
+        _check_package(
+            "flash-attn 2", "flash_attn", "pip install 'repshift[flash-attn]' (built with nvcc)", "flash-attn"
+        ),
+        _check_package(
+            "flash-attn 3", "flash_attn_interface", "build the folder hopper/ of the flash-attention repository"
+        ),
+        _check_package("flash-attn 4", "flash_attn.cute", "pip install flash-attn-4", "flash-attn-4"),
+        _check_package("triton", "triton", "comes with the CUDA builds of torch for Linux"),
+        _check_program("C compiler", ("cc", "gcc", "clang"), "install gcc (Debian: apt install gcc)"),
+        _check_program(
+            "nvcc", ("nvcc", "/usr/local/cuda/bin/nvcc"), "install the CUDA toolkit; only flash-attn 2 and 3 need it"
+        ),
+        _check_counters(),
+        _check_program("ncu", ("ncu", "/usr/local/cuda/bin/ncu"), "install Nsight Compute, or add it to PATH"),
+        _check_package("tensorboard", "tensorboard", "pip install 'repshift[tensorboard]'"),
+        _check_package("torch-tb-profiler", "torch_tb_profiler", "pip install 'repshift[tensorboard]'"),
+        _what_is_measured(),
+    ]
+
+
+def _check_cpu() -> Check:
+    cpu, cores = (
+        machine.cpu_name(),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
+    return Check("CPU", True, f"{cpu.reason if isinstance(cpu, machine.Missing) else cpu}, {cores} cores")
+
+
+def _check_torch() -> Check:
+    try:
+        torch = machine.import_torch()
+    except Exception as error:
+        return Check("torch", False, f"cannot be imported: {one_line(error)}", "pip install 'torch>=2.11'")
+    return Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
+
+
+def _check_gpu() -> Check:
+    if reason := machine.why_no_cuda():
+        remedy = "an NVIDIA GPU, its driver and a CUDA build of torch; without them everything runs on the CPU"
+        return Check("GPU", False, reason, remedy)
+    p = machine.import_torch().cuda.get_device_properties(0)
+    detail = (
+        f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}, CUDA {machine.import_torch().version.cuda}"
+    )
+    return Check("GPU", True, detail)
+
+
+def _check_driver() -> Check:
+    try:
+        return Check("driver", True, str(machine.nvml().nvmlSystemGetDriverVersion()))
+    except Exception as error:
+        return Check("driver", False, one_line(error), "install the NVIDIA driver")
+
+
+def _check_nvml() -> Check:
+    """Whether NVML reads the state of the first GPU."""
+    remedy = "install the NVIDIA driver; without it clocks, throttling and energy are not read"
+    if reason := machine.why_no_cuda():
+        return Check("NVML", False, f"no GPU to read: {reason}", remedy)
+    watch = machine.Watch("cuda")
+    reading = watch.sample()
+    if reading is None:
+        missing = find_spec("pynvml") is None
+        return Check("NVML", False, watch.reason or "", "pip install nvidia-ml-py" if missing else remedy)
+    told: dict[str, tuple[float | None, str]] = {
+        "SM": (reading.sm_clock, "MHz"),
+        "memory": (reading.memory_clock, "MHz"),
+    }
+    told |= {"temperature": (reading.temperature, "C"), "power": (reading.power and round(reading.power), "W")}
+    words = [f"{name} {'not told' if value is None else f'{value} {unit}'}" for name, (value, unit) in told.items()]
+    return Check("NVML", True, ", ".join([*words, *reading.throttle]))
+
+
+def _what_is_measured() -> Check:
+    """The quantities that `repshift bench` gives on this machine."""
+    if machine.why_no_cuda():
+        words = "latency (host clock), peak memory (torch's profiler)"
+    else:
+        words = (
+            "latency (CUDA events), peak memory (torch's allocator), the GPU's clocks and throttling where NVML answers"
+        )
+    return Check("can measure", True, f"{words}, MACs, fidelity, HBM traffic (modelled)")
+
+
+def _check_package(name: str, module: str, remedy: str, package: str | None = None) -> Check:
+    """Whether a module is there, without importing it; a bare folder without a module file does not count."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return Check(name, False, "not installed", remedy)
+    return Check(name, True, machine.version_of(package or module.replace("_", "-")) or "installed")
+
+
+def _check_program(name: str, programs: tuple[str, ...], remedy: str) -> Check:
+    path = next(filter(None, map(shutil.which, programs)), None)
+    return Check(name, True, path) if path else Check(name, False, "not found", remedy)
+
+
+def _check_counters() -> Check:
+    """Whether this process may read the GPU's performance counters."""
+    name = "hardware counters"
+    remedy = "run as root or with CAP_SYS_ADMIN, or set the driver option NVreg_RestrictProfilingToAdminUsers=0"
+    try:
+        text = NVIDIA_PARAMETERS.read_text(encoding="utf-8")
+    except OSError:
+        return Check(name, None, f"cannot be told: no {NVIDIA_PARAMETERS}", "install the NVIDIA driver")
+    values = dict(line.partition(":")[::2] for line in text.splitlines())
+    restricted = values.get("RmProfilingAdminOnly", "").strip()
+    if restricted == "0":
+        return Check(name, True, "open to every user (RmProfilingAdminOnly: 0)")
+    if _is_admin():
+        return Check(name, True, "restricted to administrators, and this process is one")
+    return Check(name, False, f"restricted to administrators (RmProfilingAdminOnly: {restricted or 'unknown'})", remedy)
+
+
+def _is_admin() -> bool:
+    """Whether this process is allowed what CAP_SYS_ADMIN allows; root in a container often is not."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+        return bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
+    except (OSError, StopIteration):
+        return hasattr(os, "geteuid") and os.geteuid() == 0

@@ -38,7 +38,7 @@ def load_images(
 ) -> Tensor:
     """All images of a file or folder as (M, 3, size, size): short side resized (bicubic), centre crop, normalised."""
     pixels = np.stack([_one(file, size) for file in image_files(place)])
-    scaled = (pixels.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    scaled = (pixels.astype(np.float32) / 255 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()
 
 

@@ -82,9 +82,8 @@ def _watch_first(module: nn.Module, block: nn.Module, inputs: Any) -> _Trace | N
         traces[0].out = _rows(output)
         raise _Seen
 
-    with _hooked(_inside(block, traces), (block, begin, end)), torch.inference_mode():
-        with suppress(_Seen):
-            call(module, inputs)
+    with _hooked(_inside(block, traces), (block, begin, end)), torch.inference_mode(), suppress(_Seen):
+        call(module, inputs)
     return traces[0] if traces and traces[0].out is not None else None
 
 

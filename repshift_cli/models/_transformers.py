@@ -33,7 +33,7 @@ class Recipe:
     units: str = "img"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    prepare: Callable[[nn.Module], None] | None = None
+    prepare: Callable[[Any], None] | None = None
 
 
 Maker = Callable[[str, int | None, int | None], Recipe]
@@ -113,6 +113,9 @@ def _module(made: Recipe, case: Case) -> nn.Module:
 
 def from_checkpoint(made: Recipe) -> nn.Module:
     """The model with its checkpoint's weights, safetensors only; UsageError with the reason where that fails."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     try:
         module: nn.Module = made.model.from_pretrained(  # type: ignore[attr-defined]
             made.checkpoint, config=made.config, use_safetensors=True, attn_implementation="sdpa"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from repshift_cli.models._transformers import Recipe, family
 
@@ -30,14 +30,14 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     return Recipe(VideoMAEModel, config, units="video", prepare=_place_positions)
 
 
-def _place_positions(module: nn.Module) -> None:
+def _place_positions(module: Any) -> None:
     """Move the fixed position table, a plain tensor that .to() leaves on the CPU, to the weights' device and dtype.
 
     Otherwise every forward would copy it from host memory, which is slow and cannot be captured in a CUDA graph.
     """
     weight = next(module.parameters())
     embeddings = module.embeddings
-    embeddings.position_embeddings = embeddings.position_embeddings.to(weight.device, weight.dtype)  # type: ignore
+    embeddings.position_embeddings = embeddings.position_embeddings.to(weight.device, weight.dtype)
 
 
 facts, build = family(_recipe)

@@ -29,7 +29,6 @@ class FidelityProbe:
         with torch.inference_mode():
             self._reference = [_outputs(subject, call(subject.module, i)) for i in subject.evaluation]
         self._classifies = self._reference[0][0] is not None
-        self.metrics = (TOP1, KL) if self._classifies else (COSINE,)
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """One forward for each evaluation batch; NotFinite where a result is NaN or infinite."""

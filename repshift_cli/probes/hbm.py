@@ -16,7 +16,6 @@ MODELLED = Metric("hbm_modelled", "HBM modelled", "B", "lower", "value", 30, "mo
 READ = Metric("hbm_modelled_read", "HBM read, modelled", "B", "lower", "value", 110, "modelled")
 WRITTEN = Metric("hbm_modelled_written", "HBM written, modelled", "B", "lower", "value", 111, "modelled")
 MEASURED = Metric("hbm", "HBM measured", "B", "lower", "value", 31, "counter")
-METRICS = (MODELLED, READ, WRITTEN, MEASURED)
 
 _aten = torch.ops.aten
 _MAKES_NOTHING = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided}
@@ -28,21 +27,16 @@ _READS_ROWS = {_aten.index_select, _aten.gather, _aten.embedding, _aten.index}
 class HbmProbe:
     """The model; the counters of the hardware are null with the reason until a provider measures them."""
 
-    metrics = METRICS
-
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """One forward under a dispatch mode, in a pass of its own."""
-        missing = MEASURED.missing("no hardware counter is read by this version; the modelled figure stands beside it")
-        if step.case.execution == "graph":
-            reason = "a CUDA graph hides its operators; see the eager row"
-            return (MODELLED.missing(reason), READ.missing(reason), WRITTEN.missing(reason), missing)
-        with step.active(), TrafficModel() as traffic:
-            step.forward()
+        watched = step.operators
+        with watched.active(), TrafficModel() as traffic:
+            watched.forward()
         return (
             MODELLED.of(traffic.read + traffic.written),
             READ.of(traffic.read),
             WRITTEN.of(traffic.written),
-            missing,
+            MEASURED.missing("no hardware counter is read by this version; the modelled figure stands beside it"),
         )
 
 

@@ -25,8 +25,6 @@ _GRAPH = "a CUDA graph replays in its private pool; see the eager row"
 class MemoryProbe:
     """`process_bytes()` gives what the driver (or the kernel) counts for this process, or a sentence why it cannot."""
 
-    metrics = METRICS
-
     def __init__(self, process_bytes: Callable[[], int | str]) -> None:
         self._process_bytes = process_bytes
 

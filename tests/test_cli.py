@@ -1,0 +1,217 @@
+"""The command line: light help, exit codes, one line per error, the listings, completion."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repshift_cli import __version__, catalog, cli
+from repshift_cli.catalog import Part
+from repshift_cli.cli import debug_first, run
+from repshift_cli.commands import _complete, _listing
+from repshift_cli.records import RepshiftError, UsageError
+
+HEAVY = {"torch", "transformers", "timm", "torchvision", "pynvml"}
+LISTINGS = ("models", "methods", "backends", "profiles", "doctor")
+
+
+def repshift(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "repshift_cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120)
+
+
+def raising(error: BaseException) -> Any:
+    def app(*arguments: Any, **settings: Any) -> None:
+        raise error
+
+    return app
+
+
+# --- light ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["--version"], ["profiles"]])
+def test_no_heavy_import_for_what_needs_none(arguments: list[str]) -> None:
+    code = (
+        "import sys; from repshift_cli.cli import run\n"
+        f"code = run({arguments!r}, False)\n"
+        f"sys.exit(code or ' '.join({HEAVY!r} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_at_once() -> None:
+    """0.3 s on an idle machine; the best of five, with room for a busy one."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert repshift("--help").returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.6
+
+
+def test_help_names_every_command() -> None:
+    text = repshift("--help").stdout
+    assert all(f"\n  {name} " in text for name in ("bench", "show", *LISTINGS))
+
+
+def test_version() -> None:
+    assert repshift("--version").stdout == f"repshift {__version__}\n"
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("give a model"), 2, "error: give a model\n"),
+        (RepshiftError("no luck"), 1, "error: no luck\n"),
+        (
+            ValueError("two\nlines"),
+            1,
+            "internal error: ValueError: two lines; run again with --debug for the traceback\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(), 1, ""),
+        (SystemExit(5), 5, ""),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    monkeypatch.setattr(cli, "app", raising(error))
+    assert run([], debug=False) == code
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize(("error", "code"), [(UsageError("give a model"), 2), (ValueError("boom"), 1)])
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    monkeypatch.setattr(cli, "app", raising(error))
+    assert run([], debug=True) == code
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and str(error) in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "moved", "debug"),
+    [
+        (["bench", "--keep", "1", "--debug"], ["--debug", "bench", "--keep", "1"], True),
+        (["--debug", "doctor", "--debug"], ["--debug", "doctor"], True),
+        (["doctor"], ["doctor"], False),
+        (["show", "--", "--debug"], ["show", "--", "--debug"], False),
+    ],
+)
+def test_debug_may_stand_anywhere(arguments: list[str], moved: list[str], debug: bool) -> None:
+    assert debug_first(arguments) == (moved, debug)
+
+
+def test_debug_behind_the_command_works_in_the_program() -> None:
+    assert "Traceback" not in repshift("profiles", "quik").stderr
+    done = repshift("profiles", "quik", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "--keep", "1.5"], "error: --keep: 1.5 is outside (0, 1]"),
+        (["bench", "--batch", "0"], "error: --batch: 0 is too small"),
+        (["bench", "--model", "vitb"], "error: unknown model 'vitb': did you mean vit_b"),
+        (["bench", "--variant", "flsh"], "error: unknown attention back end 'flsh': did you mean flash"),
+        (["bench", "--profile", "paper-diet"], "error: unknown profile 'paper-diet': did you mean paper-deit"),
+        (["profiles", "absent.toml"], "error: cannot read the profile absent.toml"),
+        (["bench", "--kep", "1"], "No such option: --kep"),
+        (["bnch"], "No such command 'bnch'. Did you mean 'bench'"),
+    ],
+)
+def test_bad_input_exits_2_with_one_sentence(arguments: list[str], words: str) -> None:
+    done = repshift(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_reader_that_goes_away_is_met_quietly() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "repshift_cli", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", LISTINGS)
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_a_listing_fits_its_width_and_exits_0(command: str, columns: str) -> None:
+    done = repshift(command, COLUMNS=columns)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= int(columns)
+    assert "\x1b" not in done.stdout
+
+
+def test_models_lists_every_alias() -> None:
+    text = " ".join(repshift("models").stdout.split())
+    assert all(alias in text for alias in catalog.aliases())
+    assert "hf:NAME" in text and "package.module:function" in text
+
+
+def test_methods_lists_the_options() -> None:
+    text = repshift("methods").stdout
+    assert "takes --operation, --distance, --form" in text
+
+
+def test_backends_says_why_one_is_not_here() -> None:
+    text = " ".join(repshift("backends", CUDA_VISIBLE_DEVICES="").stdout.split())
+    assert "flash_attn3" in text and "not here: " in text
+    assert "On this machine's cpu." in text
+
+
+def test_profiles_prints_a_file_as_it_is() -> None:
+    path = Path(__file__).parent.parent / "profiles" / "quick.toml"
+    assert repshift("profiles", "quick").stdout == path.read_text(encoding="utf-8")
+
+
+def test_a_part_that_cannot_be_imported_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    module, reason = _listing.loaded(Part("ghost", "pruning", "", "no_such_package.ghost"), "cpu")
+    assert module is None
+    assert reason is not None and "no_such_package" in reason
+    _listing.show_rows([("ghost", "a [bold]help[/bold]", reason)], "the end")
+    shown = capsys.readouterr().out
+    assert "a [bold]help[/bold]" in shown and "not here: " in shown
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+def test_names_complete() -> None:
+    assert _complete.model_names("deit_b") == ["deit_b_distilled", "deit_b"]
+    assert _complete.model_names("vit_b,umt") == ["vit_b,umt_b", "vit_b,umt_l"]
+    assert _complete.variant_names("van") == ["vanilla"]
+    assert _complete.variant_names("vanilla,flash+ran") == ["vanilla,flash+random"]
+    assert _complete.profile_names("paper") == ["paper-deit", "paper-umt"]
+
+
+def test_the_shell_completes_without_torch() -> None:
+    code = (
+        "import sys; from repshift_cli.cli import app\n"
+        "try: app([], prog_name='repshift')\n"
+        "except SystemExit: pass\n"
+        f"sys.exit(' '.join({HEAVY!r} & set(sys.modules)) or None)"
+    )
+    words = {"_REPSHIFT_COMPLETE": "complete_bash", "COMP_WORDS": "repshift bench --profile pap", "COMP_CWORD": "3"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["paper-deit", "paper-umt"]
