@@ -90,7 +90,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
-            "update (as the change of that state). (default: update)",
+            "update (as the change of that state). (default: paper)",
             rich_help_panel=_SWEEP,
         ),
     ] = None,
