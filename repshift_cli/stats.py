@@ -1,8 +1,10 @@
 """From samples to figures, pure arithmetic: medians, spread, paired ratios and their intervals.
 
 The unit of analysis is the round: within a round each variant gives one median, two variants give the logarithm of the
-ratio of their medians, and the interval is Student's over rounds (Kalibera and Jones 2013, "Rigorous benchmarking in
-reasonable time"; duet benchmarking, arXiv 2001.05811). Standard library only.
+ratio of their medians (duet benchmarking, arXiv 2001.05811; Kalibera and Jones 2013, "Rigorous benchmarking in
+reasonable time"). Over rounds, the figure is Hodges and Lehmann's estimator with Wilcoxon's signed-rank interval: as
+narrow as Student's where noise is normal, several times narrower where a busy machine adds outliers, which need not
+be dropped for it. Standard library only.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ def estimate(measurement: Measurement) -> Estimate | None:
     rounds = round_medians(measurement.samples, measurement.per_round)
     if measurement.statistic == "median":
         return median_interval(rounds)
+    if measurement.statistic == "hodges-lehmann":
+        return hodges_lehmann(rounds)
     if measurement.statistic == "geomean":
         return geometric_mean(rounds)
     return Estimate(statistics.fmean(rounds))
@@ -76,6 +80,61 @@ def _order_rank(n: int) -> int | None:
             break
         best = k
     return best
+
+
+def hodges_lehmann(ratios: Sequence[float]) -> Estimate:
+    """The typical ratio, on its logarithm: the median of all Walsh averages, with the signed-rank 95% interval.
+
+    Hodges and Lehmann 1963, "Estimates of location based on rank tests". Fewer than 6 ratios give no interval.
+    """
+    logs = sorted(math.log(r) for r in ratios)
+    averages = len(logs) * (len(logs) + 1) // 2
+    middle = (_walsh(logs, (averages + 1) // 2) + _walsh(logs, averages // 2 + 1)) / 2
+    rank = _signed_rank(len(logs))
+    if rank is None:
+        return Estimate(math.exp(middle))
+    return Estimate(math.exp(middle), math.exp(_walsh(logs, rank)), math.exp(_walsh(logs, averages + 1 - rank)))
+
+
+def _walsh(ordered: Sequence[float], k: int) -> float:
+    """The k-th smallest (from 1) of the averages (x_i + x_j) / 2, i <= j, by bisection on how many lie below."""
+    low, high = ordered[0], ordered[-1]
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if _averages_up_to(ordered, middle) >= k else (middle, high)
+    return low if _averages_up_to(ordered, low) >= k else high
+
+
+def _averages_up_to(ordered: Sequence[float], limit: float) -> int:
+    """How many averages (x_i + x_j) / 2, i <= j, are at most `limit`; one walk from both ends."""
+    count, j = 0, len(ordered) - 1
+    for i, value in enumerate(ordered):
+        while j >= i and (value + ordered[j]) / 2 > limit:
+            j -= 1
+        if j < i:
+            break
+        count += j - i + 1
+    return count
+
+
+@lru_cache(maxsize=1024)
+def _signed_rank(n: int) -> int | None:
+    """The rank k from either end of the ordered Walsh averages that bounds the interval: P(W < k) <= 2.5%.
+
+    Exact up to 60 values (W is the signed-rank statistic), beyond that by its normal approximation.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    if n > 60:
+        spread = math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+        return math.floor(n * (n + 1) / 4 + statistics.NormalDist().inv_cdf(tail) * spread)
+    ways = [1]
+    for i in range(1, n + 1):
+        ways = [(ways[w] if w < len(ways) else 0) + (ways[w - i] if w >= i else 0) for w in range(len(ways) + i)]
+    below = 0.0
+    for w, count in enumerate(ways):
+        below += count / 2**n
+        if below > tail:
+            return w or None
+    return None
 
 
 def geometric_mean(ratios: Sequence[float]) -> Estimate:

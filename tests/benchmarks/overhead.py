@@ -37,8 +37,8 @@ def main() -> None:
 
 
 def show(what: str, ratios: list[float]) -> None:
-    """One line: the geometric mean of paired ratios with its interval."""
-    value = stats.geometric_mean(ratios)
+    """One line: the typical paired ratio with its interval."""
+    value = stats.hodges_lehmann(ratios)
     print(f"{what}: {value.value:.4f} ({value.low:.4f} to {value.high:.4f}, {len(ratios)} pairs)", flush=True)
 
 
