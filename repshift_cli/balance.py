@@ -16,6 +16,8 @@ DEVICE_BOUND, HOST_BOUND = 0.10, 0.25
 """Below the first share of idle time the device sets the pace, above the second the host does."""
 PART_ORDER = (*PARTS, OTHER, WAIT)
 FINEST_KEEP = 100
+MOST_DRIFT = 0.15
+"""Two variants whose equal blocks differ by a larger share than this were not profiled under equal conditions."""
 
 
 def reference_of(own: Breakdown, others: Sequence[Breakdown]) -> Breakdown | None:
@@ -100,6 +102,14 @@ def balance(own: Breakdown, reference: Breakdown) -> list[LayerBalance]:
         won += saved - cost
         rows.append(LayerBalance(layer, saved, won))
     return rows
+
+
+def drift(own: Breakdown, reference: Breakdown) -> float:
+    """How much longer the blocks up to the first cut took than in the reference, as a share: both run them alike."""
+    assert own.case is not None
+    rows = [row for row in balance(own, reference) if row.layer <= own.case.layers[0]]
+    alike = sum(time(reference, layer=row.layer) for row in rows)
+    return -sum(row.saved for row in rows) / alike if alike else 0.0
 
 
 def pays_from(own: Breakdown, reference: Breakdown) -> int | None:

@@ -108,6 +108,11 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
 ]
+Csv = Annotated[str | None, typer.Option("--csv", help="Write CSV to this file, - for stdout.", rich_help_panel=OUTPUT)]
+Markdown = Annotated[
+    str | None,
+    typer.Option("--markdown", help="Write Markdown to this file, - for stdout.", rich_help_panel=OUTPUT),
+]
 
 
 def with_full_names(sweep: Axes) -> Axes:

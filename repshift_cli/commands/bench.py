@@ -86,13 +86,8 @@ def bench(
         str | None,
         typer.Option("--json", help="Write JSON to this file, - for stdout.", rich_help_panel=_options.OUTPUT),
     ] = None,
-    csv_to: Annotated[
-        str | None, typer.Option("--csv", help="Write CSV to this file, - for stdout.", rich_help_panel=_options.OUTPUT)
-    ] = None,
-    markdown_to: Annotated[
-        str | None,
-        typer.Option("--markdown", help="Write Markdown to this file, - for stdout.", rich_help_panel=_options.OUTPUT),
-    ] = None,
+    csv_to: _options.Csv = None,
+    markdown_to: _options.Markdown = None,
 ) -> None:
     """Compare vanilla attention, FlashAttention and FlashAttention with token pruning on one model, or sweep many."""
     check_outputs(json_to, csv_to, markdown_to)

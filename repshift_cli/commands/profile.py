@@ -19,7 +19,7 @@ import typer
 from repshift_cli import __version__, machine, profiler, store, traces
 from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
 from repshift_cli.commands import _options
-from repshift_cli.commands._output import prepare_stdout
+from repshift_cli.commands._output import check_outputs, emit
 from repshift_cli.installed import is_installed
 from repshift_cli.records import Case, Progress, UsageError, json_schema, to_json, to_plain
 
@@ -115,6 +115,8 @@ def profile(
         Path | None,
         typer.Option(help="CUDA allocations, for torch's memory viewer.", rich_help_panel=_options.OUTPUT),
     ] = None,
+    csv_to: _options.Csv = None,
+    markdown_to: _options.Markdown = None,
     schema: Annotated[
         bool,
         typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=_options.OUTPUT),
@@ -125,6 +127,7 @@ def profile(
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
     _options.check_view(by)
+    check_outputs(None, csv_to, markdown_to)
     given = {
         "model": model,
         "keep": keep,
@@ -164,7 +167,7 @@ def profile(
         run = _profiled(sweep, where, planned, steps, views, outputs)
     if summary is not None:
         store.write_text(summary, to_json(run))
-    _show(run)
+    emit(run, None, csv_to, markdown_to)
     raise typer.Exit(exit_code(run))
 
 
@@ -177,13 +180,6 @@ def exit_code(run: ProfileRun) -> int:
 def profile_schema() -> dict[str, Any]:
     """The JSON Schema of what --summary writes."""
     return json_schema(ProfileRun, f"repshift profile, version {PROFILE_SCHEMA_VERSION}")
-
-
-def _show(run: ProfileRun) -> None:
-    from repshift_cli.renderers import table
-
-    prepare_stdout()
-    table.render(run, sys.stdout)
 
 
 # --- a stored trace ---------------------------------------------------------------------------------------------------

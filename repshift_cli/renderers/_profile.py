@@ -103,8 +103,6 @@ def _layers(b: Breakdown, reference: Breakdown | None) -> Iterable[Column]:
         yield Column("tokens", 13, (*(Cell(str(balance.tokens_in(b, n))) for n in layers), Cell(), Cell()), True)
     times = [*(balance.time(b, layer=n) for n in layers), balance.outside(b), balance.time(b)]
     yield Column("device ms" if on else "ms", 10, tuple(Cell(_ms(t, b.step)) for t in times), True, True)
-    for rank, part in enumerate((p for p in balance.parts_of(b) if p not in SELECTION), start=20):
-        yield _by_layer(part, rank, [balance.time(b, part, n) for n in layers], balance.time(b, part), b)
     if balance.selection(b):
         yield _by_layer("selection", 11, [balance.selection(b, n) for n in layers], balance.selection(b), b)
     if reference is not None:
@@ -114,6 +112,8 @@ def _layers(b: Breakdown, reference: Breakdown | None) -> Iterable[Column]:
         won = [*(r.won for r in rows)]
         won += [won[-1] + saved[-1]] * 2
         yield Column("won so far ms", 12, tuple(_signed(x, b.step) for x in won), True, True)
+    for rank, part in enumerate((p for p in balance.parts_of(b) if p not in SELECTION), start=20):
+        yield _by_layer(part, rank, [balance.time(b, part, n) for n in layers], balance.time(b, part), b)
 
 
 def _by_layer(name: str, rank: int, values: Sequence[float], everywhere: float, b: Breakdown) -> Column:
@@ -155,10 +155,10 @@ def _difference(before: Breakdown, after: Breakdown) -> Sheet:
     longest = max([before.step, after.step])
     columns = (
         Column(what.removesuffix("s"), ALWAYS, tuple(Cell(readable(c.name)) for c in rows)),
-        Column("change", 13, tuple(Cell(c.what) for c in rows)),
+        Column("change", 11, tuple(Cell(c.what) for c in rows)),
         Column("difference ms", 10, tuple(_signed(c.difference, longest) for c in rows), True, True),
-        Column("ms", 11, tuple(Cell(f"{_ms(c.ms[0], longest)} → {_ms(c.ms[1], longest)}") for c in rows), True, True),
-        Column("calls", 12, tuple(Cell(f"{_count(c.calls[0])} → {_count(c.calls[1])}") for c in rows), True, True),
+        Column("ms", 12, tuple(_from_to(c, [_ms(t, longest) for t in c.ms]) for c in rows), True, True),
+        Column("calls", 13, tuple(_from_to(c, [_count(n) for n in c.calls]) for c in rows), True, True),
     )
     words = {"new": "new", "gone": "gone", "more": "with more time", "less": "with less"}
     counts = {said: sum(c.what == word for c in changes) for word, said in words.items()}
@@ -167,6 +167,11 @@ def _difference(before: Breakdown, after: Breakdown) -> Sheet:
     notes += [f"step {_ms(before.step, longest)} → {_ms(after.step, longest)} ms", *_counts_of_both(before, after)]
     notes += [f"{b.name}: {balance.bound(b)}" for b in (before, after) if balance.bound(b)]
     return Sheet((f"{before.name} → {after.name}",), columns, "", tuple(notes))
+
+
+def _from_to(change: balance.Change, figures: list[str]) -> Cell:
+    before, after = ("–" if change.what == missing else f for missing, f in zip(("new", "gone"), figures, strict=True))
+    return Cell(f"{before} → {after}")
 
 
 def _counts_of_both(before: Breakdown, after: Breakdown) -> list[str]:
@@ -210,6 +215,13 @@ def _notes(b: Breakdown, reference: Breakdown | None, by: str, view: str) -> Ite
 
 def _verdict(b: Breakdown, reference: Breakdown) -> Iterable[str]:
     """Whether and from where pruning pays, said on the times that count."""
+    drift = balance.drift(b, reference)
+    if abs(drift) > balance.MOST_DRIFT:
+        yield (
+            f"no verdict on pruning: the blocks up to the first cut, alike in both, took {drift:+.0%} time against "
+            f"{reference.name}; something else runs here, or --steps is too low"
+        )
+        return
     cost, won = _ms(balance.selection(b), b.step), balance.time(reference) - balance.time(b)
     where = "device time" if b.on_device else "time"
     layer, keep = balance.pays_from(b, reference), balance.break_even_keep(b, reference)
@@ -233,7 +245,12 @@ def _rest(everything: int, shown: int, what: str) -> str:
 
 def readable(name: str) -> str:
     """A kernel's or operator's name without what many share, cut in its middle where it is long."""
-    short = name.removeprefix("void ").replace("(anonymous namespace)::", "").replace("at::native::", "")
+    short = (
+        name.removeprefix("void ")
+        .removeprefix("aten::")
+        .replace("(anonymous namespace)::", "")
+        .replace("at::native::", "")
+    )
     return short if len(short) <= LONGEST_NAME else f"{short[: LONGEST_NAME - 18]}…{short[-17:]}"
 
 
