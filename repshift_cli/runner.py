@@ -100,9 +100,14 @@ class _Lane:
 
 @dataclass
 class _Rounds:
-    """How the timed rounds of a comparison went."""
+    """How the timed rounds of a comparison went; `needed` is how many the precision asks for, as last looked at.
+
+    A look takes milliseconds and is another chance to stop by luck, so the looks are a tenth apart.
+    """
 
     count: int = 0
+    needed: float = math.inf
+    next_look: int = USUAL_ROUNDS
     stopped_by: str | None = None
     readings: list[Any] = field(default_factory=list)
     causes: set[str] = field(default_factory=set)
@@ -198,8 +203,8 @@ def _interleave(lanes: list[_Lane], parts: Parts, settings: Settings, observe: C
             rounds.count += 1
             rounds.readings.append(reading)
             spent = parts.now() - begun
-            rounds.stopped_by = _stop(lanes, rounds.count, spent, budget, settings)
-            observe(_progress(lanes, rounds.count, spent, budget, settings))
+            rounds.stopped_by = _stop(lanes, rounds, spent, budget, settings)
+            observe(_progress(lanes, rounds, spent, budget, settings))
     return rounds
 
 
@@ -252,12 +257,15 @@ def _set_aside(lanes: list[_Lane]) -> None:
             del lane.samples[-lane.per_round :], lane.medians[-1]
 
 
-def _stop(lanes: list[_Lane], count: int, spent: float, budget: float, settings: Settings) -> str | None:
+def _stop(lanes: list[_Lane], rounds: _Rounds, spent: float, budget: float, settings: Settings) -> str | None:
     if settings.rounds is not None:
-        return "rounds" if count >= settings.rounds else None
-    if count >= USUAL_ROUNDS and _widest(lanes) <= settings.precision:
-        return "precision"
-    return "budget" if count >= LEAST_ROUNDS and spent >= budget else None
+        return "rounds" if rounds.count >= settings.rounds else None
+    if rounds.count >= rounds.next_look:
+        rounds.needed = rounds.count * (_widest(lanes) / settings.precision) ** 2
+        rounds.next_look = rounds.count + 1 + rounds.count // 10
+        if rounds.needed <= rounds.count:
+            return "precision"
+    return "budget" if rounds.count >= LEAST_ROUNDS and spent >= budget else None
 
 
 def _widest(lanes: list[_Lane]) -> float:
@@ -271,13 +279,12 @@ def _widest(lanes: list[_Lane]) -> float:
     return max((math.inf if w is None else w for w in widths), default=0.0)
 
 
-def _progress(lanes: list[_Lane], count: int, spent: float, budget: float, settings: Settings) -> Progress:
-    each = spent / count
+def _progress(lanes: list[_Lane], rounds: _Rounds, spent: float, budget: float, settings: Settings) -> Progress:
+    count, each = rounds.count, spent / rounds.count
     if settings.rounds is not None:
         left = (settings.rounds - count) * each
     else:
-        needed = count * (_widest(lanes) / settings.precision) ** 2 if count > 2 else math.inf
-        left = max(0.0, min(budget - spent, max(needed - count, USUAL_ROUNDS - count) * each))
+        left = max(0.0, min(budget - spent, max(rounds.needed - count, USUAL_ROUNDS - count) * each))
         left = max(left, (LEAST_ROUNDS - count) * each)
     return Progress("timing", 0.3 + 0.7 * spent / max(spent + left, 1e-9), left, _estimate(lanes))
 
@@ -289,8 +296,8 @@ def _estimate(lanes: list[_Lane]) -> str:
         return ""
     best = min(running, key=lambda lane: statistics.median(lane.medians))
     for name, reference in _references(best, running):
-        value = stats.hodges_lehmann(stats.paired_ratios(reference.medians, best.medians))
-        return f"{best.case.variant} {value.value:.2f}x vs {name}"
+        ratio = statistics.median(stats.paired_ratios(reference.medians, best.medians))
+        return f"{best.case.variant} {ratio:.2f}x vs {name}"
     return f"{best.case.variant} {statistics.median(best.medians):.1f} ms"
 
 

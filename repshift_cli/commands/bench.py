@@ -115,6 +115,7 @@ def bench(
     given = {name: value for name, value in given.items() if value is not None}
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
     sweep = _options.with_full_names(sweep)
+    _check_apart(path, {"--csv": csv_to, "--markdown": markdown_to})
     if not dry_run:
         store.check_writable(path)
     where = machine.choose_device(sweep.device)
@@ -157,6 +158,12 @@ def _what_to_run(
         raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
     sweep = Axes.from_options(axes.merge(axes.load_profile(profile) if profile else {}, given))
     return out or store.default_path(datetime.now(UTC), sweep.model), sweep, None
+
+
+def _check_apart(path: Path, outputs: Mapping[str, str | None]) -> None:
+    for option, target in outputs.items():
+        if target is not None and Path(target).resolve() == path.resolve():
+            raise UsageError(f"--out and {option} both write to {target}; give one of them another file")
 
 
 def _options_of(run: Run) -> dict[str, Any]:
