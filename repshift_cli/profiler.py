@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from repshift_cli.records import UsageError, from_plain, to_plain
 from repshift_cli.traces import OURS, PIDS, Recorded, Seen, Trace
 
 FRAMES = ("python_function", "cpu_op", "user_annotation", "cuda_runtime", "cuda_driver")
+FORWARD = re.compile(r"probes/trace\.py\(\d+\): forward$")
+"""The call that a flame graph begins with; what stands above it is this tool."""
 IN_A_GRAPH = "a CUDA graph replays kernels without the calls that ranges stand around; the eager variant has its parts"
 
 
@@ -116,14 +119,17 @@ def folded(path: Path, name: str) -> Iterator[str]:
 
 
 def _stacks(threads: Iterable[list[Row]], name: str) -> Iterator[tuple[str, float, int]]:
-    """Every span with its stack, its own time and the correlation id that it has."""
+    """Every span within the forward with its stack, its own time and the correlation id that it has."""
     for thread in threads:
         ordered = sorted(thread, key=lambda row: (row[0], -row[1]))
         around, own, _ = nested([row[:2] for row in ordered])
-        stacks: list[str] = []
+        stacks: list[str | None] = []
         for i, (_, _, frame, correlation) in enumerate(ordered):
-            stacks.append(f"{stacks[around[i]] if around[i] >= 0 else _frame(name)};{_frame(frame)}")
-            yield stacks[i], own[i], correlation
+            outside = stacks[around[i]] if around[i] >= 0 else None
+            stack = _frame(name) if FORWARD.search(frame) else outside and f"{outside};{_frame(frame)}"
+            stacks.append(stack)
+            if stack is not None:
+                yield stack, own[i], correlation
 
 
 def _frame(name: str) -> str:

@@ -115,6 +115,12 @@ Markdown = Annotated[
 ]
 
 
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments (its `locals()`, before anything else) those that are axes and were given."""
+    names = [f.name for f in dataclasses.fields(Axes)]
+    return {name: arguments[name] for name in names if arguments.get(name) not in (None, False)}
+
+
 def with_full_names(sweep: Axes) -> Axes:
     """The sweep with its variants by their parts' own names, every name checked: no import here takes time."""
     for name in sweep.model:

@@ -90,29 +90,8 @@ def bench(
     markdown_to: _options.Markdown = None,
 ) -> None:
     """Compare vanilla attention, FlashAttention and FlashAttention with token pruning on one model, or sweep many."""
+    given = _options.given(locals())
     check_outputs(json_to, csv_to, markdown_to)
-    given = {
-        "model": model,
-        "keep": keep,
-        "layers": layers,
-        "variant": variant,
-        "batch": batch,
-        "dtype": dtype,
-        "image_size": image_size,
-        "frames": frames,
-        "operation": operation,
-        "distance": distance,
-        "form": form,
-        "weights": weights,
-        "data": data,
-        "device": device,
-        "cuda_graph": cuda_graph or None,
-        "precision": precision,
-        "budget": budget,
-        "rounds": rounds,
-        "seed": seed,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
     sweep = _options.with_full_names(sweep)
     _check_apart(path, {"--csv": csv_to, "--markdown": markdown_to})

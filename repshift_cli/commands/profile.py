@@ -46,6 +46,7 @@ class Outputs:
 
     def check(self) -> None:
         """UsageError for what cannot be written, before anything runs."""
+    given = _options.given(locals())
         places: dict[Path, str] = {}
         for name, path in vars(self).items():
             if path is None:
@@ -128,25 +129,6 @@ def profile(
         return
     _options.check_view(by)
     check_outputs(None, csv_to, markdown_to)
-    given = {
-        "model": model,
-        "keep": keep,
-        "layers": layers,
-        "variant": variant,
-        "batch": batch,
-        "dtype": dtype,
-        "image_size": image_size,
-        "frames": frames,
-        "operation": operation,
-        "distance": distance,
-        "form": form,
-        "weights": weights,
-        "data": data,
-        "device": device,
-        "cuda_graph": cuda_graph or None,
-        "seed": seed,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
     outputs = Outputs(trace, tensorboard, summary, stacks, memory_snapshot)
     views = {"by": by, "diff": diff}
     if read is not None:

@@ -15,6 +15,7 @@ from repshift_cli.records import Run
 from repshift_cli.renderers._rows import ALWAYS, Cell, Column, Sheet, header_of, sheets, short_kernel
 
 MOST_ROWS = 20
+MOST_CHANGES = 12
 LONGEST_NAME = 60
 NOT_WORTH_A_ROW = 5e-4
 """Milliseconds that show as nothing."""
@@ -112,7 +113,8 @@ def _layers(b: Breakdown, reference: Breakdown | None) -> Iterable[Column]:
         won = [*(r.won for r in rows)]
         won += [won[-1] + saved[-1]] * 2
         yield Column("won so far ms", 12, tuple(_signed(x, b.step) for x in won), True, True)
-    for rank, part in enumerate((p for p in balance.parts_of(b) if p not in SELECTION), start=20):
+    shown = [p for p in balance.parts_of(b) if p not in SELECTION and balance.time(b, p)]
+    for rank, part in enumerate(shown, start=20):
         yield _by_layer(part, rank, [balance.time(b, part, n) for n in layers], balance.time(b, part), b)
 
 
@@ -151,7 +153,7 @@ def _difference(before: Breakdown, after: Breakdown) -> Sheet:
     """Which kernels (operators on a CPU) appeared, vanished, grew or shrank, the largest change first."""
     what = "kernels" if after.kernels else "operators"
     changes = [c for c in balance.changes(before, after) if c.what != "same"]
-    rows = [c for c in changes if abs(c.difference) > NOT_WORTH_A_ROW or c.what in ("new", "gone")][:MOST_ROWS]
+    rows = [c for c in changes if abs(c.difference) > NOT_WORTH_A_ROW or c.what in ("new", "gone")][:MOST_CHANGES]
     longest = max([before.step, after.step])
     columns = (
         Column(what.removesuffix("s"), ALWAYS, tuple(Cell(readable(c.name)) for c in rows)),
@@ -193,8 +195,9 @@ def _notes(b: Breakdown, reference: Breakdown | None, by: str, view: str) -> Ite
     spread = (
         f" ({_ms(min(b.step_ms), b.step)} to {_ms(max(b.step_ms), b.step)} over {steps} steps)" if steps > 1 else ""
     )
-    whole = "step" if b.case else "trace"
-    yield f"{whole} {_ms(b.step, b.step)} ms{spread}, slowed by the profiler: `repshift bench` times without it"
+    whole = "step" if steps > 1 or b.case else "trace"
+    slowed = ", slowed by the profiler: `repshift bench` times without it" if b.case else ""
+    yield f"{whole} {_ms(b.step, b.step)} ms{spread}{slowed}"
     if words := balance.bound(b):
         yield words
     if b.kernel_count is not None:
