@@ -1,7 +1,7 @@
 """A trace as torch's profiler writes it on CUDA, made up: every kernel's time, launch and place are known exactly.
 
-One step is `STEP` microseconds. Each of two blocks launches its kernels in order, each at its own moment on the host; the
-host then waits for the device. Times are microseconds.
+One step is `STEP` microseconds. Each of two blocks launches its kernels in order, each at its own moment on the host;
+the host then waits for the device. Times are microseconds.
 """
 
 from __future__ import annotations

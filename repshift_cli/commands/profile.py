@@ -44,10 +44,9 @@ class Outputs:
     stacks: Path | None
     memory_snapshot: Path | None
 
-    def check(self) -> None:
-        """UsageError for what cannot be written, before anything runs."""
-    given = _options.given(locals())
-        places: dict[Path, str] = {}
+    def check(self, **others: str | None) -> None:
+        """UsageError for what cannot be written, before anything runs; `others` have been checked by themselves."""
+        places = {Path(path).resolve(): f"--{name}" for name, path in others.items() if path}
         for name, path in vars(self).items():
             if path is None:
                 continue
@@ -124,6 +123,7 @@ def profile(
     ] = False,
 ) -> None:
     """Show where the time goes, part by part and block by block, and from where pruning pays."""
+    given = _options.given(locals())
     if schema:
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
@@ -133,7 +133,7 @@ def profile(
     views = {"by": by, "diff": diff}
     if read is not None:
         _only_summary(given, profile, outputs)
-        outputs.check()
+        outputs.check(csv=csv_to, markdown=markdown_to)
         run = _read(read)
         run = dataclasses.replace(run, options=run.options | views)
     else:
@@ -145,7 +145,7 @@ def profile(
             return
         if memory_snapshot is not None and not where.startswith("cuda"):
             raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
-        outputs.check()
+        outputs.check(csv=csv_to, markdown=markdown_to)
         run = _profiled(sweep, where, planned, steps, views, outputs)
     if summary is not None:
         store.write_text(summary, to_json(run))
