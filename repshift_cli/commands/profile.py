@@ -133,7 +133,9 @@ def profile(
     views = {"by": by, "diff": diff}
     if read is not None:
         _only_summary(given, profile, outputs)
+    if not dry_run:
         outputs.check(csv=csv_to, markdown=markdown_to)
+    if read is not None:
         run = _read(read)
         run = dataclasses.replace(run, options=run.options | views)
     else:
@@ -145,7 +147,6 @@ def profile(
             return
         if memory_snapshot is not None and not where.startswith("cuda"):
             raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
-        outputs.check(csv=csv_to, markdown=markdown_to)
         run = _profiled(sweep, where, planned, steps, views, outputs)
     if summary is not None:
         store.write_text(summary, to_json(run))
