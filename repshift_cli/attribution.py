@@ -1,8 +1,9 @@
 """Whose time it is: the events of one trace become a `Breakdown` by part, block, kernel and operator.
 
-Pure arithmetic on (start, end) in microseconds. On the host, a range's own time is its length without what lies inside
-it, so that all of a step adds up to the step. On the device, a kernel belongs to the innermost range around its launch,
-found by the correlation id; an instant in which several streams work is split between them, so that it counts once.
+Pure arithmetic on (start, end) in whole nanoseconds. On the host, a range's own time is its length without what lies
+inside it, so that all of a step adds up to the step. On the device, a kernel belongs to the innermost range around its
+launch, found by the correlation id; an instant in which several streams work is split between them, so that it counts
+once.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any
 from repshift_cli.breakdown import OTHER, WAIT, Breakdown, KernelTime, OpTime, PartTime
 from repshift_cli.ranges import BLOCK, PREFIX
 
-Span = tuple[float, float]
-"""Start and end in microseconds."""
+Span = tuple[int, int]
+"""Start and end in nanoseconds."""
 Place = tuple[str, int | None]
 """A part, and its block from 1 or None."""
 
-SLACK = 0.01
-"""Microseconds by which rounding may make neighbours overlap: torch writes times of 4e12 us with 3 decimals."""
+SLACK = 10
+"""Nanoseconds by which the clock readings of neighbours may overlap."""
 STEP = "ProfilerStep#"
 DEVICE_WORK = {"kernel": True, "gpu_memcpy": False, "gpu_memset": False, "memcpy": False, "memset": False}
 """Categories of work on the device, in lower case, and whether they are kernels."""
@@ -36,11 +37,11 @@ LAUNCHES = re.compile(r"LaunchKernel|LaunchCooperativeKernel|GraphLaunch")
 SYNCHRONISES = re.compile(r"Synchronize|StreamWait|EventQuery")
 
 
-def nested(spans: Sequence[Span]) -> tuple[list[int], list[float], int]:
+def nested(spans: Sequence[Span]) -> tuple[list[int], list[int], int]:
     """For spans ordered by (start, -end): the index of the span around each (-1: none), each one's own time, and how
     many cross the end of the span that they begin in, which whole ranges never do.
     """
-    parents, own, open_spans, crossing = [], [], list[int](), 0
+    parents, own, open_spans, crossing = list[int](), list[int](), list[int](), 0
     for i, (start, end) in enumerate(spans):
         while open_spans and spans[open_spans[-1]][1] <= start + SLACK:
             open_spans.pop()
@@ -59,7 +60,7 @@ def wall_shares(spans: Sequence[Span]) -> list[float]:
     edges = sorted(
         [(start, 1, i) for i, (start, _) in enumerate(spans)] + [(e, -1, i) for i, (_, e) in enumerate(spans)]
     )
-    shares, running, last, level = [0.0] * len(spans), 0, 0.0, 0.0
+    shares, running, last, level = [0.0] * len(spans), 0, 0, 0.0
     for at, change, i in edges:
         if running:
             level += (at - last) / running
@@ -68,7 +69,7 @@ def wall_shares(spans: Sequence[Span]) -> list[float]:
     return shares
 
 
-Row = tuple[float, float, str, int]
+Row = tuple[int, int, str, int]
 """Start, end, name and, of a call into the CUDA runtime, its correlation id (0 where it has none); else NO_CALL."""
 NO_CALL = -1
 
@@ -87,8 +88,8 @@ class _Host:
 class _Work:
     """One piece of work on the device, and the correlation id of the call that launched it."""
 
-    start: float
-    end: float
+    start: int
+    end: int
     name: str
     correlation: int
     is_kernel: bool
@@ -98,13 +99,13 @@ class _Work:
 class _Launch:
     """A call that device work refers to: when it was, in which part, by which operator."""
 
-    at: float
+    at: int
     place: Place = (OTHER, None)
     op: str | None = None
 
 
 class _Sums:
-    """Calls, host and device microseconds by key."""
+    """Calls, host and device nanoseconds by key."""
 
     def __init__(self) -> None:
         self.rows: dict[Any, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
@@ -123,7 +124,8 @@ class Tally:
         self._threads: dict[Hashable, _Host] = defaultdict(_Host)
         self._work: list[_Work] = []
         self._names: dict[str, str] = {}
-        self.origin = self._end = math.nan
+        self.origin: int | None = None
+        self._end = 0
 
     @property
     def is_empty(self) -> bool:
@@ -132,10 +134,10 @@ class Tally:
 
     def add(self, event: dict[str, Any]) -> None:
         """Take one event; what has no part in the tables is passed over."""
-        start, length = _number(event.get("ts")), _number(event.get("dur", 0))
-        if event.get("ph") != "X" or math.isnan(start + length):
+        start, length = nanoseconds(event.get("ts")), nanoseconds(event.get("dur", 0))
+        if event.get("ph") != "X" or start is None or length is None:
             return
-        end, category = start + max(0.0, length), str(event.get("cat", "")).lower()
+        end, category = start + max(0, length), str(event.get("cat", "")).lower()
         name = self._names.setdefault(str(event.get("name", "")), str(event.get("name", "")))
         if category in DEVICE_WORK:
             self._work.append(_Work(start, end, name, _correlation(event), DEVICE_WORK[category]))
@@ -149,8 +151,8 @@ class Tally:
             self._host(event).calls.append((start, end, name, _correlation(event)))
         else:
             return
-        self.origin = start if math.isnan(self.origin) else min(self.origin, start)
-        self._end = end if math.isnan(self._end) else max(self._end, end)
+        self.origin = start if self.origin is None else min(self.origin, start)
+        self._end = max(self._end, end)
 
     def _host(self, event: dict[str, Any]) -> _Host:
         return self._threads[(event.get("pid"), event.get("tid"))]
@@ -158,7 +160,7 @@ class Tally:
     def breakdown(self, name: str) -> Breakdown:
         """The tables: means over the steps where the trace marks them, else of the whole trace as one."""
         windows = sorted((s, e) for host in self._threads.values() for s, e, *_ in host.steps)
-        windows = windows or [(self.origin, self._end)]
+        windows = windows or [(self.origin or 0, self._end)]
         launches = {c: _Launch(s) for host in self._threads.values() for s, _, _, c in host.calls if c > 0}
         parts, kernels, ops = _Sums(), _Sums(), _Sums()
         crossing = sum(_add_parts(host, parts, launches) for host in self._threads.values())
@@ -176,7 +178,9 @@ class Tally:
             kernel_count=sum(w.is_kernel for w in work) / steps if work else None,
             launches=sum(bool(LAUNCHES.search(c[2])) for c in calls) / steps if work else None,
             parts=_parts(parts, steps, bool(work)) if has_ranges else (),
-            kernels=tuple(KernelTime(key, calls / steps, _ms(us, steps)) for key, calls, _, us in _ranked(kernels)),
+            kernels=tuple(
+                KernelTime(key, calls / steps, _ms(device, steps)) for key, calls, _, device in _ranked(kernels)
+            ),
             ops=tuple(
                 OpTime(key, calls / steps, _ms(host, steps), _ms(device, steps) if work else None)
                 for key, calls, host, device in _ranked(ops)
@@ -265,19 +269,19 @@ def _ranked(sums: _Sums) -> list[tuple[str, float, float, float]]:
     return sorted(rows, key=lambda row: (-row[3], -row[2], row[0]))
 
 
-def _begun(work: _Work, launches: dict[int, _Launch]) -> float:
+def _begun(work: _Work, launches: dict[int, _Launch]) -> int:
     """When the work was launched, or began where no launch is known."""
     launch = launches.get(work.correlation)
     return work.start if launch is None else launch.at
 
 
-def _within(at: float, windows: Sequence[Span]) -> bool:
+def _within(at: int, windows: Sequence[Span]) -> bool:
     """Whether a moment lies in one of the windows, which are in order."""
     i = bisect_right(windows, (at, math.inf)) - 1
     return i >= 0 and at <= windows[i][1]
 
 
-def _outer_first(row: Row) -> tuple[float, float]:
+def _outer_first(row: Row) -> tuple[int, int]:
     return (row[0], -row[1])
 
 
@@ -287,10 +291,16 @@ def _correlation(event: dict[str, Any]) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _number(value: Any) -> float:
-    """The value as a float, or NaN where it is no finite number."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
+def nanoseconds(value: Any) -> int | None:
+    """A trace's microseconds as whole nanoseconds, None for no finite number.
+
+    Exact: at torch's 4e12 us a float keeps the third decimal only just, and only if it is taken by itself.
+    """
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    whole = int(value)
+    return whole * 1000 + round((value - whole) * 1000)
 
 
-def _ms(microseconds: float, steps: int = 1) -> float:
-    return round(microseconds / steps / 1000, 6)
+def _ms(time: float, steps: int = 1) -> float:
+    return round(time / steps / 1e6, 6)

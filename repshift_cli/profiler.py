@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.attribution import NO_CALL, Row, Tally, nested
+from repshift_cli.attribution import NO_CALL, Row, Tally, nanoseconds, nested
 from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
 from repshift_cli.records import UsageError, from_plain, to_plain
 from repshift_cli.traces import OURS, PIDS, Recorded, Seen, Trace
@@ -24,7 +24,7 @@ def digest(about: Breakdown, path: Path) -> tuple[Breakdown, Recorded]:
     tally = Tally()
     for event in Trace(path):
         tally.add(event)
-    return _filled(about, tally), Recorded(about.name, path, tally.origin)
+    return _filled(about, tally), Recorded(about.name, path, tally.origin or 0)
 
 
 def metadata(run: ProfileRun) -> dict[str, Any]:
@@ -101,24 +101,25 @@ def folded(path: Path, name: str) -> Iterator[str]:
 
     The host's own time of every stack; where a device worked, the time of each kernel under the stack that launched it.
     """
-    rows: dict[tuple[Any, Any], list[tuple[float, float, str, int]]] = {}
-    work: dict[int, list[tuple[str, float]]] = {}
+    rows: dict[tuple[Any, Any], list[Row]] = {}
+    work: dict[int, list[tuple[str, int]]] = {}
     for event in Trace(path):
         category, correlation = event.get("cat"), event.get("args", {}).get("correlation", NO_CALL)
         if event.get("ph") == "X" and category in FRAMES:
             thread = rows.setdefault((event["pid"], event["tid"]), [])
-            thread.append((event["ts"], event["ts"] + event["dur"], event["name"], correlation))
+            start, length = nanoseconds(event["ts"]) or 0, nanoseconds(event["dur"]) or 0
+            thread.append((start, start + length, event["name"], correlation))
         elif category == "kernel":
-            work.setdefault(correlation, []).append((event["name"], event["dur"]))
-    sums: dict[str, float] = {}
+            work.setdefault(correlation, []).append((event["name"], nanoseconds(event["dur"]) or 0))
+    sums: dict[str, int] = {}
     for stack, own, correlation in _stacks(rows.values(), name):
         kernels = work.get(correlation, [])
-        for frame, length in [(f"{stack};{_frame(k)}", us) for k, us in kernels] if work else [(stack, own)]:
-            sums[frame] = sums.get(frame, 0.0) + length
-    yield from (f"{stack} {round(us)}" for stack, us in sorted(sums.items()) if round(us))
+        for frame, length in [(f"{stack};{_frame(k)}", ns) for k, ns in kernels] if work else [(stack, own)]:
+            sums[frame] = sums.get(frame, 0) + length
+    yield from (f"{stack} {round(ns / 1000)}" for stack, ns in sorted(sums.items()) if ns >= 500)
 
 
-def _stacks(threads: Iterable[list[Row]], name: str) -> Iterator[tuple[str, float, int]]:
+def _stacks(threads: Iterable[list[Row]], name: str) -> Iterator[tuple[str, int, int]]:
     """Every span within the forward with its stack, its own time and the correlation id that it has."""
     for thread in threads:
         ordered = sorted(thread, key=lambda row: (row[0], -row[1]))

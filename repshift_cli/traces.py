@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from repshift_cli.attribution import nanoseconds
 from repshift_cli.ranges import PREFIX
 from repshift_cli.records import UsageError
 from repshift_cli.store import replacing
@@ -210,11 +211,11 @@ class _Text:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One variant's trace as torch exported it: its readable name, its file, and the time of its first event (us)."""
+    """One variant's trace as torch exported it: its readable name, its file, and the time of its first event (ns)."""
 
     name: str
     path: Path
-    origin: float
+    origin: int
 
 
 def write(target: Path, recorded: Sequence[Recorded], about: Mapping[str, Any]) -> None:
@@ -276,8 +277,8 @@ def _beside_others(one: Recorded, number: int) -> Iterator[Event]:
             about.append(event)
             continue
         event["pid"] = pids.setdefault(pid, PIDS * number + len(pids))
-        if isinstance(event.get("ts"), (int, float)):
-            event["ts"] = round(event["ts"] - one.origin, 3)
+        if (at := nanoseconds(event.get("ts"))) is not None:
+            event["ts"] = (at - one.origin) / 1000
         yield _annotated(_numbered(event, number))
     for event in about:
         if event["pid"] in pids:

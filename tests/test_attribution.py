@@ -10,7 +10,7 @@ from cuda_trace import KERNELS, Writer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repshift_cli.attribution import Tally, nested, wall_shares
+from repshift_cli.attribution import Tally, nanoseconds, nested, wall_shares
 from repshift_cli.breakdown import Breakdown
 
 
@@ -105,12 +105,12 @@ def test_overlapping_streams_count_once(second: float, busy: float, each: float)
     assert [k.ms for k in found.kernels] == pytest.approx([0.1, 0.1])  # a kernel's own duration stays
 
 
-spans = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)).map(lambda s: (float(s[0]), float(s[0] + s[1]))))
+spans = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)).map(lambda s: (s[0], s[0] + s[1])))
 
 
 @given(spans)
-def test_shares_of_the_wall_clock_add_up_to_the_union(given: list[tuple[float, float]]) -> None:
-    union = {instant for start, end in given for instant in range(int(start), int(end))}
+def test_shares_of_the_wall_clock_add_up_to_the_union(given: list[tuple[int, int]]) -> None:
+    union = {instant for start, end in given for instant in range(start, end)}
     shares = wall_shares(given)
     assert sum(shares) == pytest.approx(len(union))
     assert all(0 < share <= end - start + 1e-9 for share, (start, end) in zip(shares, given, strict=True))
@@ -120,14 +120,20 @@ def test_shares_of_the_wall_clock_add_up_to_the_union(given: list[tuple[float, f
 
 
 def test_nesting() -> None:
-    rows = [(0.0, 100.0), (0.0, 40.0), (10.0, 20.0), (40.0, 90.0), (100.0, 110.0)]
-    assert nested(rows) == ([-1, 0, 1, 0, -1], [10.0, 30.0, 10.0, 50.0, 10.0], 0)
+    rows = [(0, 100), (0, 40), (15, 30), (40, 90), (100, 110)]
+    assert nested(rows) == ([-1, 0, 1, 0, -1], [10, 25, 15, 50, 10], 0)
 
 
-def test_neighbours_that_rounding_makes_overlap_are_neighbours() -> None:
-    around, own, crossing = nested([(0.0, 100.0), (1.0, 50.001), (50.0, 90.0)])
+def test_neighbours_whose_clock_readings_overlap_are_neighbours() -> None:
+    around, own, crossing = nested([(0, 100_000), (1000, 50_001), (50_000, 90_000)])
     assert (around, crossing) == ([-1, 0, 0], 0)
-    assert sum(own) == pytest.approx(100, abs=0.01)
+    assert sum(own) == pytest.approx(100_000, abs=10)
+
+
+@pytest.mark.parametrize("ns", [4470340366992287, 4470340366992999, 9007199254740993 // 2, 17, 0])
+def test_times_are_exact_to_the_nanosecond(ns: int) -> None:
+    assert nanoseconds(float(f"{ns // 1000}.{ns % 1000:03}")) == ns
+    assert nanoseconds(None) is nanoseconds(float("nan")) is nanoseconds("1") is None
 
 
 def test_ranges_that_cross_are_reported() -> None:

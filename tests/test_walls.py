@@ -21,7 +21,7 @@ WALLS: dict[str, set[str]] = {
     "breakdown": {"records"},
     "attribution": {"breakdown", "ranges"},
     "balance": {"records", "breakdown", "ranges"},
-    "traces": {"records", "store", "ranges"},
+    "traces": {"records", "store", "ranges", "attribution"},
     "profiler": {"records", "breakdown", "attribution", "traces"},
     "machine": {"records", "catalog", "torch", "pynvml"},
     "runner": {"records", "stats"},
