@@ -26,7 +26,7 @@ from tiny import FAMILIES, Plain, case
 
 import repshift_cli
 from repshift_cli import assemble, profiler, ranges, store, traces
-from repshift_cli.attribution import nested
+from repshift_cli.attribution import nanoseconds, nested
 from repshift_cli.breakdown import Breakdown, ProfileRun
 from repshift_cli.cli import run
 from repshift_cli.commands.profile import profile_schema
@@ -93,8 +93,10 @@ def test_every_block_of_every_family_is_told_apart(family: str, tmp_path: Path) 
 def test_what_each_part_holds(tmp_path: Path) -> None:
     """The operators that run inside each kind of range, by their places in the trace."""
     _, events = recorded(step_of(tiny.vit(), case(**PRUNED)), tmp_path, steps=1)
+    taken = [e for e in events if e.get("cat") in ("cpu_op", "user_annotation")]
+    begun = [nanoseconds(e["ts"]) or 0 for e in taken]
     rows = sorted(
-        ((e["ts"], e["ts"] + e["dur"], e["name"]) for e in events if e.get("cat") in ("cpu_op", "user_annotation")),
+        ((at, at + (nanoseconds(e["dur"]) or 0), e["name"]) for at, e in zip(begun, taken, strict=True)),
         key=lambda row: (row[0], -row[1]),
     )
     around, _, crossing = nested([row[:2] for row in rows])
