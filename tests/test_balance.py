@@ -61,12 +61,21 @@ def test_the_block_from_which_pruning_pays(cost: float, layer: int | None) -> No
 def test_a_second_cut_must_be_paid_for_too() -> None:
     case = replace(CUT, layers=(1, 3))
     assert balance.pays_from(made(case, selection=0.6), REFERENCE) == 4
+    pruned = made(case, selection=0.3)
+    dear = [replace(p, host_ms=2.0) if (p.part, p.layer) == ("select", 3) else p for p in pruned.parts]
+    assert balance.pays_from(pruned, REFERENCE) == 2
+    assert balance.pays_from(replace(pruned, parts=tuple(dear)), REFERENCE) is None
 
 
 @pytest.mark.parametrize(("cost", "keep"), [(0.2, 0.89), (0.5, 0.74), (0.0, 0.99)])
 def test_the_keep_ratio_up_to_which_pruning_pays(cost: float, keep: float) -> None:
     """Two blocks behind the cut save 0.01 ms a token: 0.02 (1 - keep) 100 must exceed the cost."""
     assert balance.break_even_keep(made(CUT, selection=cost), REFERENCE) == keep
+
+
+def test_the_keep_ratio_depends_on_what_a_token_costs() -> None:
+    dear = made(CUT, per_token=0.04, selection=0.8), made(PLAIN, per_token=0.04)
+    assert balance.break_even_keep(*dear) == balance.break_even_keep(PRUNED, REFERENCE) == 0.89
 
 
 def test_no_keep_ratio_pays_where_nothing_is_saved() -> None:

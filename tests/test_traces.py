@@ -234,11 +234,12 @@ def test_stacks_begin_with_the_forward_and_hold_own_times(tmp_path: Path) -> Non
     out.host("python_function", "repshift_cli/probes/trace.py(80): forward", 100, 300)
     out.host("python_function", "vit.py(10): forward; odd", 110, 200)
     out.host("cpu_op", "aten::addmm", 120, 60)
+    out.host("cpu_op", "aten::addmm", 190, 15)
     path = stored(tmp_path / "s.json", {"traceEvents": out.events})
     assert list(profiler.folded(path, "flash")) == [
         "flash 100",
-        "flash;vit.py(10): forward, odd 140",
-        "flash;vit.py(10): forward, odd;aten::addmm 60",
+        "flash;vit.py(10): forward, odd 125",
+        "flash;vit.py(10): forward, odd;aten::addmm 75",
     ]
 
 
