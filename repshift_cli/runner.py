@@ -182,7 +182,7 @@ def _drop(lane: _Lane, error: BaseException) -> None:
 
 def _interleave(lanes: list[_Lane], parts: Parts, settings: Settings, observe: Callable[[Progress], None]) -> _Rounds:
     """Warm every lane up, then rounds in a new random order each, until precise enough, out of time, or all done."""
-    rounds, order = _Rounds(), random.Random(settings.seed)
+    rounds, order, queue = _Rounds(), random.Random(settings.seed), list(lanes)
     for lane in lanes:
         observe(Progress(f"{lane.case.variant}: warm-up", 0.3))
         _guarded(lane, _warm_up, parts, settings)
@@ -191,8 +191,8 @@ def _interleave(lanes: list[_Lane], parts: Parts, settings: Settings, observe: C
     retries = MOST_RETRIES
     with _no_garbage_collection():
         while rounds.stopped_by is None and any(lane.step for lane in lanes):
-            order.shuffle(lanes)
-            for lane in lanes:
+            order.shuffle(queue)
+            for lane in queue:
                 _guarded(lane, _time_one, parts)
             reading = parts.watch()
             if reading is not None and reading.hardware_throttled and retries:
@@ -290,15 +290,15 @@ def _progress(lanes: list[_Lane], rounds: _Rounds, spent: float, budget: float, 
 
 
 def _estimate(lanes: list[_Lane]) -> str:
-    """The live figure: the fastest lane's speed-up over its first reference, or the first lane's latency."""
+    """The live figure of the first pruned lane, or of the last one: its speed-up over a reference, or its latency."""
     running = [lane for lane in lanes if lane.step is not None and lane.samples]
     if not running:
         return ""
-    best = min(running, key=lambda lane: statistics.median(lane.medians))
-    for name, reference in _references(best, running):
-        ratio = statistics.median(stats.paired_ratios(reference.medians, best.medians))
-        return f"{best.case.variant} {ratio:.2f}x vs {name}"
-    return f"{best.case.variant} {statistics.median(best.medians):.1f} ms"
+    shown = next((lane for lane in running if lane.case.layers), running[-1])
+    for name, reference in _references(shown, running):
+        ratio = statistics.median(stats.paired_ratios(reference.medians, shown.medians))
+        return f"{shown.case.variant} {ratio:.2f}x vs {name}"
+    return f"{shown.case.variant} {statistics.median(shown.medians):.1f} ms"
 
 
 def _references(lane: _Lane, lanes: Sequence[_Lane]) -> list[tuple[str, _Lane]]:

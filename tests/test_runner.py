@@ -76,6 +76,7 @@ class Bench:
         return Step(case, subject, active, lambda: self.forward(case), lambda given: None)
 
     def forward(self, case: Case) -> float:
+        assert self.rounds < 3000, "the rounds never end"
         script, call = self.scripts[case], self.calls.get(case, 0)
         self.calls[case] = call + 1
         self.collecting.add(gc.isenabled())
@@ -541,6 +542,16 @@ def test_the_time_left_ends_with_what_ends_the_rounds() -> None:
     by_precision.run(PRECISE)
     left = [w.seconds_left for w in by_precision.words if w.seconds_left is not None]
     assert left[0] == pytest.approx(2 * 100.0 - 0.05) and left[-1] == pytest.approx(0)
+
+
+def test_the_estimate_is_always_of_the_same_case() -> None:
+    """Of the first pruned one, however fast the others are; of the last where none is pruned."""
+    bench = Bench({VANILLA: 40.0, FLASH: 30.0, PRUNED: 20.0, ORACLE: 10.0, RANDOM: 5.0})
+    bench.run(exactly(8))
+    assert {w.estimate for w in bench.words if w.phase == "timing"} == {"flash+repshift 1.50x vs flash"}
+    plain = Bench({VANILLA: 20.0, FLASH: 25.0})
+    plain.run(exactly(8))
+    assert {w.estimate for w in plain.words if w.phase == "timing"} == {"flash 0.80x vs vanilla"}
 
 
 def test_the_estimate_of_a_case_alone_is_its_latency() -> None:

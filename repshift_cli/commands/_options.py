@@ -132,6 +132,13 @@ def with_full_names(sweep: Axes) -> Axes:
     return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
 
 
+def check_scoring(chosen: Mapping[str, Any], sweep: Axes) -> None:
+    """UsageError where an option that only pruning has was given and no variant prunes."""
+    idle = [name for name in ("keep", "layers", "operation", "distance", "form") if name in chosen]
+    if idle and not any("+" in variant for variant in sweep.variant):
+        raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
+
+
 def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     """The sweep's cells, `sweep.variant` being full names."""
     from repshift_cli import assemble, plan
@@ -144,10 +151,12 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
 
 
-def sweep_of(given: Mapping[str, Any], profile: str | None) -> Axes:
-    """The sweep of a profile with the options given in their place, variants by their parts' own names."""
-    options = axes.merge(axes.load_profile(profile) if profile else {}, given)
-    return with_full_names(Axes.from_options(options))
+def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:
+    """The sweep of a profile with the options given in their place, checked, variants by their parts' own names."""
+    options = axes.merge(axes.load_profile(profile) if profile else {}, chosen)
+    sweep = with_full_names(Axes.from_options(options))
+    check_scoring(chosen, sweep)
+    return sweep
 
 
 def list_cases(planned: tuple[Planned, ...]) -> None:

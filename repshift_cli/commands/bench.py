@@ -94,9 +94,10 @@ def bench(
     check_outputs(json_to, csv_to, markdown_to)
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
     sweep = _options.with_full_names(sweep)
+    _options.check_scoring(given, sweep)
     _check_apart(path, {"--csv": csv_to, "--markdown": markdown_to})
     if not dry_run:
-        store.check_writable(path)
+        _check_run_file(path, new=earlier is None)
     where = machine.choose_device(sweep.device)
     planned = _options.plan_cases(sweep, where)
     if dry_run:
@@ -155,6 +156,13 @@ def _settings(sweep: Axes, device: str) -> Settings:
 
     kind = device.partition(":")[0]
     return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed)
+
+
+def _check_run_file(path: Path, new: bool) -> None:
+    """UsageError where the run file cannot be written, or where a new one would take the place of a file."""
+    if new and path.is_file():
+        raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
+    store.check_writable(path)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def find_sites(module: nn.Module, inputs: Any) -> tuple[tuple[Site, ...], int]:
         if not _takes_fewer(blocks[0], trace):
             raise NoSites(
                 f"{type(module).__name__}: its blocks ({type(blocks[0]).__name__}) do not run on a part of their "
-                "tokens, because they need the whole grid or get a mask or positions of its size, so none can be dropped"
+                "tokens: they need the whole grid, or a mask or positions of its size, so none can be dropped"
             )
         return tuple(_site(block, *paths) for block in blocks), trace.x.shape[1]
     looked = f"; looked at {', '.join(seen)}" if seen else ""
