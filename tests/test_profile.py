@@ -183,6 +183,28 @@ def test_a_forward_that_fails_closes_its_ranges(tmp_path: Path) -> None:
     assert not any(m._forward_hooks for m in plain.module.modules())
 
 
+def test_on_cuda_ranges_are_nvtx_ranges_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", lambda name: said.append(f"push {name}"))
+    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: said.append("pop"))
+    plain = tiny.vit()
+    step = replace(step_of(plain, case(**PRUNED)), case=case(**PRUNED, device="cuda"))
+    with step.active(), probe._labelled(step):
+        step.forward()
+    assert said[:2] == ["push repshift/block 1", "push repshift/norm"]
+    assert said.count("pop") == len(said) / 2 and said.count("push repshift/score") == 1
+
+
+def test_a_memory_snapshot_is_bounded_and_stops_recording(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With torch's calls played: nothing of it has been seen on a GPU."""
+    said: list[Any] = []
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **given: said.append(given))
+    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", said.append)
+    step = step_of(tiny.vit(), case(**PRUNED))
+    probe.record_memory(step, tmp_path / "m.pickle")
+    assert said == [{"max_entries": probe.MOST_MEMORY_EVENTS}, str(tmp_path / "m.pickle"), {"enabled": None}]
+
+
 def test_steps_are_as_many_as_asked_for(tmp_path: Path) -> None:
     found, _ = recorded(step_of(tiny.vit(), case(attention="flash")), tmp_path, steps=3)
     assert len(found.step_ms) == 3
