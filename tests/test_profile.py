@@ -429,6 +429,18 @@ def test_a_foreign_trace_is_shown_by_kernel_and_by_op(tmp_path: Path, capsys: py
     assert "addmm" in capsys.readouterr().out
 
 
+def test_a_stored_trace_is_read_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(cuda_trace.trace()))
+    code = (
+        "import sys; from repshift_cli.cli import run\n"
+        "code = run(['profile', '--read', 't.json'], False)\n"
+        "sys.exit(code or ' '.join({'torch', 'transformers', 'numpy'} & set(sys.modules)) or None)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(repshift_cli.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("by", ["part", "layer", "kernel", "op"])
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_tables_fit_their_width(on_cuda: ProfileRun, by: str, width: int) -> None:
