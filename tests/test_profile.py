@@ -29,7 +29,7 @@ from repshift_cli import assemble, profiler, ranges, store, traces
 from repshift_cli.attribution import nanoseconds, nested
 from repshift_cli.breakdown import Breakdown, ProfileRun
 from repshift_cli.cli import run
-from repshift_cli.commands.profile import profile_schema
+from repshift_cli.commands.profile import _write_snapshots, profile_schema
 from repshift_cli.probes import trace as probe
 from repshift_cli.records import Case, Run, Step, UsageError, to_json, to_plain
 from repshift_cli.renderers import table
@@ -203,6 +203,19 @@ def test_a_memory_snapshot_is_bounded_and_stops_recording(monkeypatch: pytest.Mo
     step = step_of(tiny.vit(), case(**PRUNED))
     probe.record_memory(step, tmp_path / "m.pickle")
     assert said == [{"max_entries": probe.MOST_MEMORY_EVENTS}, str(tmp_path / "m.pickle"), {"enabled": None}]
+
+
+@pytest.mark.parametrize(
+    ("names", "files"), [(["flash"], ["m.pickle"]), (["a", "b keep 0.5"], ["m-a.pickle", "m-b_keep_0.5.pickle"])]
+)
+def test_memory_snapshots_are_one_file_per_variant(tmp_path: Path, names: list[str], files: list[str]) -> None:
+    recorded = []
+    for number, name in enumerate(names):
+        (tmp_path / f"{number}.pickle").write_bytes(b"x")
+        recorded.append(traces.Recorded(name, tmp_path / f"{number}.json", 0))
+    (tmp_path / "out").mkdir()
+    _write_snapshots(tmp_path / "out" / "m.pickle", recorded)
+    assert sorted(os.listdir(tmp_path / "out")) == files
 
 
 def test_steps_are_as_many_as_asked_for(tmp_path: Path) -> None:
