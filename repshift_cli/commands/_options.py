@@ -146,7 +146,8 @@ Markdown = Annotated[
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Of a command's arguments (its `locals()`, before anything else) those that are axes and were given."""
     names = [f.name for f in dataclasses.fields(Axes)]
-    return {name: arguments[name] for name in names if arguments.get(name) not in (None, False)}
+    found = {name: arguments.get(name) for name in names}
+    return {name: value for name, value in found.items() if value is not None and value is not False}
 
 
 def with_full_names(sweep: Axes) -> Axes:

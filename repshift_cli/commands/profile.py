@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -265,7 +266,7 @@ def _record_one(
     if outputs.stacks is not None:
         trace.record_stacks(step, path.with_suffix(".stacks"))
     if outputs.memory_snapshot is not None:
-        trace.record_memory(step, _beside(outputs.memory_snapshot, about.name))
+        trace.record_memory(step, path.with_suffix(".pickle"))
     return found
 
 
@@ -308,15 +309,21 @@ def _write_traces(run: ProfileRun, recorded: list[traces.Recorded], outputs: Out
         lines = (line for r in recorded for line in profiler.folded(r.path.with_suffix(".stacks"), r.name))
         store.write_text(outputs.stacks, "".join(f"{line}\n" for line in lines))
         _said("stacks", outputs.stacks, "open them at speedscope.app, or with flamegraph.pl")
+    if outputs.memory_snapshot is not None:
+        _write_snapshots(outputs.memory_snapshot, recorded)
+
+
+def _write_snapshots(target: Path, recorded: list[traces.Recorded]) -> None:
+    """One file per variant, for the viewer takes one at a time: `m.pickle`, or `m-flash+repshift.pickle` of several."""
+    for one in recorded:
+        path = target if len(recorded) == 1 else target.with_name(f"{target.stem}-{_slug(one.name)}{target.suffix}")
+        with store.replacing(path) as temporary:
+            shutil.copyfile(one.path.with_suffix(".pickle"), temporary)
+        _said("memory snapshot", path, "open it at pytorch.org/memory_viz")
 
 
 def _said(what: str, path: Path, how: str) -> None:
     print(f"{what}: {path} ({how})", file=sys.stderr)
-
-
-def _beside(path: Path, name: str) -> Path:
-    """`snapshot.pickle` becomes `snapshot-flash+repshift.pickle`: the viewer takes one variant at a time."""
-    return path.with_name(f"{path.stem}-{_slug(name)}{path.suffix}")
 
 
 def _slug(name: str) -> str:
