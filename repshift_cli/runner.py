@@ -56,13 +56,15 @@ class Probe(Protocol):
 class Settings:
     """When to stop: `precision` is the half-width of every interval as a share, `budget` the seconds per case.
 
-    `rounds`, where given, is the exact number of rounds and neither of the others ends them.
+    `rounds`, where given, is the exact number of rounds and neither of the others ends them. Without `passes` nothing
+    but time is measured, and attention is not verified.
     """
 
     precision: float
     budget: float
     rounds: int | None = None
     seed: int = 0
+    passes: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def compare(
     lanes = [_Lane(case, tokens) for case, tokens in cases]
     for i, lane in enumerate(lanes):
         observe(Progress(f"{lane.case.variant}: passes", 0.3 * i / len(lanes)))
-        _pass(lane, parts, lane.case in wanted)
+        _pass(lane, parts, settings.passes and lane.case in wanted)
     running = [lane for lane in lanes if lane.failure is None]
     rounds = _interleave(running, parts, settings, observe)
     for lane in lanes:

@@ -135,6 +135,15 @@ def bench(
     seed: Annotated[
         str | None, typer.Option(help="Seed of weights, input and order. (default: 0)", rich_help_panel=_MEASURE)
     ] = None,
+    timing_only: Annotated[
+        bool,
+        typer.Option(
+            "--timing-only",
+            help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = False,
+    delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -194,7 +203,8 @@ def bench(
         _list_cases(planned)
         return
     run = _start(path, sweep, where, planned, earlier, retry_failed)
-    run = _measure_all(path, run, planned, where, _settings(sweep, where))
+    settings = dataclasses.replace(_settings(sweep, where), passes=not timing_only)
+    run = _measure_all(path, run, planned, where, settings, delay)
     emit(run, json_to, csv_to, markdown_to)
     print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(exit_code(run))
@@ -298,12 +308,17 @@ def _start(
     return dataclasses.replace(earlier, records=tuple(r for r in earlier.records if r.status not in gone))
 
 
-def _measure_all(path: Path, run: Run, planned: tuple[Planned, ...], device: str, settings: Settings) -> Run:
-    """Every comparison that is not yet in the run, each record on disk as soon as it is there."""
+def _measure_all(
+    path: Path, run: Run, planned: tuple[Planned, ...], device: str, settings: Settings, delay: float
+) -> Run:
+    """Every comparison that is not yet in the run, each record on disk as soon as it is there.
+
+    `delay` makes every forward longer by that share, for the gate's test of itself.
+    """
     from repshift_cli import assemble, plan, runner
     from repshift_cli.commands._progress import Bar
 
-    workshop = assemble.Workshop(device)
+    workshop = assemble.Workshop(device, delay)
     done = {record.case for record in run.records}
     blocks = plan.comparisons(planned)
     with Bar(len(blocks)) as bar:

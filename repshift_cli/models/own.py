@@ -37,7 +37,7 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
 
 def build(case: Case) -> Subject:
     """The user's module and inputs on the case's device, floating point in the case's dtype."""
-    if case.input != "random":
+    if case.input not in ("own", "random"):
         raise UsageError(f"--data does not apply to {case.model}: your function makes the inputs")
     module, inputs = _made(case.model)
     dtype = TORCH_DTYPES[case.dtype]
