@@ -24,14 +24,19 @@ from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.probes.memory import MemoryProbe
 from repshift_cli.pruning._hooks import pruned
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Facts, Step, Subject, call
-from repshift_cli.runner import Parts, Probe
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Facts, RepshiftError, Step, Subject, UsageError, call
+from repshift_cli.runner import Parts, Probe, reason_of
 
 
 def facts_of(weights: str | None, name: str, image_size: int | None, frames: int | None) -> Facts:
-    """What planning must know of a model, from the family that builds it."""
+    """What planning must know of a model, from the family that builds it; UsageError where the model does not say."""
     family = catalog.load(catalog.resolve_model(name))
-    facts: Facts = family.facts(name, image_size, frames, weights)
+    try:
+        facts: Facts = family.facts(name, image_size, frames, weights)
+    except RepshiftError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the model {name} cannot be looked at: {reason_of(error)}") from error
     return facts
 
 
@@ -51,6 +56,8 @@ class Workshop:
 
     def __init__(self, device: str, delay: float = 0.0) -> None:
         self._delay = delay
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
         self._watch = machine.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None

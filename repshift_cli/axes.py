@@ -43,7 +43,7 @@ class Axes:
     variant: tuple[str, ...] = ("vanilla", "flash", "flash+repshift")
     operation: tuple[str, ...] = ("mlp",)
     distance: tuple[str, ...] = ("l2",)
-    form: tuple[str, ...] = ("update",)
+    form: tuple[str, ...] = ("paper",)
     data: str | None = None
     weights: str | None = None
     device: str = "auto"

@@ -14,10 +14,10 @@ import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repshift_cli.installed import find_spec
 from repshift_cli.records import RepshiftError, UsageError
 
 if TYPE_CHECKING:
@@ -159,17 +159,6 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
                 with contextlib.suppress(ValueError, TypeError):
                     values[target.id] = ast.literal_eval(node.value)
     return values
-
-
-def find_spec(module: str) -> ModuleSpec | None:
-    """Where a module would come from, found without importing it or its parents, as importlib's own does."""
-    names, path, spec = module.split("."), None, None
-    for i in range(len(names)):
-        spec = PathFinder.find_spec(".".join(names[: i + 1]), path)
-        if spec is None:
-            return None
-        path = spec.submodule_search_locations
-    return spec
 
 
 def _source(module: str) -> Path | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli import findings, gate, sides, stats, store
-from repshift_cli.findings import STATISTICAL, Finding, Lonely
+from repshift_cli.findings import EXACT, Finding, Lonely
 from repshift_cli.gate import Check, Judged, NoBase, NothingMeasured
 from repshift_cli.records import Case, Measurement, Record, Run, UsageError
 from repshift_cli.sides import Side
@@ -114,7 +114,7 @@ class Duel:
         found = []
         for _, record in pairs:
             for m in record.measurements:
-                if m.source != EVERY_ROUND or m.statistic not in STATISTICAL or not m.samples:
+                if m.source != EVERY_ROUND or m.statistic == EXACT or not m.samples:
                     continue
                 if m.rank >= 100:
                     continue
@@ -178,7 +178,7 @@ class Duel:
         for base, head in pairs:
             for m in head.measurements:
                 old = base.measurement(m.metric)
-                if m.statistic not in STATISTICAL and m.samples and old is not None and old.samples:
+                if m.statistic == EXACT and m.samples and old is not None and old.samples:
                     found.append(gate.exact(head.case, old, m, self.thresholds.share(head.case, m.metric)))
         return found
 
@@ -190,7 +190,11 @@ class Duel:
         """Thresholds that judged nothing, in words."""
         judged = {f.metric for f in found if f.verdict not in ("", gate.INFORM)}
         named = dict.fromkeys(r.metric for r in self.thresholds.rules if r.share is not None)
-        return [f"{name} has a threshold and was not judged: no case measured it on both sides" for name in named if name not in judged]
+        return [
+            f"{name} has a threshold and was not judged: no case measured it on both sides"
+            for name in named
+            if name not in judged
+        ]
 
     def _like(self, check: Check) -> Measurement:
         record = next(r for r in self.surveys[HEAD].records if r.case == check.case)

@@ -17,8 +17,10 @@ from repshift_cli.stats import Estimate
 LEAST = 0.01
 """A change below this share is no change worth a word, unless told otherwise (../README.md, "The gate")."""
 
+EXACT = "value"
+"""The statistic of a metric without noise."""
+
 WORSE, BETTER, SAME, OPEN, CHANGED = "worse", "better", "same", "inconclusive", "changed"
-STATISTICAL = ("median", "geomean")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
     found = []
     for old, new in both:
         for m in new.measurements:
-            before = next((o for o in old.measurements if (o.metric, o.source, o.unit) == (m.metric, m.source, m.unit)), None)
+            before = next(
+                (o for o in old.measurements if (o.metric, o.source, o.unit) == (m.metric, m.source, m.unit)), None
+            )
             if before is not None and before.samples and m.samples:
                 found.append(between(new.case, before, m, delta))
     return sorted(found, key=lambda f: (-f.effect, f.rank)), lonely
@@ -124,7 +128,7 @@ def between(case: Case, base: Measurement, head: Measurement, delta: float) -> F
     """How one metric changed from one stored run to another: rounds are not paired across runs."""
     a, b = stats.estimate(base), stats.estimate(head)
     assert a is not None and b is not None
-    exact = head.statistic not in STATISTICAL
+    exact = head.statistic == EXACT
     if exact:
         ratio = Estimate(b.value / a.value) if a.value else None
         word = exact_word(a.value, b.value, head.better, 0.0)
@@ -158,7 +162,9 @@ def fingerprint(machine: Machine) -> dict[str, str]:
 def differences(base: Machine, head: Machine) -> list[str]:
     """Where the fingerprints differ, in words: `torch 2.12.0 and 2.13.0`."""
     a, b = fingerprint(base), fingerprint(head)
-    return [f"{n} {a.get(n, 'unknown')} and {b.get(n, 'unknown')}" for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)]
+    return [
+        f"{n} {a.get(n, 'unknown')} and {b.get(n, 'unknown')}" for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)
+    ]
 
 
 def dtype_difference(base: Run, head: Run) -> list[str]:
@@ -173,7 +179,9 @@ def dtype_difference(base: Run, head: Run) -> list[str]:
 def labels(cases: Iterable[Case]) -> dict[Case, str]:
     """How each case is called among the others: its variant and whatever tells them apart."""
     known = list(dict.fromkeys(cases))
-    varying = [f.name for f in dataclasses.fields(Case) if f.name not in ("attention", "pruning") and _varies(f.name, known)]
+    varying = [
+        f.name for f in dataclasses.fields(Case) if f.name not in ("attention", "pruning") and _varies(f.name, known)
+    ]
     return {case: " ".join(_words(case, varying)) for case in known}
 
 

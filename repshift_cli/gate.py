@@ -120,7 +120,7 @@ def judge(checks: Sequence[Check], rounds: Sequence[Round]) -> dict[Check, Judge
 
 
 def _judged(check: Check, ratios: Sequence[float], failed: bool) -> Judged:
-    figure = stats.signed_rank_interval(ratios, CONFIDENCE)
+    figure = stats.hodges_lehmann(ratios, CONFIDENCE)
     if not check.gates:
         return Judged(INFORM, figure, len(ratios))
     if failed:
@@ -133,7 +133,10 @@ def _confirmed(once: Judged, again: Judged) -> Judged:
     if again.verdict == FAIL:
         return dataclasses.replace(once, reason=f"confirmed in fresh processes: {change(again.ratio)}")
     return Judged(
-        INCONCLUSIVE, once.ratio, once.rounds, f"not confirmed in fresh processes: {change(again.ratio)} the second time"
+        INCONCLUSIVE,
+        once.ratio,
+        once.rounds,
+        f"not confirmed in fresh processes: {change(again.ratio)} the second time",
     )
 
 
@@ -162,7 +165,7 @@ def noise(rounds: Sequence[Round], checks: Sequence[Check], first: int, seed: in
 
 
 def _centre(logs: Sequence[float]) -> float:
-    return math.log(stats.signed_rank_interval([math.exp(x) for x in logs], 0.5).value)
+    return math.log(stats.hodges_lehmann([math.exp(x) for x in logs], 0.5).value)
 
 
 # --- exact metrics ----------------------------------------------------------------------------------------------------

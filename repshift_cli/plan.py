@@ -7,15 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby, product
 
 from repshift_cli.axes import Axes
-from repshift_cli.records import (
-    METHODS_WITHOUT_PRUNING,
-    OPERATIONS,
-    Case,
-    Facts,
-    Offers,
-    UsageError,
-    tokens_along,
-)
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Facts, Offers, UsageError, tokens_along
 
 FactsOf = Callable[[str, int | None, int | None], Facts]
 """(model, image size or None, frames or None) -> what planning must know of it."""
@@ -48,12 +40,13 @@ def expand(
     """Every cell of the sweep, unpruned variants of a group first, then schedule by schedule.
 
     `axes.variant` must name keys of `backends` and `methods` (method -> the options that apply to it). UsageError for
-    what no cell can have: a layer beyond a model's depth, a batch that contradicts the user's own inputs.
+    what no cell can have: a layer beyond a model's depth, a batch or data beside the user's own inputs.
     """
     planned = []
     for model, size, frames in product(axes.model, axes.image_size or (None,), axes.frames or (None,)):
         facts = facts_of(model, size, frames)
         _check_layers(axes, model, facts)
+        _check_data(axes, model, facts)
         for batch, dtype in product(_batches(axes, model, facts), axes.dtype or (default_dtype(device),)):
             base = Case(
                 model=model,
@@ -105,6 +98,11 @@ def _check_layers(axes: Axes, model: str, facts: Facts) -> None:
         raise UsageError(f"--layers {beyond[0]} is beyond the depth of {model}, which has {facts.depth} blocks")
 
 
+def _check_data(axes: Axes, model: str, facts: Facts) -> None:
+    if axes.data is not None and facts.weights == "own":
+        raise UsageError(f"--data does not apply to {model}: your function makes the inputs")
+
+
 def _batches(axes: Axes, model: str, facts: Facts) -> tuple[int, ...]:
     if facts.batch is None:
         return axes.batch or (1,)
@@ -140,11 +138,10 @@ def _split(variant: str) -> tuple[str, str | None]:
 
 def _options(axes: Axes, applying: Sequence[str]) -> Iterator[dict[str, str | None]]:
     """The combinations of the scoring options that a method takes; operation block has one form, so none is named."""
-    if set(applying) != {"operation", "distance", "form"}:
-        yield {}
-        return
-    for operation, distance, form in product(axes.operation, axes.distance, axes.form):
-        yield {"operation": operation, "distance": distance, "form": None if operation == OPERATIONS[2] else form}
+    names = ("operation", "distance", "form")
+    for values in product(*(getattr(axes, name) if name in applying else (None,) for name in names)):
+        options = dict(zip(names, values, strict=True))
+        yield options | {"form": None} if options["operation"] == "block" else options
 
 
 def _with(base: Case, **changes: object) -> Case:

@@ -110,9 +110,10 @@ class Measurement:
     `samples` are the raw values in `unit`, in the order taken, `per_round` of them in each round. No value: no
     `samples`, and `reason` says why; it is never 0 for "not measured".
 
-    `statistic` names how a single figure comes from the samples: `median` (times: of the rounds' medians), `geomean`
-    (ratios), `value` (one exact number). `source` labels its origin: `timed`, `counted`, `modelled`, `counter`,
-    `sampled`, `allocator`, `driver`, `compared`. `rank` orders columns, most wanted first.
+    `statistic` names how a single figure comes from the samples: `median` (times: of the rounds' medians),
+    `hodges-lehmann` or `geomean` (paired ratios, see `stats`), `value` (one exact number). `source` labels its origin:
+    `timed`, `counted`, `modelled`, `counter`, `sampled`, `allocator`, `driver`, `compared`. `rank` orders columns, most
+    wanted first.
     """
 
     metric: str

@@ -10,7 +10,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,9 +20,9 @@ from repshift_cli.records import Case, Measurement, Metric, Progress, Record, St
 
 LATENCY = Metric("latency", "latency", "ms", "lower", "median", 12, "timed")
 THROUGHPUT = Metric("throughput", "samples/s", "1/s", "higher", "median", 20, "timed")
-OVER_FLASH = Metric("speedup_vs_flash", "vs flash", "x", "higher", "geomean", 10, "timed")
-OVER_VANILLA = Metric("speedup_vs_vanilla", "vs vanilla", "x", "higher", "geomean", 11, "timed")
-OVER_ORACLE = Metric("time_vs_oracle", "time/oracle", "x", "lower", "geomean", 18, "timed")
+OVER_FLASH = Metric("speedup_vs_flash", "vs flash", "x", "higher", "hodges-lehmann", 10, "timed")
+OVER_VANILLA = Metric("speedup_vs_vanilla", "vs vanilla", "x", "higher", "hodges-lehmann", 11, "timed")
+OVER_ORACLE = Metric("time_vs_oracle", "time/oracle", "x", "lower", "hodges-lehmann", 18, "timed")
 SET_ASIDE = Metric("latency_throttled", "throttled", "ms", "lower", "median", 120, "timed")
 SM_CLOCK = Metric("sm_clock", "SM clock", "MHz", "higher", "median", 130, "driver")
 MEMORY_CLOCK = Metric("memory_clock", "memory clock", "MHz", "higher", "median", 131, "driver")
@@ -96,11 +96,8 @@ class _Lane:
     warmup: int = 0
     per_round: int = 1
     samples: list[float] = field(default_factory=list)
+    medians: list[float] = field(default_factory=list)
     throttled: list[float] = field(default_factory=list)
-
-    @property
-    def medians(self) -> list[float]:
-        return stats.round_medians(self.samples, self.per_round)
 
 
 @dataclass
@@ -119,16 +116,19 @@ def compare(
     parts: Parts,
     settings: Settings,
     observe: Callable[[Progress], None] = lambda _: None,
+    broken: Collection[Case] = (),
 ) -> Iterator[Record]:
     """The records of the `wanted` ones of `cases` (with their tokens); the others are measured as references only.
 
     A case that fails (out of memory, an exception, NaN, the wrong kernel) gives a record with the reason, the others go
-    on. UsageError and KeyboardInterrupt pass through.
+    on. A reference that failed in an earlier comparison is `broken`: it is not tried again and nothing is compared with
+    it. UsageError and KeyboardInterrupt pass through.
     """
-    lanes = [_Lane(case, tokens) for case, tokens in cases]
+    lanes = [_Lane(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases]
     for i, lane in enumerate(lanes):
-        observe(Progress(f"{lane.case.variant}: passes", 0.3 * i / len(lanes)))
-        _pass(lane, parts, settings.passes and lane.case in wanted)
+        if lane.failure is None:
+            observe(Progress(f"{lane.case.variant}: passes", 0.3 * i / len(lanes)))
+            _pass(lane, parts, settings.passes and lane.case in wanted)
     running = [lane for lane in lanes if lane.failure is None]
     rounds = _interleave(running, parts, settings, observe)
     for lane in lanes:
@@ -155,16 +155,15 @@ def reason_of(error: BaseException) -> str:
 
 
 def _pass(lane: _Lane, parts: Parts, wanted: bool) -> None:
-    """Make the case ready and, where its record is wanted, verify its attention and run every probe once."""
+    """Make the case ready, verify its attention and, where its record is wanted, run every probe once."""
     try:
         lane.step = parts.prepare(lane.case)
         entering = lane.step.subject.tokens + lane.step.subject.prefix
         if lane.tokens[0] != entering:
             raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
-        if wanted:
-            lane.kernel = parts.verify(lane.step)
-            for probe in parts.probes(lane.step):
-                lane.measurements += probe.measure(lane.step)
+        lane.kernel = parts.verify(lane.step)
+        for probe in parts.probes(lane.step) if wanted else ():
+            lane.measurements += probe.measure(lane.step)
     except UsageError:
         raise
     except Exception as error:
@@ -182,6 +181,7 @@ def _interleave(lanes: list[_Lane], parts: Parts, settings: Settings, observe: C
     """Warm every lane up, then rounds in a new random order each, until precise enough, out of time, or all done."""
     rounds, order = _Rounds(), random.Random(settings.seed)
     for lane in lanes:
+        observe(Progress(f"{lane.case.variant}: warm-up", 0.3))
         _guarded(lane, _warm_up, parts, settings)
     begun = parts.now()
     budget = settings.budget * len(lanes)
@@ -210,6 +210,8 @@ def _guarded(lane: _Lane, work: Callable[..., None], *arguments: Any) -> None:
         return
     try:
         work(lane, *arguments)
+    except UsageError:
+        raise
     except Exception as error:
         _drop(lane, error)
 
@@ -239,7 +241,9 @@ def _time_one(lane: _Lane, parts: Parts) -> None:
     with lane.step.active():
         if lane.per_round > 1:
             parts.timer.time(lane.step.forward, 1)
-        lane.samples += parts.timer.time(lane.step.forward, lane.per_round)
+        samples = parts.timer.time(lane.step.forward, lane.per_round)
+    lane.samples += samples
+    lane.medians.append(statistics.median(samples))
 
 
 def _set_aside(lanes: list[_Lane]) -> None:
@@ -247,7 +251,7 @@ def _set_aside(lanes: list[_Lane]) -> None:
     for lane in lanes:
         if lane.step is not None:
             lane.throttled += lane.samples[-lane.per_round :]
-            del lane.samples[-lane.per_round :]
+            del lane.samples[-lane.per_round :], lane.medians[-1]
 
 
 def _stop(lanes: list[_Lane], count: int, spent: float, budget: float, settings: Settings) -> str | None:
@@ -262,7 +266,7 @@ def _widest(lanes: list[_Lane]) -> float:
     """The largest relative half-width among the paired ratios; of the one latency where nothing is paired."""
     running = [lane for lane in lanes if lane.step is not None]
     widths = [
-        stats.geometric_mean(stats.paired_ratios(reference.medians, lane.medians)).half_width
+        stats.hodges_lehmann(stats.paired_ratios(reference.medians, lane.medians)).half_width
         for lane in running
         for _, reference in _references(lane, running)
     ] or [stats.median_interval(lane.medians).half_width for lane in running]
@@ -285,11 +289,11 @@ def _estimate(lanes: list[_Lane]) -> str:
     running = [lane for lane in lanes if lane.step is not None and lane.samples]
     if not running:
         return ""
-    best = min(running, key=lambda lane: statistics.median(lane.samples))
+    best = min(running, key=lambda lane: statistics.median(lane.medians))
     for name, reference in _references(best, running):
-        value = stats.geometric_mean(stats.paired_ratios(reference.medians, best.medians))
+        value = stats.hodges_lehmann(stats.paired_ratios(reference.medians, best.medians))
         return f"{best.case.variant} {value.value:.2f}x vs {name}"
-    return f"{best.case.variant} {statistics.median(best.samples):.1f} ms"
+    return f"{best.case.variant} {statistics.median(best.medians):.1f} ms"
 
 
 def _references(lane: _Lane, lanes: Sequence[_Lane]) -> list[tuple[str, _Lane]]:

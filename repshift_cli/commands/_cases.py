@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import sys
+
 from rich.table import Table
 
 from repshift_cli.plan import Planned
 from repshift_cli.records import Case
+from repshift_cli.renderers.table import console_for
 
 
 def show_cases(planned: tuple[Planned, ...]) -> None:
     """Every case with its tokens, the refused ones with the reason, then the count."""
-    console = Console()
+    console = console_for(sys.stdout)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("model", "variant", "keep", "layers", "tokens", "setting", ""):
         table.add_column(heading, overflow="fold")

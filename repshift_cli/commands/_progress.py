@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 
 from repshift_cli.records import Progress as Word
 
+SECONDS_BETWEEN_FRAMES = 0.2
+
 
 class Bar:
-    """One bar over all comparisons, with the live estimate and the time left; silent where stderr is no terminal."""
+    """One bar over all comparisons, with the live estimate and the time left; silent where stderr is no terminal.
+
+    It is drawn only when the runner speaks, which is between the timed regions: a thread that draws would be timed.
+    """
 
     def __init__(self, comparisons: int) -> None:
         self._comparisons = max(comparisons, 1)
         self._done = 0
+        self._begun = self._began_this = time.monotonic()
+        self._drawn = 0.0
         self._bar = _rich_bar() if sys.stderr.isatty() else None
         self._task = self._bar.add_task("starting", total=1.0, left="") if self._bar else None
 
@@ -30,26 +38,39 @@ class Bar:
 
     def phase(self, text: str) -> None:
         """Show what is being done, the share as it was."""
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, description=self._numbered(text))
+        self._draw(0.0, text, self._left(None))
 
     def update(self, word: Word) -> None:
         """Show a word from the runner."""
-        if self._bar is None or self._task is None:
-            return
-        left = "" if word.seconds_left is None else f"about {_clock(word.seconds_left)} left"
-        if self._comparisons > 1 and left:
-            left += " here"
-        share = (self._done + min(word.share, 1.0)) / self._comparisons
-        text = self._numbered(word.estimate or word.phase)
-        self._bar.update(self._task, description=text, completed=share, left=left)
+        if word.phase != "timing" or time.monotonic() - self._drawn >= SECONDS_BETWEEN_FRAMES:
+            self._draw(min(word.share, 1.0), word.estimate or word.phase, self._left(word.seconds_left))
 
     def next(self) -> None:
         """One comparison is finished."""
         self._done += 1
+        self._began_this = time.monotonic()
 
-    def _numbered(self, text: str) -> str:
-        return text if self._comparisons == 1 else f"{self._done + 1}/{self._comparisons} {text}"
+    def _left(self, here: float | None) -> float | None:
+        """Seconds to the end of the sweep: `here` and the comparisons to come, which take as long as those before."""
+        spent = time.monotonic() - self._began_this
+        if self._done:
+            each = (self._began_this - self._begun) / self._done
+            here = max(each - spent, 0.0) if here is None else here
+        elif here is None:
+            return None
+        else:
+            each = spent + here
+        return here + each * (self._comparisons - self._done - 1)
+
+    def _draw(self, share: float, text: str, left: float | None) -> None:
+        if self._bar is None or self._task is None:
+            return
+        text = text if self._comparisons == 1 else f"{self._done + 1}/{self._comparisons} {text}"
+        completed = (self._done + share) / self._comparisons
+        shown = "" if left is None else f"about {_clock(left)} left"
+        self._bar.update(self._task, description=text, completed=completed, left=shown)
+        self._bar.refresh()
+        self._drawn = time.monotonic()
 
 
 def _rich_bar():  # type: ignore[no-untyped-def]
@@ -57,12 +78,12 @@ def _rich_bar():  # type: ignore[no-untyped-def]
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
-        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[left]}", markup=False),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
 
 
 def _clock(seconds: float) -> str:

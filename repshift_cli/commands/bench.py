@@ -16,7 +16,7 @@ from repshift_cli import __version__, axes, catalog, machine, store
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _complete
 from repshift_cli.commands._output import check_outputs, emit
-from repshift_cli.records import Case, Record, RepshiftError, Run, UsageError, to_plain
+from repshift_cli.records import Case, Record, Run, UsageError, to_plain
 
 if TYPE_CHECKING:
     from repshift_cli.plan import Planned
@@ -90,7 +90,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
-            "update (as the change of that state). (default: update)",
+            "update (as the change of that state). (default: paper)",
             rich_help_panel=_SWEEP,
         ),
     ] = None,
@@ -197,14 +197,21 @@ def bench(
     }
     given = {name: value for name, value in given.items() if value is not None}
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
+    sweep = _with_full_names(sweep)
+    if not dry_run:
+        store.check_writable(path)
     where = machine.choose_device(sweep.device)
     planned = _plan(sweep, where)
     if dry_run:
         _list_cases(planned)
         return
-    run = _start(path, sweep, where, planned, earlier, retry_failed)
     settings = dataclasses.replace(_settings(sweep, where), passes=not timing_only)
-    run = _measure_all(path, run, planned, where, settings, delay)
+    if earlier is None:
+        run = _started(path, sweep, where, planned, settings)
+    else:
+        run = _continued(path, earlier, where, planned)
+    again = {r.case for r in run.records if retry_failed and r.status == "failed"}
+    run = _measure_all(path, run, planned, where, settings, again, delay)
     emit(run, json_to, csv_to, markdown_to)
     print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(exit_code(run))
@@ -232,9 +239,7 @@ def _what_to_run(
     if retry_failed:
         raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
     sweep = Axes.from_options(axes.merge(axes.load_profile(profile) if profile else {}, given))
-    path = out or store.default_path(datetime.now(UTC), sweep.model)
-    store.check_writable(path)
-    return path, sweep, None
+    return out or store.default_path(datetime.now(UTC), sweep.model), sweep, None
 
 
 def _options_of(run: Run) -> dict[str, Any]:
@@ -249,28 +254,27 @@ def _settings(sweep: Axes, device: str) -> Settings:
     return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed)
 
 
-def _plan(sweep: Axes, device: str) -> tuple[Planned, ...]:
-    """The sweep's cells, every name checked before the first import that takes time."""
-    named = [_variant_names(v) for v in sweep.variant]
+def _with_full_names(sweep: Axes) -> Axes:
+    """The sweep with its variants by their parts' own names, every name checked: no import here takes time."""
     for name in sweep.model:
         catalog.resolve_model(name)
     if sweep.weights is not None and len(sweep.model) > 1:
         raise UsageError("--weights fits one model; name one with --model")
+    parts = [catalog.find_variant(variant) for variant in sweep.variant]
+    names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
+    return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
 
+
+def _plan(sweep: Axes, device: str) -> tuple[Planned, ...]:
+    """The sweep's cells, `sweep.variant` being full names."""
     from repshift_cli import assemble, plan
 
     if sweep.data is not None:
         assemble.check_data(sweep.data)
-    backends = {name: assemble.backend_for(name, device) for name, _ in named}
-    methods = {name: catalog.find("pruning", name).constants.get("OPTIONS", ()) for _, name in named if name}
-    variants = tuple("+".join(filter(None, pair)) for pair in named)
-    sweep = dataclasses.replace(sweep, variant=tuple(dict.fromkeys(variants)))
+    parts = [catalog.find_variant(variant) for variant in sweep.variant]
+    backends = {backend.name: assemble.backend_for(backend.name, device) for backend, _ in parts}
+    methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
     return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
-
-
-def _variant_names(variant: str) -> tuple[str, str]:
-    backend, method = catalog.find_variant(variant)
-    return backend.name, method.name if method else ""
 
 
 def _list_cases(planned: tuple[Planned, ...]) -> None:
@@ -282,36 +286,45 @@ def _list_cases(planned: tuple[Planned, ...]) -> None:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _start(
-    path: Path, sweep: Axes, device: str, planned: tuple[Planned, ...], earlier: Run | None, retry_failed: bool
-) -> Run:
-    """The run file as it stands before the first case: a new one, or the earlier one on the same machine."""
+def _started(path: Path, sweep: Axes, device: str, planned: tuple[Planned, ...], settings: Settings) -> Run:
+    """A new run file as it stands before the first case; its options hold the settings that really apply."""
+    sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget)
+    run = Run(
+        machine=machine.describe(device),
+        options={k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)},
+        planned=tuple(p.case for p in planned),
+        records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
+        warnings=() if device.startswith("cuda") else (ON_A_CPU,),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool=f"repshift {__version__}",
+    )
+    store.create(path, run)
+    return run
+
+
+def _continued(path: Path, earlier: Run, device: str, planned: tuple[Planned, ...]) -> Run:
+    """The earlier run, where this machine and this version measure the same: UsageError otherwise."""
     here = machine.describe(device)
-    if earlier is None:
-        run = Run(
-            machine=here,
-            options={k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)},
-            planned=tuple(p.case for p in planned),
-            records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
-            warnings=() if device.startswith("cuda") else (ON_A_CPU,),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            tool=f"repshift {__version__}",
-        )
-        store.create(path, run)
-        return run
     for name in ("device_name", "uuid", "driver", "cpu"):
         if getattr(earlier.machine, name) != getattr(here, name):
             raise UsageError(f"{path} was begun on another machine ({name}: {getattr(earlier.machine, name)})")
     if earlier.machine.packages.get("torch") != here.packages.get("torch"):
         raise UsageError(f"{path} was begun with torch {earlier.machine.packages.get('torch')}; use that, or a new run")
-    gone = {"failed"} if retry_failed else set()
-    return dataclasses.replace(earlier, records=tuple(r for r in earlier.records if r.status not in gone))
+    if tuple(p.case for p in planned) != earlier.planned:
+        raise UsageError(f"{path} has other cases than its options give now: the model or repshift changed; start anew")
+    return earlier
 
 
 def _measure_all(
-    path: Path, run: Run, planned: tuple[Planned, ...], device: str, settings: Settings, delay: float
+    path: Path,
+    run: Run,
+    planned: tuple[Planned, ...],
+    device: str,
+    settings: Settings,
+    again: set[Case],
+    delay: float = 0.0,
 ) -> Run:
-    """Every comparison that is not yet in the run, each record on disk as soon as it is there.
+    """Every comparison that is not yet in the run or has a case to measure `again`, each record on disk at once.
 
     `delay` makes every forward longer by that share, for the gate's test of itself.
     """
@@ -319,39 +332,37 @@ def _measure_all(
     from repshift_cli.commands._progress import Bar
 
     workshop = assemble.Workshop(device, delay)
-    done = {record.case for record in run.records}
-    blocks = plan.comparisons(planned)
-    with Bar(len(blocks)) as bar:
-        for block in blocks:
-            wanted = {p.case for p in block} - done
-            if not wanted:
-                bar.next()
-                continue
-            cases = [(p.case, p.tokens) for p in block]
-            try:
-                for record in _records(runner, workshop, cases, wanted, settings, bar):
+    done = {record.case for record in run.records} - again
+    blocks = [block for block in plan.comparisons(planned) if any(p.case not in done for p in block)]
+    try:
+        with Bar(len(blocks)) as bar:
+            for block in blocks:
+                wanted = {p.case for p in block} - done
+                broken = {r.case for r in run.records if r.status == "failed"} - wanted
+                cases = [(p.case, p.tokens) for p in block]
+                for record in _records(runner, workshop, cases, wanted, settings, bar, broken):
                     run = store.append(path, run, record)
                     done.add(record.case)
-            except KeyboardInterrupt:
-                command = shlex.join(["repshift", "bench", "--resume", str(path)])
-                print(
-                    f"\ninterrupted; {len(run.records)} of {len(run.planned)} cases are in the run file",
-                    file=sys.stderr,
-                )
-                print(f"go on with: {command}", file=sys.stderr)
-                raise
-            bar.next()
+                bar.next()
+    except KeyboardInterrupt:
+        retry = ["--retry-failed"] if again - done else []
+        command = shlex.join(["repshift", "bench", "--resume", str(path), *retry])
+        print(f"\ninterrupted; {len(done)} of {len(run.planned)} cases are in the run file", file=sys.stderr)
+        print(f"go on with: {command}", file=sys.stderr)
+        raise
     return run
 
 
-def _records(runner: Any, workshop: Any, cases: Any, wanted: set[Case], settings: Settings, bar: Any) -> Any:
+def _records(
+    runner: Any, workshop: Any, cases: Any, wanted: set[Case], settings: Settings, bar: Any, broken: set[Case]
+) -> Any:
     """The comparison's records; a model that cannot be built fails its cases, not the sweep."""
     bar.phase(f"building {cases[0][0].model}")
     try:
         workshop.subject(cases[0][0])
     except UsageError:
         raise
-    except (RepshiftError, RuntimeError, MemoryError, ValueError, OSError) as error:
+    except Exception as error:
         yield from (runner.failed(case, tokens, error) for case, tokens in cases if case in wanted)
         return
-    yield from runner.compare(cases, wanted, workshop.parts, settings, bar.update)
+    yield from runner.compare(cases, wanted, workshop.parts, settings, bar.update, broken)

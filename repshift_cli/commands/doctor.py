@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repshift_cli import machine
-from repshift_cli.catalog import find_spec, one_line
+from repshift_cli.catalog import one_line
+from repshift_cli.installed import is_installed
 
 STATES = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "yellow")}
 NVIDIA_PARAMETERS = Path("/proc/driver/nvidia/params")
@@ -115,8 +116,8 @@ def _check_nvml() -> Check:
     watch = machine.Watch("cuda")
     reading = watch.sample()
     if reading is None:
-        missing = find_spec("pynvml") is None
-        return Check("NVML", False, watch.reason or "", "pip install nvidia-ml-py" if missing else remedy)
+        remedy = remedy if is_installed("pynvml") else "pip install nvidia-ml-py"
+        return Check("NVML", False, watch.reason or "", remedy)
     told: dict[str, tuple[float | None, str]] = {
         "SM": (reading.sm_clock, "MHz"),
         "memory": (reading.memory_clock, "MHz"),
@@ -139,8 +140,7 @@ def _what_is_measured() -> Check:
 
 def _check_package(name: str, module: str, remedy: str, package: str | None = None) -> Check:
     """Whether a module is there, without importing it; a bare folder without a module file does not count."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
+    if not is_installed(module):
         return Check(name, False, "not installed", remedy)
     return Check(name, True, machine.version_of(package or module.replace("_", "-")) or "installed")
 

@@ -56,7 +56,7 @@ class TrafficModel(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with self:
-            out = func.decompose(*args, **kwargs) if func._can_decompose() else NotImplemented
+            out = func.decompose(*args, **kwargs)
         if out is not NotImplemented:
             return out
         out = func(*args, **kwargs)

@@ -1,8 +1,8 @@
 """What the tool itself costs, as ratios within one run: `python tests/benchmarks/overhead.py` (about five minutes).
 
 1. `repshift --help`: seconds of a whole process, median of 9.
-2. The runner against a bare loop over the same forward, vit_b at batch 1: the times it reports, and the wall time of its
-   timed rounds for each second of forwards in them. Target: within 1.02.
+2. The runner against a bare loop over the same forward, vit_b at batch 1: the times it reports, and the wall time of
+   its timed rounds for each second of forwards in them. Target: within 1.02.
 3. repshift against the oracle (a plain slice) at equal token counts, vit_b and deit_s at batch 8. Target: within 1.05.
 """
 
@@ -37,8 +37,8 @@ def main() -> None:
 
 
 def show(what: str, ratios: list[float]) -> None:
-    """One line: the geometric mean of paired ratios with its interval."""
-    value = stats.geometric_mean(ratios)
+    """One line: the typical paired ratio with its interval."""
+    value = stats.hodges_lehmann(ratios)
     print(f"{what}: {value.value:.4f} ({value.low:.4f} to {value.high:.4f}, {len(ratios)} pairs)", flush=True)
 
 
@@ -109,7 +109,7 @@ def over_oracle(model: str, device: str) -> list[float]:
     facts = assemble.facts_of(None, model, None, None)
     layers = default_layers(facts.depth)
     base = replace(_case(model, 8, device), keep=0.6, layers=layers)
-    shift = replace(base, pruning="repshift", operation="mlp", distance="l2", form="update")
+    shift = replace(base, pruning="repshift", operation="mlp", distance="l2", form="paper")
     cases = [(case, tokens_along(facts, 0.6, layers)) for case in (shift, replace(base, pruning="oracle"))]
     only_timing = replace(workshop.parts, verify=lambda s: "", probes=lambda s: ())
     settings = runner.Settings(precision=0.005, budget=30.0)

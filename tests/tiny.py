@@ -1,0 +1,319 @@
+"""Tiny models of every family, each with a plain forward of its own: the blocks' arithmetic written out, no hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repshift_cli.models._structure import find_sites, prefix_tokens
+from repshift_cli.models._transformers import logits, pooled
+from repshift_cli.records import Case, Subject
+
+DEPTH, WIDTH, BATCH = 3, 32, 3
+
+Module = Any
+Block = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+"""x -> SA(LN(x)) and x' -> MLP(LN(x')), LayerScale included."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A model with its inputs and its forward in three parts: `embed`, the blocks, `finish` to the compared output."""
+
+    module: Module
+    inputs: Any
+    prefix: int
+    tokens: int
+    embed: Callable[[Any], Tensor]
+    blocks: Sequence[Block]
+    finish: Callable[[Tensor], Tensor]
+    compared: Callable[[Any], Tensor]
+
+    def forward(self, cut: Callable[[int, dict[str, Tensor]], Tensor] | None = None) -> Tensor:
+        """The output; `cut(layer, seen)` gives the hidden states after block `layer` (from 1), as it finds fit."""
+        x = self.embed(self.inputs)
+        for layer, (attention, mlp) in enumerate(self.blocks, start=1):
+            branch = attention(x)
+            middle = x + branch
+            update = mlp(middle)
+            out = middle + update
+            seen = {"x": x, "attention": branch, "middle": middle, "mlp": update, "out": out}
+            x = out if cut is None else cut(layer, seen)
+        return self.finish(x)
+
+
+def case(**changes: Any) -> Case:
+    """A case on the CPU, by default unpruned under vanilla attention."""
+    given: dict[str, Any] = {
+        "model": "tiny",
+        "input": "random",
+        "weights": "random",
+        "image_size": None,
+        "frames": None,
+        "batch": BATCH,
+        "dtype": "fp32",
+        "device": "cpu",
+        "attention": "vanilla",
+    }
+    return Case(**{**given, **changes})
+
+
+def subject(module: Module, inputs: Any) -> Subject:
+    """The subject that a family file would build around this module."""
+    sites, entering = find_sites(module, inputs)
+    prefix = prefix_tokens(module)
+    return Subject(module, inputs, (inputs,), sites, prefix, entering - prefix, "img", logits, pooled)
+
+
+def roughen(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random values for every parameter, so that no bias is zero, no norm and no LayerScale is one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.copy_(p + 0.3 * noise if p.ndim < 2 or p.shape[0] == 1 else 0.2 * noise)
+    return module.eval()
+
+
+def pixels(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def first(value: Any) -> Tensor:
+    return value[0] if isinstance(value, tuple) else value
+
+
+# --- transformers ---------------------------------------------------------------------------------------------------
+
+SIZES: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+    "image_size": 32,
+    "attn_implementation": "sdpa",
+}
+TOKENS = (32 // 8) ** 2
+
+
+def vit() -> Plain:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    module: Module = roughen(ViTForImageClassification(ViTConfig(**SIZES, num_labels=7))).double()
+    body = module.vit
+    return Plain(
+        module,
+        {"pixel_values": pixels(BATCH, 3, 32, 32)},
+        prefix=1,
+        tokens=TOKENS,
+        embed=lambda inputs: body.embeddings(inputs["pixel_values"]),
+        blocks=[_before_after(b) for b in body.layers],
+        finish=lambda x: module.classifier(body.layernorm(x)[:, 0]),
+        compared=lambda out: out.logits,
+    )
+
+
+def deit_distilled() -> Plain:
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+    module: Module = roughen(DeiTForImageClassificationWithTeacher(DeiTConfig(**SIZES, num_labels=7))).double()
+    body = module.deit
+
+    def finish(x: Tensor) -> Tensor:
+        x = body.layernorm(x)
+        return (module.cls_classifier(x[:, 0]) + module.distillation_classifier(x[:, 1])) / 2
+
+    return Plain(
+        module,
+        {"pixel_values": pixels(BATCH, 3, 32, 32)},
+        prefix=2,
+        tokens=TOKENS,
+        embed=lambda inputs: body.embeddings(inputs["pixel_values"]),
+        blocks=[_before_after(b) for b in body.layers],
+        finish=finish,
+        compared=lambda out: out.logits,
+    )
+
+
+def _before_after(b: Module) -> Block:
+    return (lambda x: first(b.attention(b.layernorm_before(x)))), (lambda x: b.mlp(b.layernorm_after(x)))
+
+
+def dinov2() -> Plain:
+    from transformers import Dinov2Config, Dinov2Model
+
+    return _dino(roughen(Dinov2Model(Dinov2Config(**SIZES, mlp_ratio=2))).double(), prefix=1)
+
+
+def dinov2_registers() -> Plain:
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    config = Dinov2WithRegistersConfig(**SIZES, mlp_ratio=2, num_register_tokens=3)
+    return _dino(roughen(Dinov2WithRegistersModel(config)).double(), prefix=4)
+
+
+def _dino(module: Module, prefix: int) -> Plain:
+    def block(b: Module) -> Block:
+        return (
+            lambda x: first(b.attention(b.norm1(x))) * b.layer_scale1.lambda1,
+            lambda x: b.mlp(b.norm2(x)) * b.layer_scale2.lambda1,
+        )
+
+    return Plain(
+        module,
+        {"pixel_values": pixels(BATCH, 3, 32, 32)},
+        prefix,
+        TOKENS,
+        embed=lambda inputs: module.embeddings(inputs["pixel_values"]),
+        blocks=[block(b) for b in module.encoder.layer],
+        finish=lambda x: module.layernorm(x),
+        compared=lambda out: out.last_hidden_state,
+    )
+
+
+def clip() -> Plain:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    module: Module = roughen(CLIPVisionModel(CLIPVisionConfig(**SIZES))).double()
+    return Plain(
+        module,
+        {"pixel_values": pixels(BATCH, 3, 32, 32)},
+        prefix=1,
+        tokens=TOKENS,
+        embed=lambda inputs: module.pre_layrnorm(module.embeddings(inputs["pixel_values"])),
+        blocks=[_clip_block(b) for b in module.encoder.layers],
+        finish=lambda x: module.post_layernorm(x[:, 0]),
+        compared=lambda out: out.pooler_output,
+    )
+
+
+def siglip() -> Plain:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    module: Module = roughen(SiglipVisionModel(SiglipVisionConfig(**SIZES))).double()
+    return Plain(
+        module,
+        {"pixel_values": pixels(BATCH, 3, 32, 32)},
+        prefix=0,
+        tokens=TOKENS,
+        embed=lambda inputs: module.embeddings(inputs["pixel_values"]),
+        blocks=[_clip_block(b) for b in module.encoder.layers],
+        finish=lambda x: module.head(module.post_layernorm(x)),
+        compared=lambda out: out.pooler_output,
+    )
+
+
+def _clip_block(b: Module) -> Block:
+    return (
+        lambda x: first(b.self_attn(hidden_states=b.layer_norm1(x), attention_mask=None)),
+        lambda x: b.mlp(b.layer_norm2(x)),
+    )
+
+
+def videomae() -> Plain:
+    """UMT's shape: tubelet 1, mean pooled, no class token; here 3 frames of 16 tokens."""
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    config = VideoMAEConfig(**SIZES, num_frames=3, tubelet_size=1, use_mean_pooling=True)
+    module: Module = roughen(VideoMAEModel(config)).double()
+
+    def block(b: Module) -> Block:
+        def mlp(x: Tensor) -> Tensor:
+            inner = b.intermediate.intermediate_act_fn(b.intermediate.dense(b.layernorm_after(x)))
+            return b.output.dense(inner)
+
+        return (lambda x: first(b.attention(b.layernorm_before(x)))), mlp
+
+    return Plain(
+        module,
+        {"pixel_values": pixels(BATCH, 3, 3, 32, 32)},
+        prefix=0,
+        tokens=3 * TOKENS,
+        embed=lambda inputs: module.embeddings(inputs["pixel_values"], None),
+        blocks=[block(b) for b in module.encoder.layer],
+        finish=lambda x: x.mean(1),
+        compared=lambda out: out.last_hidden_state.mean(1),
+    )
+
+
+# --- plain torch ----------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class PreNorm(nn.Module):
+    """x' = x + A(LN(x)), x'' = x' + M(LN(x')), with one dropout that serves both branches."""
+
+    def __init__(self, width: int = WIDTH, heads: int = 4) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix = Attention(width, heads)
+        self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.shared = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.shared(self.mix(self.first(x)))
+        return x + self.shared(self.feed(self.second(x)))
+
+
+class PlainTransformer(nn.Module):
+    """Blocks under a class token, read out at that token."""
+
+    def __init__(
+        self, make: Callable[[], nn.Module] = PreNorm, depth: int = DEPTH, width: int = WIDTH, classes: int = 5
+    ) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width))
+        self.blocks = nn.ModuleList(make() for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0]))
+
+
+def plain_torch() -> Plain:
+    module: Module = roughen(PlainTransformer()).double()
+
+    def block(b: Module) -> Block:
+        return (lambda x: b.mix(b.first(x))), (lambda x: b.feed(b.second(x)))
+
+    return Plain(
+        module,
+        (pixels(BATCH, 12, WIDTH),),
+        prefix=1,
+        tokens=12,
+        embed=lambda inputs: torch.cat((module.cls_token.expand(len(inputs[0]), -1, -1), inputs[0]), dim=1),
+        blocks=[block(b) for b in module.blocks],
+        finish=lambda x: module.head(module.norm(x[:, 0])),
+        compared=lambda out: out,
+    )
+
+
+FAMILIES: dict[str, Callable[[], Plain]] = {
+    "vit": vit,
+    "deit_distilled": deit_distilled,
+    "dinov2": dinov2,
+    "dinov2_registers": dinov2_registers,
+    "clip": clip,
+    "siglip": siglip,
+    "videomae": videomae,
+    "plain_torch": plain_torch,
+}
