@@ -3,9 +3,9 @@
 Pure: `measure` gives the ratios of one round, wherever they come from, so that simulations and processes are judged by
 the same lines. Statistics: a round is one fresh process per side; the ratio is of the two processes' medians. There are
 two looks at most, after `first` and after `most` rounds, and each has half of the error allowed (Bonferroni), so that
-looking twice costs nothing. A regression is a signed-rank test of "worse by at most delta", rejected by Holm's procedure
-over the declared checks; a pass is the interval's upper end below delta. Sources: Kalibera and Jones 2013, "Rigorous
-benchmarking in reasonable time"; duet benchmarking, arXiv 2001.05811; Laaber et al. 2019.
+looking twice costs nothing. A regression is a signed-rank test of "worse by at most delta", rejected by Holm's
+procedure over the declared checks; a pass is the interval's upper end below delta. Sources: Kalibera and Jones 2013,
+"Rigorous benchmarking in reasonable time"; duet benchmarking, arXiv 2001.05811; Laaber et al. 2019.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from repshift_cli import stats
-from repshift_cli.findings import BETTER, WORSE, Finding, Lonely, exact_word, labels, word_for
+from repshift_cli.findings import BETTER, SAME, WORSE, Finding, Lonely, exact_word, labels, word_for
 from repshift_cli.records import Case, Measurement, RepshiftError, UsageError
 from repshift_cli.stats import Estimate
 
@@ -189,7 +189,8 @@ def timed(check: Check, judged: Judged, base: Measurement, head: Measurement) ->
     named = (head.metric, head.label, head.unit, head.better, head.rank)
     turned = judged.ratio
     ratio = _inverse(turned) if head.better == "higher" else turned
-    word = WORSE if judged.verdict == FAIL else word_for(ratio, head.better, check.delta)
+    word = word_for(ratio, head.better, check.delta)
+    word = {FAIL: WORSE, PASS: BETTER if word == BETTER else SAME}.get(judged.verdict, word)
     more = (judged.verdict, judged.rounds, judged.reason)
     return Finding(check.case, *named, False, a.value, b.value, ratio, word, check.delta, *more)
 

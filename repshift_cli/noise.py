@@ -1,4 +1,4 @@
-"""The noise of runners: how far a gate of a revision against itself wanders, learnt per runner and stored with a date."""
+"""The noise of runners: how far a gate of a revision against itself wanders, learnt per runner, with a date."""
 
 from __future__ import annotations
 

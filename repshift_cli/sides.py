@@ -81,7 +81,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def run(command: Sequence[str] | str, folder: Path, environment: Mapping[str, str], log: Path) -> int:
-    """The exit code of a command whose output goes to `log`; however this ends, the command and its children are gone."""
+    """The exit code of a command whose output goes to `log`; however this ends, it and its children are gone."""
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
@@ -162,7 +162,7 @@ def commit_of(ref: str, top: Path) -> str:
 def state_of(top: Path) -> str:
     """The checked-out commit in words: `the working tree at 3f2c1ab, with uncommitted changes`."""
     words = f"the working tree at {git('rev-parse', '--short', 'HEAD', folder=top)}"
-    dirty = git("status", "--porcelain", folder=top)
+    dirty = git("status", "--porcelain", "--untracked-files=no", folder=top)
     return f"{words}, with uncommitted changes" if dirty else words
 
 
@@ -193,7 +193,7 @@ def make(name: str, words: str, tree: Path, inside: Path, python: str, top: Path
 
 
 def with_python(side: Side) -> Side:
-    """The side with its interpreter found: a path within its tree goes first, for trees that `--setup` gives their own."""
+    """The side with its interpreter found: a path within its tree goes first, where `--setup` makes one."""
     given = side.python
     own = side.folder / given
     python = str(own) if os.sep in given and own.exists() else shutil.which(given)

@@ -207,7 +207,7 @@ def outliers(values: Sequence[float]) -> int:
     return sum(not q1 - 3 * (q3 - q1) <= v <= q3 + 3 * (q3 - q1) for v in values)
 
 
-# --- two sides, many hypotheses -----------------------------------------------------------------------------------------
+# --- two sides, many hypotheses ---------------------------------------------------------------------------------------
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:

@@ -53,7 +53,8 @@ class Thresholds:
 
 def parse(table: Mapping[str, Any], place: str) -> Thresholds:
     """The thresholds of a profile; UsageError names `place` and the key that cannot be used."""
-    counts, rules, cases = dict(COUNTS), [], {}
+    counts, rules = dict(COUNTS), list[Rule]()
+    cases: Mapping[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         if name in COUNTS:

@@ -17,6 +17,12 @@ WALLS: dict[str, set[str]] = {
     "axes": {"records"},
     "plan": {"records", "axes"},
     "store": {"records"},
+    "thresholds": {"records"},
+    "findings": {"records", "stats"},
+    "gate": {"records", "stats", "findings"},
+    "noise": {"records", "store"},
+    "sides": {"records", "store", "gate"},
+    "duel": {"records", "stats", "store", "findings", "gate", "sides", "thresholds"},
     "machine": {"records", "catalog", "torch", "pynvml"},
     "runner": {"records", "stats"},
     "kernels": {"records", "kernels", "triton", *TENSORS},
@@ -24,7 +30,7 @@ WALLS: dict[str, set[str]] = {
     "attention": {"records", "installed", "kernels", "attention", "flash_attn", "flash_attn_interface", *TENSORS},
     "pruning": {"records", "kernels", "pruning", *TENSORS},
     "probes": {"records", "kernels", "probes", "pynvml", *TENSORS},
-    "renderers": {"records", "stats", "renderers", "rich"},
+    "renderers": {"records", "stats", "findings", "gate", "renderers", "rich"},
 }
 """What each room may import besides the standard library and the package's own version."""
 
@@ -82,7 +88,20 @@ def test_every_way_to_import_is_seen(line: str, package: str, name: str) -> None
 
 
 def test_light_rooms_bring_no_torch() -> None:
-    light = {"records", "stats", "catalog", "axes", "plan", "store", "machine", "renderers", "runner"}
+    light = {
+        "records",
+        "stats",
+        "catalog",
+        "axes",
+        "plan",
+        "store",
+        "machine",
+        "renderers",
+        "runner",
+        "gate",
+        "findings",
+        "duel",
+    }
     modules = [".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in FILES if room_of(p) in light]
     code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
     code += "sys.exit(' '.join({'torch', 'transformers', 'pynvml'} & set(sys.modules)) or None)"

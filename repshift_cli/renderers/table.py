@@ -31,7 +31,7 @@ def render(run: Run, out: TextIO, console: Console | None = None) -> None:
     for number, sheet in enumerate(ready):
         if number:
             console.print()
-        _print(sheet, console)
+        print_sheet(sheet, console)
 
 
 def console_for(out: TextIO) -> Console:
@@ -42,7 +42,8 @@ def console_for(out: TextIO) -> Console:
     return Console(file=out, highlight=False, markup=False, emoji=False, width=UNLIMITED)
 
 
-def _print(sheet: Sheet, console: Console) -> None:
+def print_sheet(sheet: Sheet, console: Console) -> None:
+    """Print one sheet in the console's width."""
     shown, folded = layout(sheet.columns, console.width)
     console.print(Text(_wrapped(sheet.header, console.width), "bold"))
     console.print()
