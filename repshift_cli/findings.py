@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from repshift_cli import stats
 from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Machine, Measurement, Record, Run
@@ -171,6 +172,23 @@ def dtype_difference(base: Run, head: Run) -> list[str]:
     """The dtypes, where the two runs have none in common."""
     a, b = ({r.case.dtype for r in run.records} for run in (base, head))
     return [] if not a or not b or a & b else [f"dtype {', '.join(sorted(a))} and {', '.join(sorted(b))}"]
+
+
+def without_place(run: Run) -> Run:
+    """The run with cases that name neither device nor dtype, so that those of other machines pair up with them.
+
+    A run with several dtypes keeps them: its cases could not be told apart.
+    """
+    dtypes = {r.case.dtype for r in run.records}
+    gone: dict[str, Any] = {"device": "any"} | ({"dtype": "any"} if len(dtypes) == 1 else {})
+    records = tuple(dataclasses.replace(r, case=dataclasses.replace(r.case, **gone)) for r in run.records)
+    return dataclasses.replace(run, records=records)
+
+
+def described(finding: Finding) -> Finding:
+    """The finding without a judgement: that there is a change, not that it is for the better."""
+    word = {WORSE: CHANGED, BETTER: CHANGED}.get(finding.word, finding.word)
+    return dataclasses.replace(finding, word=word)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

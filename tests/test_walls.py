@@ -19,6 +19,7 @@ WALLS: dict[str, set[str]] = {
     "store": {"records"},
     "thresholds": {"records"},
     "findings": {"records", "stats"},
+    "history": {"records", "stats", "findings", "installed", "numpy", "ruptures"},
     "gate": {"records", "stats", "findings"},
     "noise": {"records", "store"},
     "sides": {"records", "store", "gate"},
@@ -30,7 +31,7 @@ WALLS: dict[str, set[str]] = {
     "attention": {"records", "installed", "kernels", "attention", "flash_attn", "flash_attn_interface", *TENSORS},
     "pruning": {"records", "kernels", "pruning", *TENSORS},
     "probes": {"records", "kernels", "probes", "pynvml", *TENSORS},
-    "renderers": {"records", "stats", "findings", "gate", "renderers", "rich"},
+    "renderers": {"records", "stats", "findings", "gate", "history", "renderers", "rich"},
 }
 """What each room may import besides the standard library and the package's own version."""
 

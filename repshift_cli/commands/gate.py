@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +14,10 @@ import typer
 from repshift_cli import axes, findings, noise, sides, store, thresholds
 from repshift_cli import gate as rules
 from repshift_cli.commands import _complete
+from repshift_cli.commands._revisions import both_sides, say
 from repshift_cli.duel import Duel
 from repshift_cli.gate import FAIL, INCONCLUSIVE, PASS, NothingMeasured, Outcome
 from repshift_cli.records import UsageError, to_plain
-from repshift_cli.sides import Side
 from repshift_cli.thresholds import Thresholds
 
 DELAY = 0.05
@@ -104,7 +104,7 @@ def gate(
         typer.Option("--all", help="Show every metric, also what informs and did not change.", rich_help_panel=_OUT),
     ] = False,
 ) -> None:
-    """Is head slower than base? Exit code: 0 no, 1 yes, 2 usage, 3 inconclusive, 4 no base or mismatch, 5 no figures."""
+    """Is head slower than base? Exit: 0 no, 1 yes, 2 usage, 3 inconclusive, 4 no base or mismatch, 5 no figures."""
     targets = [path for path in (markdown_to, junit_to, json_to) if path is not None]
     for path in targets:
         store.check_writable(path)
@@ -112,8 +112,11 @@ def gate(
         raise UsageError("name the revision to compare with (--base main), or give --learn or --self-test alone")
     options, limits = _asked(profile, device, rounds, most_rounds)
     folder = _folder(out)
-    with sides.ending_in_order(), _sides(base, head, base_python, head_python, setup, folder, options) as (old, new):
-        duel = Duel(old, new, options, limits, folder / "rounds", _say)
+    with (
+        sides.ending_in_order(),
+        both_sides(base, head, base_python, head_python, setup, folder, options) as (old, new),
+    ):
+        duel = Duel(old, new, options, limits, folder / "rounds", say)
         if learn:
             _learn(duel, noise_file, most_rounds or LEARNING_ROUNDS)
             return
@@ -159,77 +162,6 @@ def _folder(out: Path | None) -> Path:
     return folder.resolve()
 
 
-@contextlib.contextmanager
-def _sides(
-    base: str | None,
-    head: str | None,
-    base_python: str | None,
-    head_python: str | None,
-    setup: str | None,
-    folder: Path,
-    options: dict[str, Any],
-) -> Iterator[tuple[Side, Side]]:
-    """Both sides ready to run; without a base both are this folder as it is. Worktrees are gone afterwards."""
-    here = Path.cwd().resolve()
-    pythons = (base_python or sys.executable, head_python or sys.executable)
-    with contextlib.ExitStack() as stack:
-        if base is None:
-            made = [
-                sides.make(n, "this folder", here, Path(), p, here)
-                for n, p in zip(("base", "head"), pythons, strict=True)
-            ]
-        else:
-            top = sides.repository(here)
-            inside = here.relative_to(top.resolve())
-            made = [
-                _side(stack, name, ref, top, inside, python)
-                for name, ref, python in (("base", base, pythons[0]), ("head", head, pythons[1]))
-            ]
-        if setup is not None:
-            for side in made if base is not None else made[:1]:
-                _say(f"{side.name}: {setup}")
-                sides.set_up(side, setup, folder / "rounds" / f"{side.name}-setup.log")
-        old, new = (sides.with_python(side) for side in made)
-        _check_origins(old, new, options, base is not None)
-        yield old, new
-
-
-def _side(stack: contextlib.ExitStack, name: str, ref: str | None, top: Path, inside: Path, python: str) -> Side:
-    if ref is None:
-        return sides.make(name, sides.state_of(top), top, inside, python, top)
-    commit = sides.commit_of(ref, top)
-    words = f"{ref} ({commit[:10]})" if not commit.startswith(ref) else commit[:10]
-    _say(f"{name}: checking out {words}")
-    tree = stack.enter_context(sides.worktree(top, commit))
-    return sides.make(name, words, tree, inside, python, top)
-
-
-def _check_origins(old: Side, new: Side, options: dict[str, Any], revisions: bool) -> None:
-    """Each side must import its own tree's packages: else both would run the same code and every gate would pass."""
-    models = options.get("model", [])
-    own = {m.partition(":")[0].partition(".")[0] for m in ([models] if isinstance(models, str) else models) if ":" in m}
-    names = ["repshift_cli", *sorted(own - {"hf"})]
-    found = {side.name: sides.origins(side, names) for side in (old, new)}
-    from_trees = False
-    for side in (old, new):
-        for package, origin in found[side.name].items():
-            within = origin is not None and Path(origin).resolve().is_relative_to(side.tree.resolve())
-            mine = within or any((root / package).exists() for root in (side.tree, side.tree / "src"))
-            from_trees |= within
-            if origin is None:
-                raise rules.NoBase(f"no base: {package} cannot be imported on {side.name} ({side.words})")
-            if revisions and mine and not within:
-                raise rules.NoBase(
-                    f"environment mismatch: {side.name} would import {package} from {origin}, not from its own tree; "
-                    "an editable install leads there: install into an environment per tree with --setup and --base-python"
-                )
-    if revisions and not from_trees and old.python == new.python:
-        raise UsageError(
-            "both sides would run the same code: the models come from the installed repshift, not from this repository; "
-            "gate a model of your own (package.module:function) or two environments (--base-python, --head-python)"
-        )
-
-
 # --- what is done -----------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +181,7 @@ def _judge(duel: Duel, noise_file: Path) -> Outcome:
         raise NothingMeasured(
             "nothing measured that gates: no metric of the profile's [thresholds] has a figure on both sides"
         )
-    _say("")
+    say("")
     return outcome
 
 
@@ -277,7 +209,7 @@ def _learn(duel: Duel, path: Path, rounds: int) -> None:
         cases.setdefault(check.case.key, {})[check.metric] = round(share, 6)
     runner = findings.fingerprint(duel.surveys["head"].machine)
     noise.save(path, noise.Noise(runner, datetime.now(UTC).isoformat(timespec="seconds"), rounds, cases))
-    _say("")
+    say("")
     names = findings.labels(check.case for check in checks)
     for check, share in learnt.items():
         print(
@@ -288,14 +220,12 @@ def _learn(duel: Duel, path: Path, rounds: int) -> None:
 
 def _self_test(duel: Duel, noise_file: Path) -> int:
     """A/A must not fail and head with 5% added must: the exit code, and a line for each."""
-    from dataclasses import replace
-
     plain = _judge(duel, noise_file)
     print(f"A/A: {plain.sentence}")
     slow = replace(
         duel.head, extra=("--delay", str(DELAY)), words=f"this folder with {DELAY:.0%} added to every forward"
     )
-    second = Duel(duel.base, slow, duel.options, duel.thresholds, duel.folder.parent / "delayed" / "rounds", _say)
+    second = Duel(duel.base, slow, duel.options, duel.thresholds, duel.folder.parent / "delayed" / "rounds", say)
     second.folder.mkdir(parents=True)
     delayed = _judge(second, noise_file)
     print(f"with {DELAY:.0%} added: {delayed.sentence}")
@@ -303,14 +233,10 @@ def _self_test(duel: Duel, noise_file: Path) -> int:
     if verdicts == (PASS, FAIL):
         print(f"PASS: the gate lets A/A through and catches {DELAY:.0%} here")
         return 0
-    if FAIL == verdicts[0] or PASS == verdicts[1]:
-        print(
-            f"FAIL: A/A was {verdicts[0]} and {DELAY:.0%} added was {verdicts[1]}; do not trust the gate on this machine"
-        )
+    if verdicts[0] == FAIL or verdicts[1] == PASS:
+        print(f"FAIL: A/A was {verdicts[0]} and {DELAY:.0%} added was {verdicts[1]}; do not trust the gate here")
         return 1
-    print(
-        f"{INCONCLUSIVE.upper()}: A/A was {verdicts[0]} and {DELAY:.0%} added was {verdicts[1]}; this machine is too noisy"
-    )
+    print(f"INCONCLUSIVE: A/A was {verdicts[0]} and {DELAY:.0%} added was {verdicts[1]}; this machine is too noisy")
     return rules.EXIT_CODES[INCONCLUSIVE]
 
 
@@ -320,8 +246,6 @@ def _self_test(duel: Duel, noise_file: Path) -> int:
 def _show(
     outcome: Outcome, everything: bool, github: bool, markdown: Path | None, junit: Path | None, json_to: Path | None
 ) -> None:
-    import json
-
     from repshift_cli.renderers import _gate, table
     from repshift_cli.renderers import markdown as as_markdown
 
@@ -340,11 +264,3 @@ def _show(
     for line in _gate.workflow_commands(outcome) if github else ():
         print(line)
     print(outcome.sentence, flush=True)
-
-
-def _say(text: str) -> None:
-    """A word on stderr while it works: on a terminal in one line, elsewhere only what is no round."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-    elif text and not text.startswith("round"):
-        print(text, file=sys.stderr, flush=True)

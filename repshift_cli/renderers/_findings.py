@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from repshift_cli.findings import BETTER, OPEN, SAME, WORSE, Finding, Lonely, labels
+from repshift_cli.findings import BETTER, CHANGED, OPEN, SAME, WORSE, Finding, Lonely, labels
 from repshift_cli.renderers._rows import ALWAYS, MISSING, Cell, Column, Sheet, scale
 from repshift_cli.stats import Estimate
 
-TONES = {WORSE: "bad", BETTER: "good", SAME: "quiet", OPEN: "skipped", "fail": "bad", "inconclusive": "skipped"}
+TONES = {
+    CHANGED: "",
+    WORSE: "bad",
+    BETTER: "good",
+    SAME: "quiet",
+    OPEN: "skipped",
+    "fail": "bad",
+    "inconclusive": "skipped",
+}
 
 
 def sheet(

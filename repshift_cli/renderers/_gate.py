@@ -37,8 +37,8 @@ def _statistics(outcome: Outcome) -> Iterable[str]:
         low, high = min(f.rounds for f in timed), max(f.rounds for f in timed)
         rounds = f"{low}" if low == high else f"{low} to {high}"
         yield (
-            f"change: head / base, Hodges and Lehmann's estimate over {rounds} rounds of fresh processes, with its 97.5% "
-            "interval (two looks of 97.5% keep 95%); fail by Holm's procedure over all gated checks"
+            f"change: head / base, Hodges and Lehmann's estimate over {rounds} rounds of fresh processes, with "
+            "its 97.5% interval (two looks of 97.5% keep 95%); what fails, fails by Holm's procedure over all that gates"
         )
     deltas = sorted({f.delta for f in outcome.judged if not f.exact})
     if deltas:

@@ -395,3 +395,17 @@ def _names(cases: Sequence[Case], label: Callable[[Case], str]) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
+
+
+# --- for other tools --------------------------------------------------------------------------------------------------
+
+
+def exported(run: Run) -> list[tuple[Case, Measurement, Estimate]]:
+    """Every figure that a table may show, case by case in the order planned: what dashboards get."""
+    found = []
+    for record in ordered_records(run):
+        for m in record.measurements:
+            figure = estimate(m) if m.rank < TABLE_RANKS else None
+            if figure is not None:
+                found.append((record.case, m, figure))
+    return found
