@@ -38,7 +38,7 @@ def _statistics(outcome: Outcome) -> Iterable[str]:
         rounds = f"{low}" if low == high else f"{low} to {high}"
         yield (
             f"change: head / base, Hodges and Lehmann's estimate over {rounds} rounds of fresh processes, with "
-            "its 97.5% interval (two looks of 97.5% keep 95%); what fails, fails by Holm's procedure over all that gates"
+            "its 97.5% interval (two looks of 97.5% keep 95%); what fails does so by Holm's procedure"
         )
     deltas = sorted({f.delta for f in outcome.judged if not f.exact})
     if deltas:
