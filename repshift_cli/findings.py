@@ -163,9 +163,7 @@ def fingerprint(machine: Machine) -> dict[str, str]:
 def differences(base: Machine, head: Machine) -> list[str]:
     """Where the fingerprints differ, in words: `torch 2.12.0 and 2.13.0`."""
     a, b = fingerprint(base), fingerprint(head)
-    return [
-        f"{n} {a.get(n, 'unknown')} and {b.get(n, 'unknown')}" for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)
-    ]
+    return [f"{n} {a.get(n, 'none')} and {b.get(n, 'none')}" for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)]
 
 
 def dtype_difference(base: Run, head: Run) -> list[str]:
@@ -203,6 +201,12 @@ def labels(cases: Iterable[Case]) -> dict[Case, str]:
     return {case: " ".join(_words(case, varying)) for case in known}
 
 
+NAMES = {"layers": "at", "image_size": "px"}
+"""What a field is called in a label where not by its own name: `keep 0.5 at 1,4,7`."""
+
+SPEAKING = ("dtype", "device", "operation", "distance", "form", "execution")
+"""Fields whose values say what they are."""
+
 PRUNING_FIELDS = ("keep", "layers", "operation", "distance", "form")
 
 
@@ -219,4 +223,5 @@ def _words(case: Case, varying: Sequence[str]) -> Iterable[str]:
         value = getattr(case, name)
         if name == "model" or value is None or (name in PRUNING_FIELDS and case.pruning == METHODS_WITHOUT_PRUNING):
             continue
-        yield f"{name.replace('_', ' ')} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        yield text if name in SPEAKING else f"{NAMES.get(name, name.replace('_', ' '))} {text}"

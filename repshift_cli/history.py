@@ -67,9 +67,15 @@ def series(runs: Sequence[Run], metrics: Sequence[str]) -> list[Series]:
                 if figure is None:
                     continue
                 place = (tuple(machine.items()), record.case, m.metric, m.source)
-                known = found.setdefault(place, (record.case, m, ", ".join(machine.values()), []))
+                known = found.setdefault(place, (record.case, m, _in_words(machine), []))
                 known[3].append(Point(run.created, run.machine.commit, figure.value))
     return [Series(case, m, machine, tuple(points), steps(points)) for case, m, machine, points in found.values()]
+
+
+def _in_words(machine: dict[str, str]) -> str:
+    """`NVIDIA H100 80GB HBM3, driver 580, CUDA 13.0, torch 2.13.0`."""
+    bare = ("GPU", "CPU")
+    return ", ".join(value if name in bare else f"{name} {value}" for name, value in machine.items() if name != "device")
 
 
 def why_no_steps() -> str | None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from repshift_cli.renderers._rows import Sheet
 
 BETWEEN_PROCESSES = (
-    "change: head / base with its 95% interval over each run's rounds; one run is one process, and processes differ by "
-    "more than rounds do: repshift gate judges"
+    "change: head / base with its 95% interval over each run's rounds; a run of bench is one process, and processes "
+    "differ by more than rounds do: repshift gate judges"
 )
 
 

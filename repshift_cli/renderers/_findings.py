@@ -25,9 +25,12 @@ def sheet(
 ) -> Sheet:
     """Case, metric, both sides, the change with its interval, what to call it; the verdict where one was given."""
     names = labels([f.case for f in findings] + [one.case for one in lonely])
+    metrics = dict.fromkeys(f.label or f.metric for f in findings)
+    if len(metrics) == 1:
+        header = (*metrics, *header)
     columns = [
         Column("case", ALWAYS, tuple(Cell(names[f.case]) for f in findings)),
-        Column("metric", ALWAYS, tuple(Cell(f.label or f.metric) for f in findings)),
+        *[Column("metric", ALWAYS, tuple(Cell(f.label or f.metric) for f in findings))] * (len(metrics) > 1),
         Column("base", 30, tuple(Cell(figure(f, f.base)) for f in findings), numeric=True, metric=True),
         Column("head", 20, tuple(Cell(figure(f, f.head)) for f in findings), numeric=True, metric=True),
         Column("change", 10, tuple(_change(f) for f in findings), numeric=True, metric=True),

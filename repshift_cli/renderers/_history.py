@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from repshift_cli.findings import labels
 from repshift_cli.history import Series, Step
-from repshift_cli.renderers._rows import ALWAYS, MISSING, Cell, Column, Sheet, scale
+from repshift_cli.records import Case
+from repshift_cli.renderers._rows import ALWAYS, MISSING, NAMES_IN_A_NOTE, Cell, Column, Sheet, scale
 
 BARS = "▁▂▃▄▅▆▇█"
 MARK = "|"
@@ -34,7 +35,7 @@ def _sheet(found: Sequence[Series], notes: Sequence[str]) -> Sheet:
         Column("last", 10, tuple(Cell(_number(s.points[-1].value / factor)) for s in found), numeric=True, metric=True),
         Column("steps", 12, tuple(_steps(s) for s in found), numeric=True),
     )
-    said = [f"step: {names[s.case]} {in_words(step)}" for s in found for step in s.steps or ()]
+    said = _step_notes(found, names)
     dates = sorted(p.created[:10] for s in found for p in s.points)
     header = (f"{like.label or like.metric} {unit}".strip(), f"{dates[0]} to {dates[-1]}", found[0].machine)
     return Sheet(header, columns, "", (*said, *notes))
@@ -54,10 +55,22 @@ def sparkline(series: Series) -> str:
     return text
 
 
-def in_words(step: Step) -> str:
-    """`+5.2% from 2026-11-20 (3f2c1ab000)`."""
-    commit = f" ({step.point.commit[:10]})" if step.point.commit else ""
-    return f"{step.ratio - 1:+.1%} from {step.point.created[:10]}{commit}"
+def _step_notes(found: Sequence[Series], names: Mapping[Case, str]) -> list[str]:
+    """One note per run at which cases step: `step at 2026-11-20 (3f2c1ab): flash +5.2%, vanilla +5.0%`."""
+    at: dict[tuple[str, str], list[tuple[str, Step]]] = {}
+    for own in found:
+        for step in own.steps or ():
+            at.setdefault((step.point.created, step.point.commit or ""), []).append((names[own.case], step))
+    notes = []
+    for (created, commit), cases in sorted(at.items()):
+        place = f"{created[:10]} ({commit[:10]})" if commit else created[:10]
+        changes = [step.ratio - 1 for _, step in cases]
+        if len(cases) > NAMES_IN_A_NOTE:
+            said = f"{len(cases)} of {len(found)} cases, by {min(changes):+.1%} to {max(changes):+.1%}"
+        else:
+            said = ", ".join(f"{name} {step.ratio - 1:+.1%}" for name, step in cases)
+        notes.append(f"step at {place}: {said}")
+    return notes
 
 
 def _steps(series: Series) -> Cell:

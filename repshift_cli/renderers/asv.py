@@ -64,8 +64,9 @@ def _machine(run: Run) -> dict[str, str]:
     return {
         "machine": re.sub(r"[^\w.-]+", "-", machine.device_name).strip("-"),
         "os": machine.system or "",
-        "arch": machine.device_name,
+        "arch": "",
         "cpu": machine.cpu or "",
+        "gpu": machine.device_name if machine.device.startswith("cuda") else "",
         "num_cpu": str(machine.cores or ""),
         "ram": str(machine.memory or ""),
     }
