@@ -75,7 +75,9 @@ def series(runs: Sequence[Run], metrics: Sequence[str]) -> list[Series]:
 def _in_words(machine: dict[str, str]) -> str:
     """`NVIDIA H100 80GB HBM3, driver 580, CUDA 13.0, torch 2.13.0`."""
     bare = ("GPU", "CPU")
-    return ", ".join(value if name in bare else f"{name} {value}" for name, value in machine.items() if name != "device")
+    return ", ".join(
+        value if name in bare else f"{name} {value}" for name, value in machine.items() if name != "device"
+    )
 
 
 def why_no_steps() -> str | None:
