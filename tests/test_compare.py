@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import CPU, CUDA, ON_CPU, ON_CUDA, REPSHIFT, ROUNDS, small_run
 
-from repshift_cli import findings, store
+from repshift_cli import cli, findings, store
 from repshift_cli.findings import BETTER, OPEN, SAME, WORSE, between, exact_word, labels, word_for
 from repshift_cli.records import Measurement, Run
 from repshift_cli.stats import Estimate
@@ -46,11 +47,16 @@ def compare(folder: Path, base: Run, head: Run, *arguments: str, columns: int = 
 
 
 def command(folder: Path, *arguments: str, columns: int = 120) -> tuple[int, str, str]:
-    path = (str(Path(store.__file__).parent.parent), os.environ.get("PYTHONPATH"))
-    environment = os.environ | {"COLUMNS": str(columns), "PYTHONPATH": os.pathsep.join(filter(None, path))}
-    line = [sys.executable, "-m", "repshift_cli", *arguments]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+    """Exit code, stdout and stderr of a command run in the folder."""
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, COLUMNS=str(columns)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        code = cli.run(list(arguments), debug=False)
+    return code, out.getvalue(), error.getvalue()
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
