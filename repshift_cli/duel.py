@@ -6,7 +6,9 @@ The survey takes everything that is not timed, once; a round is one fresh proces
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ class Duel:
     surveys: dict[str, Run] = field(default_factory=dict)
     processes: dict[str, list[dict[tuple[Case, str], float]]] = field(default_factory=lambda: {BASE: [], HEAD: []})
     notes: list[str] = field(default_factory=list)
+    warned: Counter[str] = field(default_factory=Counter)
+    watched: list[Check] = field(default_factory=list)
     only_time: bool = True
     count: int = 0
 
@@ -109,7 +113,7 @@ class Duel:
     # --- rounds -------------------------------------------------------------------------------------------------------
 
     def checks(self, noise: Noise) -> list[Check]:
-        """Every timed metric of the cases that both sides measure; NothingMeasured where there is none."""
+        """Every timed metric of the cases that both sides measure."""
         pairs, _ = findings.paired(self.surveys[BASE], self.surveys[HEAD])
         found = []
         for _, record in pairs:
@@ -121,10 +125,12 @@ class Duel:
                 share = self.thresholds.share(record.case, m.metric)
                 own = noise.get(record.case.key, {}).get(m.metric, 0.0)
                 found.append(Check(record.case, m.metric, max(share or 0.0, own), share is not None))
-        if not found:
-            reasons = [r.reason for run in self.surveys.values() for r in run.records if r.reason]
-            raise NothingMeasured(f"nothing measured on both sides: {next(iter(reasons), 'no case was planned')}")
         return found
+
+    def why_nothing(self) -> str:
+        """The first reason why no case was measured."""
+        reasons = [r.reason for run in self.surveys.values() for r in run.records if r.reason]
+        return next(iter(reasons), "no case was planned")
 
     def measure(self) -> dict[Check, float]:
         """One round: a fresh process per side, the sides in turn the first."""
@@ -134,11 +140,11 @@ class Duel:
             self.observe(f"round {self.count}: {side.name}")
             self.processes[side.name].append(self._process(side))
         before, after = self.processes[BASE][-1], self.processes[HEAD][-1]
-        return {c: self._worse(c, before, after) for c in self._known_checks}
+        return {c: self._worse(c, before, after) for c in self.watched}
 
     def start(self, checks: Sequence[Check]) -> None:
         """Measure these from now on."""
-        self._known_checks = list(checks)
+        self.watched = list(checks)
 
     def _worse(self, check: Check, before: Mapping[Any, float], after: Mapping[Any, float]) -> float:
         place = (check.case, check.metric)
@@ -150,8 +156,9 @@ class Duel:
         more = ["--timing-only"] if self.only_time else []
         code, run = self._bench(side, self.options, name, "--rounds", str(self.thresholds.process_rounds), *more)
         records = {r.case: r for r in run.records} if run else {}
+        self._note_warnings(records.values())
         found = {}
-        for check in self._known_checks:
+        for check in self.watched:
             record = records.get(check.case)
             m = record.measurement(check.metric) if record else None
             figure = stats.estimate(m) if m else None
@@ -160,6 +167,11 @@ class Duel:
                 raise NothingMeasured(f"nothing measured: {side.name} in round {self.count} (exit code {code}): {why}")
             found[check.case, check.metric] = figure.value
         return found
+
+    def _note_warnings(self, records: Iterable[Record]) -> None:
+        """Count each warning once per process, whatever its numbers."""
+        texts = {re.sub(r"\d+", "N", text) for record in records for text in record.warnings}
+        self.warned.update(texts)
 
     def _bench(self, side: Side, options: Mapping[str, Any], name: str, *arguments: str) -> tuple[int, Run | None]:
         profile = self.folder / "profile.toml"
@@ -186,6 +198,11 @@ class Duel:
         """The cases that one side alone measured."""
         return findings.paired(self.surveys[BASE], self.surveys[HEAD])[1]
 
+    def warnings(self) -> list[str]:
+        """What the processes warned of, with the number of those that did."""
+        processes = 2 * self.count
+        return [f"warning in {n} of {processes} processes: {text}" for text, n in self.warned.most_common()]
+
     def unknown_rules(self, found: Sequence[Finding]) -> list[str]:
         """Thresholds that judged nothing, in words."""
         judged = {f.metric for f in found if f.verdict not in ("", gate.INFORM)}
@@ -209,7 +226,7 @@ class Duel:
 
     def summary(self, side: str) -> Run:
         """The side as one run: times with one sample per process, the rest from its survey."""
-        checks = {(c.case, c.metric): c for c in self._known_checks}
+        checks = {(c.case, c.metric): c for c in self.watched}
         run = self.surveys[side]
         records = []
         for record in run.records:

@@ -116,7 +116,10 @@ def test_a_slower_pull_request_fails_with_summary_annotations_and_files(runner: 
     """The base is the merge base: what main did since does not count."""
     repository = runner.repository
     shutil.copytree(repository.folder, tmp_path / "origin")
-    repository.git("remote", "add", "origin", str(tmp_path / "origin"))
+    origin = Repository.__new__(Repository)
+    origin.folder = tmp_path / "origin"
+    origin.commit("main went on")
+    repository.git("remote", "add", "origin", str(origin.folder))
     base = repository.git("rev-parse", "HEAD")
     repository.write({"factor.txt": "1.05"})
     repository.commit("slower")

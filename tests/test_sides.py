@@ -132,6 +132,25 @@ def test_a_case_that_fails_on_head_alone_is_a_regression(repository: Repository)
     assert "::error title=fail%3A efficient::efficient no longer runs" in out
 
 
+def test_a_head_that_fails_altogether_is_a_regression(repository: Repository) -> None:
+    run = json.loads(template(FLASH))
+    repository.write({"template.json": template(FLASH)})
+    repository.commit("one case")
+    run["records"][0] |= {"status": "failed", "reason": "out of memory", "measurements": []}
+    repository.write({"template.json": json.dumps(run)})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 1 and "flash no longer runs (failed: out of memory)" in last(out)
+
+
+def test_what_processes_warn_of_is_told_with_their_number(repository: Repository) -> None:
+    text = template(FLASH).replace(
+        "random weights: fidelity says nothing of a trained model", "3 rounds were throttled"
+    )
+    repository.write({"template.json": text})
+    _, out, _ = repository.gate("--base", "HEAD")
+    assert "warning in 8 of 16 processes: N rounds were throttled" in out
+
+
 def to_fail(reason: str) -> Record:
     return Record(NEW, "failed", reason)
 

@@ -166,21 +166,20 @@ def _folder(out: Path | None) -> Path:
 
 
 def _judge(duel: Duel, noise_file: Path) -> Outcome:
-    """Survey, rounds, verdicts; the run files are written even where that is interrupted after the first round."""
+    """Survey, rounds, verdicts, and the run files of it all."""
     duel.survey()
     known, note = _known_noise(duel, noise_file)
     checks = duel.checks(known)
-    rules.check_rounds(checks, duel.thresholds.most_rounds)
     duel.start(checks)
-    judged = rules.decide(checks, duel.measure, duel.thresholds.rounds, duel.thresholds.most_rounds)
+    judged = rules.decide(checks, duel.measure, duel.thresholds.rounds, duel.thresholds.most_rounds) if checks else {}
     duel.write()
     found = duel.findings(judged)
-    notes = [*duel.notes, *duel.unknown_rules(found), note]
+    notes = [*duel.notes, *duel.unknown_rules(found), *duel.warnings(), note]
     outcome = Outcome(duel.base.words, duel.head.words, tuple(found), tuple(duel.lonely()), tuple(notes))
-    if not outcome.judged:
-        raise NothingMeasured(
-            "nothing measured that gates: no metric of the profile's [thresholds] has a figure on both sides"
-        )
+    if not checks and not outcome.broken:
+        raise NothingMeasured(f"nothing measured on both sides: {duel.why_nothing()}")
+    if not outcome.judged and not outcome.broken:
+        raise NothingMeasured("nothing measured that gates: no metric of [thresholds] has a figure on both sides")
     say("")
     return outcome
 
@@ -201,6 +200,8 @@ def _known_noise(duel: Duel, path: Path) -> tuple[dict[str, dict[str, float]], s
 def _learn(duel: Duel, path: Path, rounds: int) -> None:
     duel.survey()
     checks = [c for c in duel.checks({}) if c.gates]
+    if not checks:
+        raise NothingMeasured(f"nothing measured that gates: {duel.why_nothing()}")
     duel.start(checks)
     taken = [duel.measure() for _ in range(rounds)]
     learnt = rules.noise(taken, checks, duel.thresholds.rounds)
