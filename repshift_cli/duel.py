@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli import findings, gate, sides, stats, store
-from repshift_cli.findings import EXACT, Finding, Lonely
+from repshift_cli.findings import EXACT, LEAST, Finding, Lonely
 from repshift_cli.gate import Check, Judged, NoBase, NothingMeasured
 from repshift_cli.records import Case, Measurement, Record, Run, UsageError
 from repshift_cli.sides import Side
@@ -124,7 +124,8 @@ class Duel:
                     continue
                 share = self.thresholds.share(record.case, m.metric)
                 own = noise.get(record.case.key, {}).get(m.metric, 0.0)
-                found.append(Check(record.case, m.metric, max(share or 0.0, own), share is not None))
+                least = LEAST if share is None else share
+                found.append(Check(record.case, m.metric, max(least, own), share is not None))
         return found
 
     def why_nothing(self) -> str:
@@ -199,9 +200,11 @@ class Duel:
         return findings.paired(self.surveys[BASE], self.surveys[HEAD])[1]
 
     def warnings(self) -> list[str]:
-        """What the processes warned of, with the number of those that did."""
+        """What processes warned of, with the number of those that did; what all of them say is no news, unless they
+        were slowed down."""
         processes = 2 * self.count
-        return [f"warning in {n} of {processes} processes: {text}" for text, n in self.warned.most_common()]
+        news = [(text, n) for text, n in self.warned.most_common() if n < processes or "throttle" in text]
+        return [f"warning in {n} of {processes} processes: {text}" for text, n in news]
 
     def unknown_rules(self, found: Sequence[Finding]) -> list[str]:
         """Thresholds that judged nothing, in words."""

@@ -58,7 +58,7 @@ def test_help_answers_at_once() -> None:
 
 def test_help_names_every_command() -> None:
     text = repshift("--help").stdout
-    assert all(f"\n  {name} " in text for name in ("bench", "show", *LISTINGS))
+    assert all(f"\n  {name} " in text for name in ("bench", "show", "compare", "gate", "export", "history", *LISTINGS))
 
 
 def test_version() -> None:

@@ -332,3 +332,15 @@ def test_a_process_that_ignores_being_asked_is_ended(tmp_path: Path, monkeypatch
     with pytest.raises(sides.NothingMeasured, match="was still running after"):
         sides.run([sys.executable, "-c", code], tmp_path, os.environ, tmp_path / "log")
     assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_an_older_repshift_without_timing_only_is_measured_with_all_passes_on_both_sides(
+    repository: Repository, tmp_path: Path
+) -> None:
+    repository.write({"mood.txt": "old"})
+    repository.commit("old")
+    repository.write({"mood.txt": ""})
+    log = tmp_path / "log"
+    code, _, error = repository.gate("--base", "HEAD", SHAM_LOG=str(log))
+    assert code == 0, error
+    assert "--timing-only" not in log.read_text() and log.read_text().count("--rounds 10") == 16

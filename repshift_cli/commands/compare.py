@@ -103,4 +103,4 @@ def _print(sheets: list[Sheet], markdown: bool) -> None:
     for number, sheet in enumerate(sheets):
         if number:
             console.print()
-        table.print_sheet(sheet, console)
+        table.print_sheet(sheet, console, "--markdown")

@@ -41,7 +41,7 @@ def export(
         typer.Option(help="File; for asv the results folder, with benchmarks.json and machine.json. (default: stdout)"),
     ] = None,
 ) -> None:
-    """Write a run for Bencher, github-action-benchmark or airspeed velocity."""
+    """Write a run for Bencher, github-action-benchmark or asv."""
     renderer = importlib.import_module(f"repshift_cli.renderers.{format.name}")
     stored = store.load(run)
     if not any(m.samples for record in stored.records for m in record.measurements):

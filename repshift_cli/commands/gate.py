@@ -39,7 +39,7 @@ def gate(
     profile: Annotated[
         str,
         typer.Option(
-            help="Workload profile whose [thresholds] say what gates: a name or a TOML file.",
+            help="Workload profile whose table of thresholds says what gates: a name or a TOML file.",
             rich_help_panel=_WHAT,
             autocompletion=_complete.profile_names,
         ),
@@ -104,7 +104,10 @@ def gate(
         typer.Option("--all", help="Show every metric, also what informs and did not change.", rich_help_panel=_OUT),
     ] = False,
 ) -> None:
-    """Is head slower than base? Exit: 0 no, 1 yes, 2 usage, 3 inconclusive, 4 no base or mismatch, 5 no figures."""
+    """Measure two revisions in turn and say whether head is slower.
+
+    Exit code: 0 no, 1 yes, 2 usage, 3 inconclusive, 4 no base or another environment, 5 nothing measured.
+    """
     targets = [path for path in (markdown_to, junit_to, json_to) if path is not None]
     for path in targets:
         store.check_writable(path)
@@ -251,7 +254,7 @@ def _show(
     from repshift_cli.renderers import markdown as as_markdown
 
     sheet = _gate.outcome_sheet(outcome, everything)
-    table.print_sheet(sheet, table.console_for(sys.stdout))
+    table.print_sheet(sheet, table.console_for(sys.stdout), "--markdown")
     if markdown:
         text = as_markdown.section(_gate.outcome_sheet(outcome, everything=True))
         store.write_text(

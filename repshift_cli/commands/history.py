@@ -75,4 +75,4 @@ def _print(found: list[Series], notes: list[str], markdown: bool) -> None:
     for number, sheet in enumerate(sheets):
         if number:
             console.print()
-        table.print_sheet(sheet, console)
+        table.print_sheet(sheet, console, "--markdown")

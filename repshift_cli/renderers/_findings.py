@@ -19,6 +19,9 @@ TONES = {
     "inconclusive": "skipped",
 }
 
+SMALL = 0.01
+"""A change below this is shown with two decimals of a percent."""
+
 
 def sheet(
     findings: Sequence[Finding], lonely: Sequence[Lonely], header: Sequence[str], notes: Sequence[str] = ()
@@ -57,21 +60,19 @@ def figure(finding: Finding, value: float | None) -> str:
 def _change(finding: Finding) -> Cell:
     if finding.ratio is None:
         return Cell(MISSING)
-    return Cell(percent(finding.ratio.value, finding.ratio), TONES[finding.word], _interval(finding.ratio))
+    digits = 2 if abs(finding.ratio.value - 1) < SMALL else 1
+    return Cell(percent(finding.ratio.value, digits), TONES[finding.word], _interval(finding.ratio, digits))
 
 
-def percent(ratio: float, like: Estimate) -> str:
-    """A ratio as a change: `+3.1%`, with more digits where the interval is narrow; `0%` where nothing changed."""
-    if ratio == 1:
-        return "0%"
-    narrow = like.low is not None and like.high is not None and like.high - like.low < 0.002
-    return f"{ratio - 1:+.{2 if narrow or abs(ratio - 1) < 0.001 else 1}%}"
+def percent(ratio: float, digits: int) -> str:
+    """A ratio as a change: `+3.1%`; `0%` where nothing changed."""
+    return "0%" if ratio == 1 else f"{ratio - 1:+.{digits}%}"
 
 
-def _interval(ratio: Estimate) -> str:
+def _interval(ratio: Estimate, digits: int) -> str:
     if ratio.low is None or ratio.high is None:
         return ""
-    return f"({percent(ratio.low, ratio)} to {percent(ratio.high, ratio)})"
+    return f"({percent(ratio.low, digits)} to {percent(ratio.high, digits)})"
 
 
 def _word(finding: Finding) -> Cell:

@@ -42,8 +42,8 @@ def console_for(out: TextIO) -> Console:
     return Console(file=out, highlight=False, markup=False, emoji=False, width=UNLIMITED)
 
 
-def print_sheet(sheet: Sheet, console: Console) -> None:
-    """Print one sheet in the console's width."""
+def print_sheet(sheet: Sheet, console: Console, whole: str = "--csv") -> None:
+    """Print one sheet in the console's width; `whole` is the option that has the columns for which there is no room."""
     shown, folded = layout(sheet.columns, console.width)
     console.print(Text(_wrapped(sheet.header, console.width), "bold"))
     console.print()
@@ -57,7 +57,7 @@ def print_sheet(sheet: Sheet, console: Console) -> None:
         console.print(_hanging(note))
     names = [_with_constant(column) for column in left_out if column.title != KERNEL]
     if names:
-        console.print(_hanging(f"not shown at {console.width} columns: {', '.join(names)}; --csv has all", "dim"))
+        console.print(_hanging(f"not shown at {console.width} columns: {', '.join(names)}; {whole} has all", "dim"))
 
 
 def _with_constant(column: Column) -> str:
