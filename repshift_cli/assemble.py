@@ -36,7 +36,7 @@ def facts_of(weights: str | None, name: str, image_size: int | None, frames: int
     except RepshiftError:
         raise
     except Exception as error:
-        raise UsageError(f"the model {name} cannot be looked at: {reason_of(error)}") from error
+        raise UsageError(f"{name} cannot be built or run: {reason_of(error)}") from error
     return facts
 
 

@@ -17,6 +17,7 @@ READ = Metric("hbm_modelled_read", "HBM read, modelled", "B", "lower", "value", 
 WRITTEN = Metric("hbm_modelled_written", "HBM written, modelled", "B", "lower", "value", 111, "modelled")
 MEASURED = Metric("hbm", "HBM measured", "B", "lower", "value", 31, "counter")
 
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _aten = torch.ops.aten
 _MAKES_NOTHING = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided}
 _VIEWS_WITHOUT_ALIAS = {_aten._unsafe_view, _aten._reshape_alias, _aten.detach, _aten.lift_fresh}
@@ -55,10 +56,9 @@ class TrafficModel(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with self:
-            out = func.decompose(*args, **kwargs)
-        if out is not NotImplemented:
-            return out
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE.name):
+            with self:  # torch's own composition; func.decompose() prefers Python ones, which copy where torch does not
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
         if not _is_view(func):
             self._count(func, args, kwargs, out)
@@ -68,7 +68,9 @@ class TrafficModel(TorchDispatchMode):
         packet, results = func.overloadpacket, stored_bytes(_tensors(out))
         if packet in _MAKES_NOTHING:
             return
-        given = _tensors((args[1:] if packet in _WRITES_ITS_FIRST else args, kwargs))
+        only_written = {a.name for a in func._schema.arguments if a.is_out}
+        read = [v for name, v in kwargs.items() if name not in only_written]
+        given = _tensors((args[1:] if packet in _WRITES_ITS_FIRST else args, read))
         if packet in _READS_ROWS:
             self.read += results + stored_bytes(given[1:])
         else:

@@ -59,7 +59,7 @@ class MemoryProbe:
 
 def _cpu(step: Step) -> tuple[Measurement, ...]:
     """The same from the profiler's record of every CPU allocation, over the weights and inputs that rest there."""
-    with step.active(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with step.active(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         step.forward()
     changes = [(e.start_ns(), e.nbytes()) for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     above = highest([change for _, change in sorted(changes, key=lambda c: c[0])])
