@@ -73,6 +73,13 @@ def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:
     assert nothing_left(repository)
 
 
+def test_a_metric_that_is_better_higher_gates_the_other_way_round(repository: Repository) -> None:
+    profile = (repository.folder / "gate.toml").read_text().replace("latency", "throughput")
+    repository.write({"gate.toml": profile, "factor.txt": "1.05"})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 1 and "flash img/s changed by -4." in last(out)
+
+
 def test_a_faster_commit_is_told(repository: Repository) -> None:
     repository.write({"factor.txt": "0.9"})
     code, out, _ = repository.gate("--base", "HEAD")
@@ -245,7 +252,8 @@ def test_setup_builds_both_trees_and_may_bring_their_interpreter(repository: Rep
     repository.write({".gitignore": "factor.txt\nrepshift-runs/\nenv/\n__pycache__/\n"})
     repository.commit("built")
     build = f"echo 1.0 > factor.txt && mkdir -p env && ln -sf {sys.executable} env/python"
-    code, _, error = repository.gate("--base", "HEAD", "--setup", build, "--base-python", "env/python")
+    revisions = ("--base", "HEAD", "--head", "HEAD")
+    code, _, error = repository.gate(*revisions, "--setup", build, "--base-python", "env/python")
     assert code == 0, error
     assert error.count(f"base: {build}") == 1 and error.count(f"head: {build}") == 1
 
