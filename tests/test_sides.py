@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from sham import FLASH, NEW, Repository, template, with_record
-from synthetic import CPU
+from synthetic import CPU, CUDA
 
 from repshift_cli import noise, sides, store
 from repshift_cli.records import Record
@@ -203,6 +203,14 @@ def test_another_torch_is_a_mismatch_unless_the_interpreters_differ(repository: 
     python.chmod(0o755)
     code, out, _ = repository.gate("--base", "HEAD", "--base-python", str(python))
     assert code == 0 and "differ in torch 2.12.0 and 2.13.0+cpu, as their interpreters do" in out
+
+
+def test_another_card_of_the_same_model_is_a_mismatch(repository: Repository) -> None:
+    repository.write({"template.json": template(FLASH, machine=CUDA)})
+    repository.commit("one card")
+    repository.write({"template.json": template(FLASH, machine=dataclasses.replace(CUDA, uuid="GPU-other"))})
+    code, _, error = repository.gate("--base", "HEAD")
+    assert code == 4 and "base and head differ in GPU GPU-7b1f and GPU-other" in last(error)
 
 
 def test_a_process_that_dies_says_what_it_said(repository: Repository) -> None:
