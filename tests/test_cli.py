@@ -60,7 +60,8 @@ def test_help_answers_at_once() -> None:
 
 def test_help_names_every_command() -> None:
     text = repshift("--help").stdout
-    assert all(f"\n  {name} " in text for name in ("bench", "profile", "show", *LISTINGS))
+    commands = ("bench", "profile", "show", "compare", "gate", "export", "history", *LISTINGS)
+    assert all(f"\n  {name} " in text for name in commands)
 
 
 def test_version() -> None:

@@ -16,7 +16,7 @@ import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, case
+from tiny import FAMILIES, case, one_thread  # noqa: F401
 from torch import Tensor, nn
 
 from repshift_cli import assemble, catalog

@@ -71,6 +71,15 @@ def bench(
         ),
     ] = None,
     seed: _options.Seed = None,
+    timing_only: Annotated[
+        bool,
+        typer.Option(
+            "--timing-only",
+            help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
+            rich_help_panel=_options.MEASURE,
+        ),
+    ] = False,
+    delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
     dry_run: _options.DryRun = False,
     out: Annotated[
         Path | None,
@@ -114,13 +123,13 @@ def bench(
     if dry_run:
         _options.list_cases(planned)
         return
-    settings = _settings(sweep, where)
+    settings = dataclasses.replace(_settings(sweep, where), passes=not timing_only)
     if earlier is None:
         run = _started(path, sweep, where, planned, settings)
     else:
         run = _continued(path, earlier, where, planned)
     again = {r.case for r in run.records if retry_failed and r.status == "failed"}
-    run = _measure_all(path, run, planned, where, settings, again)
+    run = _measure_all(path, run, planned, where, settings, again, delay)
     emit(run, json_to, csv_to, markdown_to)
     print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(exit_code(run))
@@ -209,13 +218,22 @@ def _continued(path: Path, earlier: Run, device: str, planned: tuple[Planned, ..
 
 
 def _measure_all(
-    path: Path, run: Run, planned: tuple[Planned, ...], device: str, settings: Settings, again: set[Case]
+    path: Path,
+    run: Run,
+    planned: tuple[Planned, ...],
+    device: str,
+    settings: Settings,
+    again: set[Case],
+    delay: float = 0.0,
 ) -> Run:
-    """Every comparison that is not yet in the run or has a case to measure `again`, each record on disk at once."""
+    """Every comparison that is not yet in the run or has a case to measure `again`, each record on disk at once.
+
+    `delay` makes every forward longer by that share, for the gate's test of itself.
+    """
     from repshift_cli import assemble, plan, runner
     from repshift_cli.commands._progress import Bar
 
-    workshop = assemble.Workshop(device)
+    workshop = assemble.Workshop(device, delay)
     done = {record.case for record in run.records} - again
     blocks = [block for block in plan.comparisons(planned) if any(p.case not in done for p in block)]
     try:
