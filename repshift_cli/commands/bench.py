@@ -48,13 +48,16 @@ def bench(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Stop when every interval's half-width is below this share. (default: 0.005 on CUDA, 0.01 on a CPU)",
+            metavar="SHARE",
+            help="Stop when every speed-up's interval has a half-width below this share. "
+            "(default: 0.005 on CUDA, 0.01 on a CPU)",
             rich_help_panel=_options.MEASURE,
         ),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
+            metavar="SECONDS",
             help="Seconds of timing per case after which a comparison stops. (default: 5 on CUDA, 6 on a CPU)",
             rich_help_panel=_options.MEASURE,
         ),
@@ -62,7 +65,9 @@ def bench(
     rounds: Annotated[
         str | None,
         typer.Option(
-            help="Exactly this many rounds instead of precision and budget.", rich_help_panel=_options.MEASURE
+            metavar="N",
+            help="Exactly this many rounds instead of precision and budget.",
+            rich_help_panel=_options.MEASURE,
         ),
     ] = None,
     seed: _options.Seed = None,
@@ -70,13 +75,17 @@ def bench(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Run file, written after every case. (default: in repshift-runs/)", rich_help_panel=_options.OUTPUT
+            metavar="FILE",
+            help="Run file, written after every case. (default: in repshift-runs/)",
+            rich_help_panel=_options.OUTPUT,
         ),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with an interrupted run file; its own options apply.", rich_help_panel=_options.OUTPUT
+            metavar="RUN",
+            help="Go on with an interrupted run file; its own options apply.",
+            rich_help_panel=_options.OUTPUT,
         ),
     ] = None,
     retry_failed: Annotated[
@@ -84,12 +93,14 @@ def bench(
     ] = False,
     json_to: Annotated[
         str | None,
-        typer.Option("--json", help="Write JSON to this file, - for stdout.", rich_help_panel=_options.OUTPUT),
+        typer.Option(
+            "--json", metavar="FILE", help="Write JSON to this file, - for stdout.", rich_help_panel=_options.OUTPUT
+        ),
     ] = None,
     csv_to: _options.Csv = None,
     markdown_to: _options.Markdown = None,
 ) -> None:
-    """Compare vanilla attention, FlashAttention and FlashAttention with token pruning on one model, or sweep many."""
+    """Time a model's variants side by side, or a whole sweep."""
     given = _options.given(locals())
     check_outputs(json_to, csv_to, markdown_to)
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)

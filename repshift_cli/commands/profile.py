@@ -78,11 +78,13 @@ def profile(
     seed: _options.Seed = None,
     steps: Annotated[
         int,
-        typer.Option(min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=_options.MEASURE),
+        typer.Option(
+            metavar="N", min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=_options.MEASURE
+        ),
     ] = 5,
     dry_run: _options.DryRun = False,
     by: Annotated[
-        str, typer.Option(help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
+        str, typer.Option(metavar="VIEW", help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
     ] = "part",
     diff: Annotated[
         bool,
@@ -91,30 +93,38 @@ def profile(
     read: Annotated[
         Path | None,
         typer.Option(
-            help="Show a stored trace instead: ours, or anyone's of torch's profiler (JSON, gz).", rich_help_panel=SHOW
+            metavar="FILE",
+            help="Show a stored trace instead: ours, or anyone's of torch's profiler (JSON, gz).",
+            rich_help_panel=SHOW,
         ),
     ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
-            help="Chrome trace of all variants, for Perfetto; gz when named so.", rich_help_panel=_options.OUTPUT
+            metavar="FILE",
+            help="Chrome trace of all variants, for Perfetto; gz when named so.",
+            rich_help_panel=_options.OUTPUT,
         ),
     ] = None,
     tensorboard: Annotated[
         Path | None,
-        typer.Option(help="Folder for TensorBoard, one run per variant.", rich_help_panel=_options.OUTPUT),
+        typer.Option(
+            metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=_options.OUTPUT
+        ),
     ] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(help="The tables as JSON, for `repshift show`.", rich_help_panel=_options.OUTPUT),
+        typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=_options.OUTPUT),
     ] = None,
     stacks: Annotated[
         Path | None,
-        typer.Option(help="Folded Python stacks, for a flame graph.", rich_help_panel=_options.OUTPUT),
+        typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=_options.OUTPUT),
     ] = None,
     memory_snapshot: Annotated[
         Path | None,
-        typer.Option(help="CUDA allocations, for torch's memory viewer.", rich_help_panel=_options.OUTPUT),
+        typer.Option(
+            metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=_options.OUTPUT
+        ),
     ] = None,
     csv_to: _options.Csv = None,
     markdown_to: _options.Markdown = None,
