@@ -151,6 +151,20 @@ def test_macs_are_the_same_on_every_back_end(name: str) -> None:
     assert F.scaled_dot_product_attention.__name__ == "scaled_dot_product_attention"
 
 
+class BoundEarly(nn.Module):
+    """Kept torch's function from before any swap."""
+
+    kept = staticmethod(F.scaled_dot_product_attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kept(x, x, x)
+
+
+def test_macs_of_attention_that_passes_the_seam_by() -> None:
+    made = step(BoundEarly(), (torch.randn(2, 3, 10, 4),), case(batch=2))
+    assert value(MacsProbe().measure(made), "macs") == 3 * 10 * 10 * (4 + 4)
+
+
 def test_macs_are_per_sample_and_counted_on_the_eager_twin() -> None:
     module = nn.Linear(6, 5)
     eager = step(module, (torch.randn(4, 7, 6),), case(batch=4))
