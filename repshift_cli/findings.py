@@ -22,6 +22,7 @@ EXACT = "value"
 """The statistic of a metric without noise."""
 
 WORSE, BETTER, SAME, OPEN, CHANGED = "worse", "better", "same", "inconclusive", "changed"
+CHANGES = (WORSE, BETTER, CHANGED)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repshift_cli import findings, store
-from repshift_cli.findings import BETTER, CHANGED, LEAST, WORSE, Finding, Lonely
-from repshift_cli.gate import NoBase
+from repshift_cli import store
 from repshift_cli.records import Run, UsageError
 
 if TYPE_CHECKING:
+    from repshift_cli.findings import Finding, Lonely
     from repshift_cli.renderers._rows import Sheet
 
 BETWEEN_PROCESSES = (
@@ -31,7 +30,7 @@ def compare(
     only_changed: Annotated[bool, typer.Option("--only-changed", help="Only what is better or worse.")] = False,
     delta: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="A change below this share is none: 0.01 is 1%.")
-    ] = LEAST,
+    ] = 0.01,
     across: Annotated[
         bool, typer.Option("--across", help="Lay runs of different machines side by side, without judging them.")
     ] = False,
@@ -47,6 +46,8 @@ def compare(
 def _sheet(
     base: Path, old: Run, head: Path, new: Run, metrics: list[str], only_changed: bool, delta: float, across: bool
 ) -> Sheet:
+    from repshift_cli import findings
+    from repshift_cli.gate import NoBase
     from repshift_cli.renderers._findings import sheet
 
     different = [*findings.differences(old.machine, new.machine), *findings.dtype_difference(old, new)]
@@ -60,7 +61,7 @@ def _sheet(
     found = _selected(found, metrics)
     if different:
         found = [findings.described(f) for f in found]
-    shown = [f for f in found if f.word in (WORSE, BETTER, CHANGED)] if only_changed else found
+    shown = [f for f in found if f.word in findings.CHANGES] if only_changed else found
     notes = _notes(found, lonely, shown, different)
     return sheet(shown, lonely, (f"base: {base}", f"head: {head}", *_made(old, new)), notes)
 
