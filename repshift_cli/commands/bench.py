@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,8 @@ from repshift_cli.commands._output import check_outputs, emit
 from repshift_cli.records import Case, Record, Run, UsageError, to_plain
 
 if TYPE_CHECKING:
+    from repshift_cli.assemble import Workshop
+    from repshift_cli.counters.choice import Choice
     from repshift_cli.plan import Planned
     from repshift_cli.runner import Settings
 
@@ -135,6 +137,22 @@ def bench(
     seed: Annotated[
         str | None, typer.Option(help="Seed of weights, input and order. (default: 0)", rich_help_panel=_MEASURE)
     ] = None,
+    hbm: Annotated[
+        str | None,
+        typer.Option(
+            help="What measures HBM traffic: auto (the best that passes its calibration here), cupti, ncu, gpm, model "
+            "(arithmetic only) or off. See `repshift doctor --counters`. (default: auto)",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
+    memory_snapshot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write torch's history of allocations during one forward to this file, for the viewer at "
+            "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -185,6 +203,7 @@ def bench(
         "budget": budget,
         "rounds": rounds,
         "seed": seed,
+        "hbm": hbm,
     }
     given = {name: value for name, value in given.items() if value is not None}
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
@@ -196,13 +215,15 @@ def bench(
     if dry_run:
         _list_cases(planned)
         return
-    settings = _settings(sweep, where)
+    snapshot = _snapshots(memory_snapshot, where, planned)
+    settings, choice = _settings(sweep, where), _choice(sweep, where)
     if earlier is None:
         run = _started(path, sweep, where, planned, settings)
     else:
         run = _continued(path, earlier, where, planned)
+    run = dataclasses.replace(run, calibrations=choice.calibrations)
     again = {r.case for r in run.records if retry_failed and r.status == "failed"}
-    run = _measure_all(path, run, planned, where, settings, again)
+    run = _measure_all(path, run, planned, _workshop(where, choice, snapshot), settings, again)
     emit(run, json_to, csv_to, markdown_to)
     print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(exit_code(run))
@@ -243,6 +264,29 @@ def _settings(sweep: Axes, device: str) -> Settings:
 
     kind = device.partition(":")[0]
     return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed)
+
+
+def _choice(sweep: Axes, device: str) -> Choice:
+    """What measures HBM traffic in this run, calibrated where it has to be."""
+    from repshift_cli.commands._progress import Bar
+    from repshift_cli.counters.choice import choose
+
+    with Bar(1) as bar:
+        return choose(sweep.hbm, device, bar.phase)
+
+
+def _snapshots(file: Path | None, device: str, planned: tuple[Planned, ...]) -> Callable[[Case], Path] | None:
+    """Where each case's allocations go: the file itself for one case, else numbered files beside it."""
+    if file is None:
+        return None
+    if not device.startswith("cuda"):
+        raise UsageError("--memory-snapshot needs a GPU: torch keeps a history of CUDA allocations only; leave it out")
+    store.check_writable(file)
+    cases = [p.case for p in planned if not p.refused]
+    if len(cases) == 1:
+        return lambda case: file
+    names = {case: f"{file.stem}-{number}-{case.variant}{file.suffix}" for number, case in enumerate(cases, 1)}
+    return lambda case: file.with_name(names[case])
 
 
 def _with_full_names(sweep: Axes) -> Axes:
@@ -306,14 +350,19 @@ def _continued(path: Path, earlier: Run, device: str, planned: tuple[Planned, ..
     return earlier
 
 
+def _workshop(device: str, choice: Choice, snapshot: Callable[[Case], Path] | None) -> Workshop:
+    from repshift_cli.assemble import Workshop
+
+    return Workshop(device, choice, snapshot)
+
+
 def _measure_all(
-    path: Path, run: Run, planned: tuple[Planned, ...], device: str, settings: Settings, again: set[Case]
+    path: Path, run: Run, planned: tuple[Planned, ...], workshop: Workshop, settings: Settings, again: set[Case]
 ) -> Run:
     """Every comparison that is not yet in the run or has a case to measure `again`, each record on disk at once."""
-    from repshift_cli import assemble, plan, runner
+    from repshift_cli import plan, runner
     from repshift_cli.commands._progress import Bar
 
-    workshop = assemble.Workshop(device)
     done = {record.case for record in run.records} - again
     blocks = [block for block in plan.comparisons(planned) if any(p.case not in done for p in block)]
     try:
