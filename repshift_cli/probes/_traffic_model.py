@@ -75,6 +75,8 @@ class TrafficModel(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet, written = func.overloadpacket, stored_bytes(_tensors(out))
+        only_written = {argument.name for argument in func._schema.arguments if argument.is_out}
+        kwargs = {name: value for name, value in kwargs.items() if name not in only_written}
         given = _tensors((args[1:] if packet in _WRITES_ITS_FIRST else args, kwargs))
         read = written + stored_bytes(given[1:]) if packet in _READS_ROWS else stored_bytes(given)
         self.add(str(packet), read, written)
