@@ -50,7 +50,7 @@ def test_views_and_allocations_move_nothing() -> None:
     assert [moved(view) for view in views] == [(0, 0)] * len(views)
 
 
-ROWS, COLUMNS = torch.tensor([1, 5]), torch.zeros(8, 2, dtype=torch.long)
+ROWS, COLUMNS, BIAS = torch.tensor([1, 5]), torch.zeros(8, 2, dtype=torch.long), torch.zeros(8)
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,12 @@ ROWS, COLUMNS = torch.tensor([1, 5]), torch.zeros(8, 2, dtype=torch.long)
         (lambda x, y: x[ROWS], 2 * 64 + 16, 2 * 64),
         (lambda x, y: x.gather(1, COLUMNS), 8 * 2 * E + 8 * 2 * 8, 8 * 2 * E),
         (lambda x, y: x.topk(2).values, 512, 8 * 2 * E + 8 * 2 * 8),
-        (lambda x, y: F.linear(x, y, torch.zeros(8)), 1024 + 32, 8 * 8 * E),
+        (lambda x, y: F.linear(x, y, BIAS), 1024 + 8 * E, 8 * 8 * E),
     ],
 )
 def test_an_operator_counted_by_hand(work: Any, read: int, written: int) -> None:
-    x, y, bias = torch.randn(8, 16), torch.randn(8, 16), 8 * E
-    found = moved(lambda: work(x, y))
-    makes_a_bias = "zeros" in work.__code__.co_names
-    assert found == (read, written + (bias if makes_a_bias else 0))
+    x, y = torch.randn(8, 16), torch.randn(8, 16)
+    assert moved(lambda: work(x, y)) == (read, written)
 
 
 def test_bytes_of_tensors_that_share_memory() -> None:
@@ -116,12 +114,10 @@ def test_vanilla_adds_four_passes_over_the_scores_and_the_scaling_of_q() -> None
     assert sum(attend("vanilla", q, k, v)) == compulsory(N, E) + 4 * E * B * H * N * N + 2 * E * B * H * N * D
 
 
-def test_math_is_counted_as_it_is_written() -> None:
-    """torch's own composite: it scales q and k, and softmax may look at the scores once more for whole masked rows."""
+def test_math_scales_q_and_k() -> None:
+    """torch's own composite: as vanilla, with the scale shared between q and k, each read and written once more."""
     q, k, v = qkv()
-    scaling, scores = 2 * 2 * E * B * H * N * D, E * B * H * N * N
-    extra = sum(attend("math", q, k, v)) - compulsory(N, E) - scaling - 4 * scores
-    assert extra >= 0 and extra < 3 * scores
+    assert sum(attend("math", q, k, v)) == compulsory(N, E) + 4 * E * B * H * N * N + 4 * E * B * H * N * D
 
 
 @pytest.mark.parametrize(
@@ -151,9 +147,9 @@ def test_a_package_that_shows_no_operator_is_counted_by_formula(
     q, k, v = qkv(kv_heads=kv_heads)
     with torch.inference_mode(), attending(part), TrafficModel() as model, watching(model, ()):
         F.scaled_dot_product_attention(q, k, v)
-    assert dict(model.operators) == {
-        FORMULA: [compulsory(N, E, kv_heads) * (H + 2 * kv_heads) // (2 * H + 2 * kv_heads), E * B * H * N * D]
-    }
+    assert list(model.operators) == [FORMULA]
+    assert model.read + model.written == compulsory(N, E, kv_heads)
+    assert model.written == E * B * H * N * D
     assert attention_bytes(q, k, v) == tuple(model.operators[FORMULA])
 
 
@@ -181,7 +177,8 @@ def step(**changes: Any) -> Step:
     from repshift_cli import assemble
 
     plain = tiny.vit()
-    return assemble._eager(tiny.case(attention="flash", **changes), tiny.subject(plain.module, plain.inputs))
+    module, inputs = plain.module.float(), {name: value.float() for name, value in plain.inputs.items()}
+    return assemble._eager(tiny.case(attention="flash", **changes), tiny.subject(module, inputs))
 
 
 def test_the_parts_add_up_to_the_whole() -> None:

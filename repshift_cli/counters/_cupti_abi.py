@@ -17,9 +17,10 @@ from repshift_cli.counters._traffic import CounterError
 USER_RANGE = 2
 USER_REPLAY = 3
 RANGE_PROFILER = 0
-INVALID_METRIC_NAME = 17
 
 ERRORS = {
+    1: "CUPTI refuses what it was given",
+    7: "CUPTI refuses this now",
     8: "out of memory",
     15: "CUPTI did not start: the driver is too old for it, or libnvperf_host.so and libnvperf_target.so are not found",
     17: "this chip has no such metric",

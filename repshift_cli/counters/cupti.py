@@ -91,8 +91,8 @@ class Host:
     def _made(self, chip: bytes, availability: Any) -> Any:
         """The host object with the metrics added.
 
-        A CUPTI that leaves device-level counters out of its availability image is asked again without one: it knows
-        the chip by its name.
+        CUPTI 13.2 may leave device-level counters out of the availability image; where the metrics are refused with
+        the image, CUPTI is asked again without one: it knows the chip by its name.
         """
         fields: dict[str, Any] = {"profilerType": abi.RANGE_PROFILER, "pChipName": chip}
         image = None if availability is None else ctypes.addressof(availability)
@@ -100,9 +100,9 @@ class Host:
         names = {"ppMetricNames": self._names, "numMetrics": len(METRICS)}
         try:
             abi.call(self._library, abi.HostConfigAddMetrics, pHostObject=made, **names)
-        except abi.CuptiError as error:
+        except abi.CuptiError:
             abi.call(self._library, abi.HostDeinitialize, pHostObject=made)
-            if error.code != abi.INVALID_METRIC_NAME or availability is None:
+            if availability is None:
                 raise
             return self._made(chip, None)
         return made
