@@ -145,7 +145,10 @@ class Card:
         self.time, self.runs, self.energy = 0.0, 0, energy
 
     def forward(self) -> None:
-        self.time, self.runs = self.time + 0.5, self.runs + 1
+        self.spend(0.5)
+
+    def spend(self, seconds: float) -> None:
+        self.time, self.runs = self.time + seconds, self.runs + 1
 
     def millijoules(self) -> Any:
         return 150_000 * self.runs if self.energy is None else self.energy
@@ -163,7 +166,15 @@ def test_energy_is_a_loop_of_seconds_with_its_uncertainty() -> None:
     assert found["energy"].samples == (150.0,)
     assert found["energy_uncertainty"].samples == (150.0 * 0.1 / 4,), "a tenth of a second of four"
     assert found["samples_per_joule"].samples == (8 / 150,) and found["samples_per_joule"].label == "img/J"
-    assert card.runs == 9, "one goes before the counter is read"
+    assert card.runs == 10, "two go before the counter is read"
+
+
+def test_short_forwards_are_not_waited_for_one_by_one() -> None:
+    """25 forwards of 1/256 s fill a tenth of a second: the host waits 41 times in the loop, not 1025."""
+    card, waits = Card(), []
+    step = Step(tiny.case(), SimpleNamespace(units="img"), nullcontext, lambda: card.spend(1 / 256), lambda given: None)  # type: ignore[arg-type]
+    EnergyProbe(card.millijoules, lambda: waits.append(card.time), lambda: card.time).measure(step)
+    assert card.runs == 2 + 1025 and len(waits) == 2 + 41
 
 
 @pytest.mark.parametrize(
@@ -176,7 +187,7 @@ def test_energy_is_a_loop_of_seconds_with_its_uncertainty() -> None:
 def test_energy_that_is_not_told_is_missing(energy: Any, reason: str) -> None:
     card = Card(energy)
     assert {m.reason for m in card.measured().values()} == {reason}
-    assert card.runs == (1 if isinstance(energy, str) else 9), "no loop where nothing is told"
+    assert card.runs == (2 if isinstance(energy, str) else 10), "no loop where nothing is told"
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

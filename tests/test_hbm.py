@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -296,3 +297,30 @@ def test_the_library_runs_as_before_under_the_model() -> None:
         with TrafficModel() as model, watching(model, made.subject.sites):
             after = call(made.subject.module, made.subject.inputs).logits
     assert torch.equal(before, after)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_what_moves_the_bytes_is_shown(tmp_path: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from synthetic import small_run
+
+    from repshift_cli.cli import run
+    from repshift_cli.records import to_json
+
+    made = small_run()
+    parts = {"operator": {"aten.addmm": 3.0 * 2**20, "aten.add": 2.0**20}, "block": {"1": 2.0**20, "2": 2.0**20}}
+    parts["operator"] |= {f"aten.op{i}": 1024.0 for i in range(9)}
+    total = Measurement("hbm_modelled", "HBM modelled", "B", "lower", "value", 30, "modelled", (4.0 * 2**20,))
+    record = replace(made.records[0], measurements=(replace(total, parts=parts),))
+    file = tmp_path / "run.json"
+    file.write_text(to_json(replace(made, records=(record,))), encoding="utf-8")
+    assert run(["show", str(file), "--traffic"], False) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "vit_b · batch 1 · vanilla: 4 MiB modelled (cold cache)"
+    assert lines[1].startswith("· by operator: addmm 3 MiB (75%), add 1 MiB (25%), op0 1 KiB (0%)")
+    assert lines[1].endswith("3 others 3 KiB (0%)")
+    assert lines[2] == "· by block: 1–2 1 MiB each"
+    file.write_text(to_json(made), encoding="utf-8")
+    assert run(["show", str(file), "--traffic"], False) == 0
+    assert "no case of this run was modelled" in capsys.readouterr().out

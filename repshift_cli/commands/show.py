@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,9 @@ def show(
     markdown_to: Annotated[
         str | None, typer.Option("--markdown", metavar=FILE_OR_STDOUT, help="The table for a GitHub page.")
     ] = None,
+    traffic: Annotated[
+        bool, typer.Option("--traffic", help="Say which operators and which blocks move the modelled bytes.")
+    ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of run files and stop.")] = False,
 ) -> None:
     """Show a stored run as a table, or as JSON, CSV or Markdown (- is stdout, with nothing else on it)."""
@@ -34,4 +38,11 @@ def show(
         return
     if run is None:
         raise UsageError("name a run file: repshift show RUN (repshift bench writes them)")
-    emit(store.load(run), json_to, csv_to, markdown_to)
+    loaded = store.load(run)
+    if traffic:
+        from repshift_cli.renderers import _traffic
+        from repshift_cli.renderers.table import console_for
+
+        _traffic.render(loaded, console_for(sys.stdout))
+        return
+    emit(loaded, json_to, csv_to, markdown_to)
