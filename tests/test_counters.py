@@ -102,27 +102,6 @@ def test_a_program_that_does_not_start_is_one_reason() -> None:
         instruments.run(missing, "cpu", None, 3)
 
 
-def test_a_case_is_rebuilt_and_counted_in_the_child(counter: pytest.MonkeyPatch) -> None:
-    """The same bytes as this process counts, three times, though libraries print on stdout."""
-    from repshift_cli.assemble import lone_step
-    from repshift_cli.probes._traffic_model import TrafficModel
-
-    pruned = case(
-        model="fake_counter:tiny_model",
-        weights="own",
-        batch=2,
-        attention="flash",
-        pruning="stride",
-        keep=0.5,
-        layers=(1,),
-    )
-    step = lone_step(pruned)
-    with step.active(), TrafficModel() as model:
-        step.forward()
-    found = instruments.run(fake_counter, "cpu", pruned, 3)
-    assert found == [Traffic.of(model.read, model.written)] * 3
-
-
 # --- ncu --------------------------------------------------------------------------------------------------------------
 
 HEAD = (
@@ -478,3 +457,41 @@ def test_the_doctor_shows_ratios_and_reasons(played: Any, capsys: pytest.Capture
 def test_the_childs_package_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     assert child._environment()["PYTHONPATH"] == os.pathsep.join((str(HERE.parent), "/elsewhere"))
+
+
+# --- from the instrument to the record --------------------------------------------------------------------------------
+
+
+OWN: dict[str, Any] = {"model": "fake_counter:tiny_model", "weights": "own", "batch": 2}
+
+
+def test_counted_bytes_reach_the_record(counter: pytest.MonkeyPatch) -> None:
+    """A pruned case is rebuilt and counted in a child, though libraries print on its stdout: the bytes that this
+    process models, their intensity, and a share for which no peak is known."""
+    from repshift_cli import assemble, runner
+
+    pruned = case(**OWN, attention="flash", pruning="stride", keep=0.5, layers=(1,))
+    workshop = assemble.Workshop("cpu", choice.Choice("fake_counter", ""))
+    settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
+    record = next(runner.compare([(pruned, (17, 9))], {pruned}, workshop.parts, settings))
+    assert record.status == "ok", record.reason
+    told = {m.metric: m for m in record.measurements}
+    modelled = told["hbm_modelled"].samples[0]
+    assert told["hbm"].samples == (modelled,) * 3, "the fake counts what the model sees"
+    assert (told["hbm"].provider, told["hbm"].source) == ("fake_counter", "counter")
+    assert told["arithmetic_intensity"].samples[0] == 2 * 2 * told["macs"].samples[0] / modelled
+    assert told["hbm_share_of_peak"].reason is not None
+    assert told["energy"].reason == "no GPU in this run"
+
+
+def test_a_child_that_crashes_leaves_the_record_whole(counter: pytest.MonkeyPatch) -> None:
+    from repshift_cli import assemble, runner
+
+    counter.setenv("FAKE_COUNTER", "crash")
+    flash = case(**OWN, attention="flash")
+    workshop = assemble.Workshop("cpu", choice.Choice("fake_counter", ""))
+    settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
+    record = next(runner.compare([(flash, (17,))], {flash}, workshop.parts, settings))
+    told = {m.metric: m for m in record.measurements}
+    assert record.status == "ok" and told["latency"].samples and told["hbm_modelled"].samples
+    assert told["hbm"].reason == "fake_counter: the child crashed (SIGSEGV)"
