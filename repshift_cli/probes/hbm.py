@@ -13,11 +13,11 @@ from repshift_cli.records import Measurement, Metric, Step
 MODELLED = Metric("hbm_modelled", "HBM modelled", "B", "lower", "value", 30, "modelled")
 READ = Metric("hbm_modelled_read", "HBM read, modelled", "B", "lower", "value", 110, "modelled")
 WRITTEN = Metric("hbm_modelled_written", "HBM written, modelled", "B", "lower", "value", 111, "modelled")
-MEASURED = Metric("hbm", "HBM", "B", "lower", "median", 26, "counter")
+MEASURED = Metric("hbm", "HBM", "B", "lower", "median", 21, "counter")
 MEASURED_READ = Metric("hbm_read", "HBM read", "B", "lower", "median", 112, "counter")
 MEASURED_WRITTEN = Metric("hbm_written", "HBM written", "B", "lower", "median", 113, "counter")
-SHARE = Metric("hbm_share_of_peak", "peak bandwidth used", "%", "higher", "value", 27, "counter")
-INTENSITY = Metric("arithmetic_intensity", "FLOP/B", "", "higher", "value", 28, "counter")
+SHARE = Metric("hbm_share_of_peak", "peak bandwidth used", "%", "higher", "value", 23, "counter")
+INTENSITY = Metric("arithmetic_intensity", "FLOP/B", "", "higher", "value", 24, "counter")
 RATIO = Metric("hbm_modelled_over_measured", "modelled/HBM", "x", "lower", "value", 114, "counter")
 
 DISAGREEMENT = 1.02
