@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ def test_the_choices_are_the_instruments() -> None:
     for name in instruments.ORDER:
         part = instruments.load(name)
         assert part.LABEL in calibration.TOLERANCE
-        assert all(callable(getattr(part, f)) for f in ("unavailable", "command", "collect", "counting"))
+        assert all(callable(getattr(part, f)) for f in ("unavailable", "identity", "command", "collect", "counting"))
 
 
 # --- the child --------------------------------------------------------------------------------------------------------
@@ -343,13 +344,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_calibration_is_kept_for_its_circumstances(cache: Path, two_gpus: pytest.MonkeyPatch) -> None:
-    key = calibration.key("cuda")
+    key = calibration.key("cupti", "cuda")
     assert "GPU-1111-aa" in key and "driver 580.1" in key
     first = calibration.kept(Calibration("cupti", "counter", True, read=1.0, key=key))
     calibration.kept(Calibration("ncu", "counter", False, "no", key=key))
     assert calibration.cached("cupti", key) == first
-    assert calibration.cached("cupti", calibration.key("cuda:1")) is None
+    assert calibration.cached("cupti", calibration.key("cupti", "cuda:1")) is None
     assert calibration.cached("gpm", key) is None
+    two_gpus.setattr(cupti, "identity", lambda: "another/libcupti.so.13")
+    assert calibration.cached("cupti", calibration.key("cupti", "cuda")) is None
     newer = calibration.kept(Calibration("cupti", "counter", False, "busy", key=key))
     assert calibration.cached("cupti", key) == newer
     assert len(json.loads(cache.read_text())) == 2
@@ -383,7 +386,7 @@ def played(cache: Path, two_gpus: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
             told = outcomes[name]
             label = "sampled" if name == "gpm" else "counter"
             why = told if isinstance(told, str) else None
-            return SimpleNamespace(name=name, LABEL=label, unavailable=lambda device: why)
+            return SimpleNamespace(name=name, LABEL=label, unavailable=lambda device: why, identity=str)
 
         def run(instrument: Any, *_: Any) -> list[Traffic]:
             runs.append(instrument.name)
@@ -495,3 +498,18 @@ def test_a_child_that_crashes_leaves_the_record_whole(counter: pytest.MonkeyPatc
     told = {m.metric: m for m in record.measurements}
     assert record.status == "ok" and told["latency"].samples and told["hbm_modelled"].samples
     assert told["hbm"].reason == "fake_counter: the child crashed (SIGSEGV)"
+
+
+def test_a_run_file_of_schema_1_is_read() -> None:
+    """As the first version wrote it: without calibrations, instruments and parts."""
+    from synthetic import small_run
+
+    from repshift_cli.records import Run, from_plain, to_plain
+
+    plain = {k: v for k, v in to_plain(small_run()).items() if k != "calibrations"} | {"schema": 1}
+    plain["machine"].pop("peak_bandwidth")
+    for record in plain["records"]:
+        record["measurements"] = [
+            {k: v for k, v in m.items() if k not in ("provider", "parts")} for m in record["measurements"]
+        ]
+    assert from_plain(Run, plain) == replace(small_run(), schema=1)

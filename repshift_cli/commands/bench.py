@@ -16,7 +16,7 @@ from repshift_cli import __version__, axes, catalog, machine, store
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _complete
 from repshift_cli.commands._output import check_outputs, emit
-from repshift_cli.records import Case, Record, Run, UsageError, to_plain
+from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError, to_plain
 
 if TYPE_CHECKING:
     from repshift_cli.assemble import Workshop
@@ -221,7 +221,7 @@ def bench(
         run = _started(path, sweep, where, planned, settings)
     else:
         run = _continued(path, earlier, where, planned)
-    run = dataclasses.replace(run, calibrations=choice.calibrations)
+    run = dataclasses.replace(run, calibrations=choice.calibrations, schema=SCHEMA_VERSION)
     again = {r.case for r in run.records if retry_failed and r.status == "failed"}
     run = _measure_all(path, run, planned, _workshop(where, choice, snapshot), settings, again)
     emit(run, json_to, csv_to, markdown_to)

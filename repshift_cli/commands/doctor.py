@@ -181,13 +181,17 @@ def _check_counters() -> Check:
 
 def _calibrated(device: str) -> Iterator[Check]:
     """Every instrument's calibration, taken now and kept for `repshift bench`; then the peak that shares refer to."""
+    from repshift_cli.commands._progress import Bar
     from repshift_cli.counters import calibration, instruments
 
-    for name in instruments.ORDER:
-        if device.startswith("cuda"):
-            yield _calibration_line(calibration.kept(calibration.calibrate(name, device)))
-        else:
-            yield Check(name, False, f"no GPU to count on: {machine.why_no_cuda() or 'the CPU was asked for'}")
+    with Bar(len(instruments.ORDER)) as bar:
+        for name in instruments.ORDER:
+            bar.phase(f"calibrating {name}")
+            if device.startswith("cuda"):
+                yield _calibration_line(calibration.kept(calibration.calibrate(name, device)))
+            else:
+                yield Check(name, False, f"no GPU to count on: {machine.why_no_cuda() or 'the CPU was asked for'}")
+            bar.next()
     yield Check("model", True, "always there: modelled (cold cache), from what the operators read and write")
     peak = machine.peak_bandwidth(device)
     yield Check("peak bandwidth", not isinstance(peak, str), str(peak))

@@ -49,7 +49,7 @@ def known_work(torch: Any, device: str) -> list[Callable[[], Any]]:
 def calibrate(name: str, device: str) -> Calibration:
     """The instrument's calibration on this device, now; one that cannot count fails with the reason."""
     instrument = instruments.load(name)
-    found = Calibration(name, instrument.LABEL, False, key=key(device), created=_today())
+    found = Calibration(name, instrument.LABEL, False, key=key(name, device), created=_today())
     if reason := instrument.unavailable(device):
         return dataclasses.replace(found, reason=reason)
     try:
@@ -95,16 +95,17 @@ def _wrong(found: Calibration) -> list[str]:
 
 def known_or_new(name: str, device: str) -> Calibration:
     """The calibration from the cache where it was taken under the same circumstances, else a new one."""
-    return cached(name, key(device)) or kept(calibrate(name, device))
+    return cached(name, key(name, device)) or kept(calibrate(name, device))
 
 
-def key(device: str) -> str:
-    """The circumstances that a calibration holds for: device, driver, permission, versions."""
+def key(name: str, device: str) -> str:
+    """The circumstances that a calibration holds for: device, driver, permission, versions, the instrument itself."""
     here = machine.describe(device)
     allowed, _ = permission()
     torch = here.packages.get("torch")
     parts = (here.uuid or here.device_name, f"driver {here.driver}", f"torch {torch}", f"repshift {__version__}")
-    return ", ".join((*parts, f"counters {'closed' if allowed is False else 'open'}"))
+    closed = "counters closed" if allowed is False else "counters open"
+    return ", ".join(filter(None, (*parts, closed, instruments.load(name).identity())))
 
 
 def place() -> Path:

@@ -32,6 +32,11 @@ def unavailable(device: str) -> str | None:
     return why_not_allowed()
 
 
+def identity() -> str:
+    """Which CUPTI counts."""
+    return str(find_library())
+
+
 def command(worker: Sequence[str], folder: Path) -> list[str]:
     """The child's command line: as it is."""
     return list(worker)
@@ -158,8 +163,9 @@ class RangeProfiler:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._call(abi.Disable, pRangeProfilerObject=self._object)
-        self._host.close()
+        with contextlib.suppress(CounterError):  # what went wrong before says more
+            self._call(abi.Disable, pRangeProfilerObject=self._object)
+            self._host.close()
 
     def _call(self, kind: type[abi.Params], **fields: Any) -> Any:
         return abi.call(self._library, kind, **fields)

@@ -38,6 +38,11 @@ def unavailable(device: str) -> str | None:
     return peak if isinstance(peak, str) else None
 
 
+def identity() -> str:
+    """Nothing of its own: the driver counts."""
+    return ""
+
+
 def command(worker: Sequence[str], folder: Path) -> list[str]:
     """The child's command line: as it is."""
     return list(worker)

@@ -17,7 +17,7 @@ ORDER = ("cupti", "ncu", "gpm")
 
 
 def load(name: str) -> Any:
-    """An instrument's module: LABEL, unavailable, command, collect for this process, counting for the child."""
+    """An instrument's module: LABEL, unavailable, identity, command, collect here, counting in the child."""
     return importlib.import_module(f"repshift_cli.counters.{name}")
 
 

@@ -39,6 +39,11 @@ def unavailable(device: str) -> str | None:
     return why_not_allowed()
 
 
+def identity() -> str:
+    """Which ncu counts: its folder has its version."""
+    return str(Path(program() or "").resolve())
+
+
 def command(worker: Sequence[str], folder: Path) -> list[str]:
     """The child's command line under ncu, which logs to a file in `folder`."""
     options = ["--target-processes", "all", "--replay-mode", "app-range"]

@@ -50,7 +50,9 @@ class EnergyProbe:
         return max(1, int(0.1 / max(self._now() - begun, 1e-4)))
 
     def _loop(self, step: Step) -> tuple[float, float, int] | str:
-        """Joules, seconds and forwards of the loop, or why there are none."""
+        """Joules, seconds and forwards of the loop, or why there are none; no forward where nothing is told."""
+        if isinstance(reason := self._millijoules(), str):
+            return reason
         with step.active():
             step.forward()
             each = self._between_waits(step)
