@@ -48,7 +48,7 @@ def facts_of(weights: str | None, name: str, image_size: int | None, frames: int
     except RepshiftError:
         raise
     except Exception as error:
-        raise UsageError(f"the model {name} cannot be looked at: {reason_of(error)}") from error
+        raise UsageError(f"{name} cannot be built or run: {reason_of(error)}") from error
     return facts
 
 
@@ -87,6 +87,7 @@ class Workshop:
             probes=lambda step: self._probes,
             timer=timer_for(device),
             watch=self._watch.sample,
+            before=self._watch.sample,
             derive=self._derived,
         )
 

@@ -48,7 +48,7 @@ def measurements(readings: Sequence[Any]) -> Iterator[Measurement]:
 def warnings(readings: Sequence[Any]) -> Iterator[str]:
     """What a person should know about how the device was while it was timed."""
     told = [r for r in readings if r is not None]
-    during = told[1:] or told
+    during = [r for r in readings[1:] if r is not None]
     if any(r.hardware_throttled for r in during):
         yield "the device was throttled by hardware in rounds that count; cool it and measure again"
     causes = Counter(cause for r in during for cause in r.throttle)

@@ -157,7 +157,7 @@ def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:
     """Why this machine or this back end cannot run the case, or None."""
     kind = case.device.partition(":")[0]
     if backend.missing is not None:
-        return f"{case.attention}: {backend.missing}"
+        return backend.missing
     if case.execution == "graph" and kind != "cuda":
         return "CUDA graphs exist on CUDA only"
     offers = backend.offers

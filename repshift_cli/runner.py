@@ -69,8 +69,9 @@ class Settings:
 class Parts:
     """What the runner works with: `verify(step)` names the kernel that attention ran on or raises.
 
-    `watch()` reads the device's clocks (None where nothing answers); `now()` is the host's clock in seconds. `derive`
-    gives what follows from a step's measurements and its latency in milliseconds: more of them, and warnings.
+    `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
+    `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
+    milliseconds: more of them, and warnings.
     """
 
     prepare: Callable[[Case], Step]
@@ -80,6 +81,7 @@ class Parts:
     watch: Callable[[], Any] = lambda: None
     now: Callable[[], float] = time.perf_counter
     derive: Callable[[Step, Sequence[Measurement], float], Derived] = lambda *_: ((), ())
+    before: Callable[[], Any] = lambda: None
 
 
 @dataclass
@@ -102,9 +104,14 @@ class _Lane:
 
 @dataclass
 class _Rounds:
-    """How the timed rounds of a comparison went."""
+    """How the timed rounds of a comparison went; `needed` is how many the precision asks for, as last looked at.
+
+    A look takes milliseconds and is another chance to stop by luck, so the looks are a tenth apart.
+    """
 
     count: int = 0
+    needed: float = math.inf
+    next_look: int = USUAL_ROUNDS
     stopped_by: str | None = None
     readings: list[Any] = field(default_factory=list)
     causes: set[str] = field(default_factory=set)
@@ -179,18 +186,18 @@ def _drop(lane: _Lane, error: BaseException) -> None:
 
 def _interleave(lanes: list[_Lane], parts: Parts, settings: Settings, observe: Callable[[Progress], None]) -> _Rounds:
     """Warm every lane up, then rounds in a new random order each, until precise enough, out of time, or all done."""
-    rounds, order = _Rounds(), random.Random(settings.seed)
+    rounds, order, queue = _Rounds(), random.Random(settings.seed), list(lanes)
     for lane in lanes:
         observe(Progress(f"{lane.case.variant}: warm-up", 0.3))
         _guarded(lane, _warm_up, parts, settings)
     begun = parts.now()
-    rounds.readings.append(parts.watch())
+    rounds.readings.append(parts.before())
     budget = settings.budget * len(lanes)
     retries = MOST_RETRIES
     with _no_garbage_collection():
         while rounds.stopped_by is None and any(lane.step for lane in lanes):
-            order.shuffle(lanes)
-            for lane in lanes:
+            order.shuffle(queue)
+            for lane in queue:
                 _guarded(lane, _time_one, parts)
             reading = parts.watch()
             if reading is not None and reading.hardware_throttled and retries:
@@ -201,8 +208,8 @@ def _interleave(lanes: list[_Lane], parts: Parts, settings: Settings, observe: C
             rounds.count += 1
             rounds.readings.append(reading)
             spent = parts.now() - begun
-            rounds.stopped_by = _stop(lanes, rounds.count, spent, budget, settings)
-            observe(_progress(lanes, rounds.count, spent, budget, settings))
+            rounds.stopped_by = _stop(lanes, rounds, spent, budget, settings)
+            observe(_progress(lanes, rounds, spent, budget, settings))
     return rounds
 
 
@@ -255,12 +262,15 @@ def _set_aside(lanes: list[_Lane]) -> None:
             del lane.samples[-lane.per_round :], lane.medians[-1]
 
 
-def _stop(lanes: list[_Lane], count: int, spent: float, budget: float, settings: Settings) -> str | None:
+def _stop(lanes: list[_Lane], rounds: _Rounds, spent: float, budget: float, settings: Settings) -> str | None:
     if settings.rounds is not None:
-        return "rounds" if count >= settings.rounds else None
-    if count >= USUAL_ROUNDS and _widest(lanes) <= settings.precision:
-        return "precision"
-    return "budget" if count >= LEAST_ROUNDS and spent >= budget else None
+        return "rounds" if rounds.count >= settings.rounds else None
+    if rounds.count >= rounds.next_look:
+        rounds.needed = rounds.count * (_widest(lanes) / settings.precision) ** 2
+        rounds.next_look = rounds.count + 1 + rounds.count // 10
+        if rounds.needed <= rounds.count:
+            return "precision"
+    return "budget" if rounds.count >= LEAST_ROUNDS and spent >= budget else None
 
 
 def _widest(lanes: list[_Lane]) -> float:
@@ -274,27 +284,26 @@ def _widest(lanes: list[_Lane]) -> float:
     return max((math.inf if w is None else w for w in widths), default=0.0)
 
 
-def _progress(lanes: list[_Lane], count: int, spent: float, budget: float, settings: Settings) -> Progress:
-    each = spent / count
+def _progress(lanes: list[_Lane], rounds: _Rounds, spent: float, budget: float, settings: Settings) -> Progress:
+    count, each = rounds.count, spent / rounds.count
     if settings.rounds is not None:
         left = (settings.rounds - count) * each
     else:
-        needed = count * (_widest(lanes) / settings.precision) ** 2 if count > 2 else math.inf
-        left = max(0.0, min(budget - spent, max(needed - count, USUAL_ROUNDS - count) * each))
+        left = max(0.0, min(budget - spent, max(rounds.needed - count, USUAL_ROUNDS - count) * each))
         left = max(left, (LEAST_ROUNDS - count) * each)
     return Progress("timing", 0.3 + 0.7 * spent / max(spent + left, 1e-9), left, _estimate(lanes))
 
 
 def _estimate(lanes: list[_Lane]) -> str:
-    """The live figure: the fastest lane's speed-up over its first reference, or the first lane's latency."""
+    """The live figure of the first pruned lane, or of the last one: its speed-up over a reference, or its latency."""
     running = [lane for lane in lanes if lane.step is not None and lane.samples]
     if not running:
         return ""
-    best = min(running, key=lambda lane: statistics.median(lane.medians))
-    for name, reference in _references(best, running):
-        value = stats.hodges_lehmann(stats.paired_ratios(reference.medians, best.medians))
-        return f"{best.case.variant} {value.value:.2f}x vs {name}"
-    return f"{best.case.variant} {statistics.median(best.medians):.1f} ms"
+    shown = next((lane for lane in running if lane.case.layers), running[-1])
+    for name, reference in _references(shown, running):
+        ratio = statistics.median(stats.paired_ratios(reference.medians, shown.medians))
+        return f"{shown.case.variant} {ratio:.2f}x vs {name}"
+    return f"{shown.case.variant} {statistics.median(shown.medians):.1f} ms"
 
 
 def _references(lane: _Lane, lanes: Sequence[_Lane]) -> list[tuple[str, _Lane]]:

@@ -179,7 +179,7 @@ def _two_sided(t: float, freedom: int) -> float:
 
 
 def steady(windows: Sequence[Sequence[float]], tolerance: float = 0.05) -> bool:
-    """Whether warm-up is over: the last two windows agree in median and quartile spread (pyperf's test)."""
+    """Whether warm-up is over: the last two windows agree in the median, and the fastest is no faster now."""
     if len(windows) < 2:
         return False
     (before, after) = (sorted(w) for w in windows[-2:])

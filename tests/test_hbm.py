@@ -87,6 +87,7 @@ def test_bytes_of_tensors_that_share_memory() -> None:
     assert stored_bytes([x, x]) == 512
     assert stored_bytes([x, x.t()]) == 512, "never above the storage"
     assert stored_bytes([x[:2], x[4:6]]) == 4 * 16 * E
+    assert stored_bytes([x[:2], x[:2]]) == 2 * 16 * E, "the same view twice"
     assert stored_bytes([x[:1].expand(100, 16)]) == 16 * E
     assert stored_bytes([torch.empty(0)]) == 0
 

@@ -107,7 +107,8 @@ def test_every_family_is_pruned_as_written(plain: Plain, keep: float, layers: tu
     expected = reference(plain, keep, layers, lambda seen: shift(seen, "mlp", "l2", form))
     torch.testing.assert_close(run(plain, repshift, given), expected, rtol=0, atol=1e-10)
     with torch.no_grad():
-        assert (expected - plain.forward()).abs().max() > 1e-3, "the cut must show in the output"
+        uncut = plain.forward()
+    assert (expected[:, 0] - uncut[:, 0]).abs().max() > 1e-3, "the cut must show in the output"
 
 
 @pytest.mark.parametrize(("keep", "layers"), SCHEDULES)
@@ -343,20 +344,19 @@ def hooks_of(module: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
 
-@pytest.mark.parametrize("attention", [None, flash], ids=["untouched", "flash"])
-def test_keep_1_is_the_untouched_model_bit_for_bit(plain: Plain, attention: Any) -> None:
+def test_keep_1_is_the_untouched_model_bit_for_bit(plain: Plain) -> None:
     subject = tiny.subject(plain.module, plain.inputs)
+    given = case(pruning="repshift", keep=1.0, layers=(1, 2))
     with torch.inference_mode():
         before = plain.compared(call(plain.module, plain.inputs))
-    given = case(pruning="repshift", keep=1.0, layers=(1, 2))
-    with torch.inference_mode(), pruned(subject, repshift, given):
-        assert hooks_of(plain.module) == 0
-        if attention is None:
-            after = plain.compared(call(plain.module, plain.inputs))
-        else:
-            with attending(attention):
-                after = plain.compared(call(plain.module, plain.inputs))
-    assert torch.equal(before, after)
+        with pruned(subject, repshift, given):
+            assert hooks_of(plain.module) == 0
+            assert torch.equal(before, plain.compared(call(plain.module, plain.inputs)))
+    by_flash = run(plain, repshift, given, flash)
+    if plain.module.__class__ is tiny.Encoder:  # torch's own fused encoder layer is off while attention is swapped
+        torch.testing.assert_close(by_flash, before, rtol=0, atol=1e-12)
+    else:
+        assert torch.equal(before, by_flash)
 
 
 @pytest.mark.parametrize("method", [repshift, lowest, random, stride, oracle], ids=lambda m: m.__name__[21:])

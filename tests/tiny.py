@@ -307,6 +307,41 @@ def plain_torch() -> Plain:
     )
 
 
+class Encoder(nn.Module):
+    """torch's own encoder, pre-norm, under a class token."""
+
+    def __init__(self, norm_first: bool = True) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, batch_first=True, norm_first=norm_first)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.encoder = nn.TransformerEncoder(layer, DEPTH, enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.encoder(torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1))
+
+
+def torch_encoder() -> Plain:
+    module: Module = roughen(Encoder()).double()
+
+    def block(b: Module) -> Block:
+        def attention(x: Tensor) -> Tensor:
+            x = b.norm1(x)
+            return b.self_attn(x, x, x, need_weights=False)[0]
+
+        return attention, (lambda x: b.linear2(b.linear1(b.norm2(x)).relu()))
+
+    return Plain(
+        module,
+        (pixels(BATCH, 12, WIDTH),),
+        prefix=1,
+        tokens=12,
+        embed=lambda inputs: torch.cat((module.cls_token.expand(len(inputs[0]), -1, -1), inputs[0]), dim=1),
+        blocks=[block(b) for b in module.encoder.layers],
+        finish=lambda x: x,
+        compared=lambda out: out,
+    )
+
+
 FAMILIES: dict[str, Callable[[], Plain]] = {
     "vit": vit,
     "deit_distilled": deit_distilled,
@@ -316,4 +351,5 @@ FAMILIES: dict[str, Callable[[], Plain]] = {
     "siglip": siglip,
     "videomae": videomae,
     "plain_torch": plain_torch,
+    "torch_encoder": torch_encoder,
 }

@@ -37,7 +37,10 @@ def attend(
     enable_gqa: bool = False,
     **unknown: Any,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d) + mask) v with (B, H, N, d); the scale is folded into q: no extra pass over N^2."""
+    """softmax(q k^T / sqrt(d) + mask) v with (B, H, N, d); the scale is folded into q: no extra pass over N^2.
+
+    A row whose mask hides every key gives 0, as in torch.
+    """
     if enable_gqa and key.shape[1] != query.shape[1]:
         repeat = query.shape[1] // key.shape[1]
         key, value = (
@@ -52,7 +55,8 @@ def attend(
     if attn_mask is not None:
         masked = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, float("-inf")) if masked else scores + attn_mask
-    weights = torch.softmax(scores, dim=-1)
+    softmax = torch.softmax if attn_mask is None else torch._safe_softmax
+    weights = softmax(scores, -1)
     if dropout_p:
         weights = torch.dropout(weights, dropout_p, True)
     return weights @ value

@@ -25,7 +25,8 @@ def show_cases(planned: tuple[Planned, ...]) -> None:
         )
     console.print(table)
     refused = sum(p.refused is not None for p in planned)
-    console.print(f"{len(planned) - refused} cases to measure, {refused} refused")
+    count = len(planned) - refused
+    console.print(f"{count} {'case' if count == 1 else 'cases'} to measure, {refused} refused")
 
 
 def setting(case: Case) -> str:

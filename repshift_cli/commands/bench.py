@@ -208,8 +208,10 @@ def bench(
     given = {name: value for name, value in given.items() if value is not None}
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
     sweep = _with_full_names(sweep)
+    _check_scoring(given, sweep)
+    _check_apart(path, {"--csv": csv_to, "--markdown": markdown_to})
     if not dry_run:
-        store.check_writable(path)
+        _check_run_file(path, new=earlier is None)
     where = machine.choose_device(sweep.device)
     planned = _plan(sweep, where)
     if dry_run:
@@ -252,6 +254,12 @@ def _what_to_run(
         raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
     sweep = Axes.from_options(axes.merge(axes.load_profile(profile) if profile else {}, given))
     return out or store.default_path(datetime.now(UTC), sweep.model), sweep, None
+
+
+def _check_apart(path: Path, outputs: Mapping[str, str | None]) -> None:
+    for option, target in outputs.items():
+        if target is not None and Path(target).resolve() == path.resolve():
+            raise UsageError(f"--out and {option} both write to {target}; give one of them another file")
 
 
 def _options_of(run: Run) -> dict[str, Any]:
@@ -298,6 +306,20 @@ def _with_full_names(sweep: Axes) -> Axes:
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
     return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
+
+
+def _check_scoring(given: Mapping[str, Any], sweep: Axes) -> None:
+    """UsageError where an option that only pruning has was given and no variant prunes."""
+    idle = [name for name in ("keep", "layers", "operation", "distance", "form") if name in given]
+    if idle and not any("+" in variant for variant in sweep.variant):
+        raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
+
+
+def _check_run_file(path: Path, new: bool) -> None:
+    """UsageError where the run file cannot be written, or where a new one would take the place of a file."""
+    if new and path.is_file():
+        raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
+    store.check_writable(path)
 
 
 def _plan(sweep: Axes, device: str) -> tuple[Planned, ...]:

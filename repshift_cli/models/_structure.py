@@ -29,9 +29,14 @@ class _Seen(Exception):
 
 @dataclass
 class _Trace:
-    """One forward of a block: its input x, its output, and (path, input, output) of each module inside."""
+    """One forward of a block: its input x, its output, and (path, input, output) of each module inside.
+
+    `given` are the positional and the keyword arguments, with `tokens` among them, of which x is a copy.
+    """
 
     x: Tensor
+    tokens: Tensor
+    given: tuple[tuple[Any, ...], dict[str, Any]]
     out: Tensor | None = None
     calls: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
 
@@ -47,9 +52,15 @@ def find_sites(module: nn.Module, inputs: Any) -> tuple[tuple[Site, ...], int]:
         if trace is None:
             continue
         paths = _branches(trace)
-        if paths is not None:
-            return tuple(_site(block, *paths) for block in blocks), trace.x.shape[1]
-        seen.append(type(blocks[0]).__name__)
+        if paths is None:
+            seen.append(type(blocks[0]).__name__)
+            continue
+        if not _takes_fewer(blocks[0], trace):
+            raise NoSites(
+                f"{type(module).__name__}: its blocks ({type(blocks[0]).__name__}) do not run on a part of their "
+                "tokens: they need the whole grid, or a mask or positions of its size, so none can be dropped"
+            )
+        return tuple(_site(block, *paths) for block in blocks), trace.x.shape[1]
     looked = f"; looked at {', '.join(seen)}" if seen else ""
     raise NoSites(
         f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(norm(x')) "
@@ -76,7 +87,7 @@ def _watch_first(module: nn.Module, block: nn.Module, inputs: Any) -> _Trace | N
         x = _rows((*args, *kwargs.values()))
         if x is None:
             raise _Seen
-        traces.append(_Trace(x.clone()))
+        traces.append(_Trace(x.clone(), x, (args, kwargs)))
 
     def end(m: nn.Module, args: Any, output: Any) -> None:
         traces[0].out = _rows(output)
@@ -133,6 +144,22 @@ def _branches(trace: _Trace) -> tuple[str, str, str] | None:
         if attention is not None and mlp is not None:
             return attention, middle, mlp
     return None
+
+
+def _takes_fewer(block: nn.Module, trace: _Trace) -> bool:
+    """Whether the block runs on the first half of its tokens, everything else that it was given being the same."""
+    fewer = trace.x[:, : max(1, trace.x.shape[1] // 2)]
+    args, kwargs = trace.given
+    args = tuple(fewer if v is trace.tokens else v for v in args)
+    kwargs = {name: fewer if v is trace.tokens else v for name, v in kwargs.items()}
+    try:
+        with torch.inference_mode():
+            out = _rows(block(*args, **kwargs))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+    return out is not None and out.shape == fewer.shape
 
 
 def _last_adding(calls: list[tuple[str, Tensor, Tensor]], before: Tensor, after: Tensor | None) -> str | None:

@@ -56,7 +56,7 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
     def build(case: Case) -> Subject:
         """The model and its inputs on the case's device, in the case's dtype, with its blocks found."""
         made = recipe(case.model, case.image_size, case.frames)
-        module = _module(made, case)
+        module, warnings = _module(made, case)
         inputs, evaluation = _inputs(made, module, case)
         sites, entering = find_sites(module, inputs)
         prefix = prefix_tokens(module)
@@ -70,7 +70,7 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
             units=made.units,
             logits=logits,
             pooled=pooled,
-            warnings=() if case.weights != "random" else ("random weights: fidelity says nothing of a trained model",),
+            warnings=warnings,
         )
 
     return facts, build
@@ -81,7 +81,7 @@ def _facts(made: Recipe, image_size: int | None, weights: str | None) -> Facts:
     with torch.device("meta"):
         module = made.model(config)
     size = image_size or config.image_size
-    if size % config.patch_size:
+    if image_size is not None and size % config.patch_size:
         raise UsageError(f"image size {size} is no multiple of the patch size {config.patch_size}")
     steps = (config.num_frames // config.tubelet_size) if hasattr(config, "num_frames") else 1
     return Facts(
@@ -95,34 +95,48 @@ def _facts(made: Recipe, image_size: int | None, weights: str | None) -> Facts:
     )
 
 
-def _module(made: Recipe, case: Case) -> nn.Module:
+def _module(made: Recipe, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model in its place, and what must be said of its weights."""
     dtype = TORCH_DTYPES[case.dtype]
+    warnings: tuple[str, ...] = ()
+    torch.manual_seed(case.seed)
     if made.checkpoint is not None and case.weights == made.checkpoint:
-        module = from_checkpoint(made)
+        module, warnings = from_checkpoint(made)
     else:
-        torch.manual_seed(case.seed)
         with torch.device(case.device):
             module = made.model(made.config)
-        if case.weights != "random":
+        if case.weights == "random":
+            warnings = ("random weights: fidelity says nothing of a trained model",)
+        else:
             load_weights(module, case.weights)
     module = module.eval().to(device=case.device, dtype=dtype)
     if made.prepare is not None:
         made.prepare(module)
-    return module
+    return module, warnings
 
 
-def from_checkpoint(made: Recipe) -> nn.Module:
-    """The model with its checkpoint's weights, safetensors only; UsageError with the reason where that fails."""
+def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model with its checkpoint's weights, safetensors only; UsageError with the reason where that fails.
+
+    Weights that the checkpoint lacks are random then, which is said in a warning.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        module: nn.Module = made.model.from_pretrained(  # type: ignore[attr-defined]
-            made.checkpoint, config=made.config, use_safetensors=True, attn_implementation="sdpa"
+        module, found = made.model.from_pretrained(  # type: ignore[attr-defined]
+            made.checkpoint,
+            config=made.config,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot load {made.checkpoint}: {first_line(error)}") from error
-    return module
+    missing = sorted(found["missing_keys"])
+    named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return module, (f"the checkpoint lacks {named}: random weights there",) if missing else ()
 
 
 def weights_file(place: str) -> Path:

@@ -17,7 +17,7 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     import transformers
 
     place = name.removeprefix("hf:")
-    if Path(place).is_dir():
+    if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
         weights_file(place)
     config = _config(place)
     model = getattr(transformers, _class_name(config, place), None)

@@ -19,11 +19,12 @@ ALIASES: dict[str, object] = {}
 
 
 def facts(name: str, image_size: int | None = None, frames: int | None = None, weights: str | None = None) -> Facts:
-    """What planning must know, from the model itself: it is built once and kept for `build`."""
+    """What planning must know, from the model itself, which is kept for the first `build`."""
     for option, value in (("--image-size", image_size), ("--frames", frames), ("--weights", weights)):
         if value is not None:
             raise UsageError(f"{option} does not apply to {name}: your function makes the model and its inputs")
     module, inputs = _made(name)
+    batch = _batch(name, inputs)
     sites, entering = find_sites(module, inputs)
     prefix = prefix_tokens(module)
     return Facts(
@@ -31,15 +32,16 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
         tokens=entering - prefix,
         prefix=prefix,
         weights="own",
-        batch=_tensors(inputs)[0].shape[0],
+        batch=batch,
     )
 
 
 def build(case: Case) -> Subject:
     """The user's module and inputs on the case's device, floating point in the case's dtype."""
-    if case.input != "random":
+    if case.input not in ("own", "random"):
         raise UsageError(f"--data does not apply to {case.model}: your function makes the inputs")
     module, inputs = _made(case.model)
+    _made.cache_clear()  # it is converted in place: the next dtype starts from the function's own weights
     dtype = TORCH_DTYPES[case.dtype]
     module = module.to(device=case.device, dtype=dtype)
     inputs = _placed(inputs, case.device, dtype)
@@ -67,6 +69,14 @@ def _made(name: str) -> tuple[nn.Module, Any]:
     if not isinstance(inputs, (dict, tuple)) or not _tensors(inputs):
         raise UsageError(f"{name}() must return inputs as a dict of keyword tensors or a tuple of tensors")
     return module.eval(), inputs
+
+
+def _batch(name: str, inputs: Any) -> int:
+    """The first dimension of the first tensor that has any."""
+    sizes = [t.shape[0] for t in _tensors(inputs) if t.ndim]
+    if not sizes:
+        raise UsageError(f"{name}() must return inputs with a batch dimension; all of its tensors are single numbers")
+    return sizes[0]
 
 
 def _tensors(inputs: Any) -> list[Tensor]:

@@ -24,6 +24,7 @@ OUTSIDE = "outside the blocks"
 FORMULA = "attention (formula)"
 """What attention that shows no operator (a package's own kernel launch) is called."""
 
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _aten = torch.ops.aten
 _MAKES_NOTHING = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided}
 _VIEWS_WITHOUT_ALIAS = {_aten._unsafe_view, _aten._reshape_alias, _aten.detach, _aten.lift_fresh}
@@ -64,10 +65,9 @@ class TrafficModel(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with self:
-            out = func.decompose(*args, **kwargs)
-        if out is not NotImplemented:
-            return out
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE.name):
+            with self:  # torch's own composition; func.decompose() prefers Python ones, which copy where torch does not
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
         if not _is_view(func) and func.overloadpacket not in _MAKES_NOTHING:
             self._count(func, args, kwargs, out)

@@ -39,10 +39,13 @@ class Counter:
     modelled: bool = True
 
 
+NOT_ASKED = Counter(None, "not asked for")
+
+
 class HbmProbe:
     """One forward under the byte model, and the forwards that the instrument counts."""
 
-    def __init__(self, counter: Counter) -> None:
+    def __init__(self, counter: Counter = NOT_ASKED) -> None:
         self._counter = counter
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:

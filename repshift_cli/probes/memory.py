@@ -27,7 +27,11 @@ class MemoryProbe:
     """`process_bytes()` gives what the driver (or the kernel) counts for this process, or a sentence why it cannot;
     `card_bytes()` what it counts for the whole card."""
 
-    def __init__(self, process_bytes: Callable[[], int | str], card_bytes: Callable[[], int | str]) -> None:
+    def __init__(
+        self,
+        process_bytes: Callable[[], int | str],
+        card_bytes: Callable[[], int | str] = lambda: "no GPU in this run",
+    ) -> None:
         self._process_bytes, self._card_bytes = process_bytes, card_bytes
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
@@ -54,7 +58,7 @@ class MemoryProbe:
 
 def _cpu(step: Step) -> tuple[Measurement, ...]:
     """The same from the profiler's record of every CPU allocation, over the weights and inputs that rest there."""
-    with step.active(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with step.active(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         step.forward()
     changes = [(e.start_ns(), e.nbytes()) for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     above = highest([change for _, change in sorted(changes, key=lambda c: c[0])])

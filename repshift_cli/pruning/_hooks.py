@@ -39,7 +39,7 @@ def _hook(site: Site, prefix: int, method: Any, case: Case) -> list[Any]:
     handles = [_watch(site, name, prefix, seen) for name in method.needs(case) if name != "out"]
 
     def at_end(module: Any, args: Any, output: Any) -> Any:
-        hidden = first_tensor(output)
+        hidden = tokens_of(output)
         count = kept(hidden.shape[1] - prefix, case.keep)
         if hasattr(method, "cut"):
             shorter = method.cut(hidden, prefix, count)
@@ -47,7 +47,7 @@ def _hook(site: Site, prefix: int, method: Any, case: Case) -> list[Any]:
             seen["out"] = hidden[:, prefix:]
             shorter = gather(hidden, prefix, top(method.score(seen, case), count))
         seen.clear()
-        return shorter if isinstance(output, Tensor) else (shorter, *output[1:])
+        return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
 
     return [*handles, site.block.register_forward_hook(at_end)]
 
@@ -56,10 +56,10 @@ def _watch(site: Site, name: str, prefix: int, seen: Seen) -> Any:
     """Hook that keeps one tensor of the block, prefix rows cut off: an input (`x`, `middle`) or a branch's output."""
 
     def see_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[name] = first_tensor((*args, *kwargs.values()))[:, prefix:]
+        seen[name] = tokens_of((*args, *kwargs.values()))[:, prefix:]
 
     def see_output(module: Any, args: Any, output: Any) -> None:
-        seen[name] = first_tensor(output)[:, prefix:]
+        seen[name] = tokens_of(output)[:, prefix:]
 
     if name in ("x", "middle"):
         owner = site.block if name == "x" else site.middle
@@ -68,8 +68,8 @@ def _watch(site: Site, name: str, prefix: int, seen: Seen) -> Any:
     return branch.register_forward_hook(see_output)
 
 
-def first_tensor(value: Any) -> Tensor:
-    """The tensor itself, or the first one of a tuple."""
+def tokens_of(value: Any) -> Tensor:
+    """The tensor itself, or the first (B, N, C) one among several, as `find_sites` looks for it."""
     if isinstance(value, Tensor):
         return value
-    return next(v for v in value if isinstance(v, Tensor))
+    return next(v for v in value if isinstance(v, Tensor) and v.ndim == 3)

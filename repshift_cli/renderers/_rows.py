@@ -332,7 +332,10 @@ def _interval_note(records: Sequence[Record], columns: Sequence[Column]) -> list
     said = f"in brackets: the 95% interval over {rounds}" + (f" (stopped by {stops})" if stops else "")
     words = {NONE_SHOWN: "the interval holds 1, so no speed-up was shown", REFERENCE: "what others are compared with"}
     texts = {cell.text for column in columns for cell in column.cells}
-    return ["; ".join([said, *(f"{word}: {meaning}" for word, meaning in words.items() if word in texts)])]
+    notes = ["; ".join([said, *(f"{word}: {meaning}" for word, meaning in words.items() if word in texts)])]
+    if len({(r.case.keep, r.case.layers) for r in done if _pruned(r.case)}) > 1:
+        notes.append("schedules were timed one after another, each with its references: compare rows by their ratios")
+    return notes
 
 
 def _outcome_notes(records: Sequence[Record], label: Callable[[Case], str]) -> list[str]:
@@ -390,7 +393,8 @@ def _names(cases: Sequence[Case], label: Callable[[Case], str]) -> str:
     if len(cases) <= NAMES_IN_A_NOTE:
         return ", ".join(map(label, cases))
     variants = groupby(sorted(case.variant for case in cases))
-    return ", ".join(f"{variant} ({len(list(rows))} rows)" for variant, rows in variants)
+    counts = [(variant, len(list(rows))) for variant, rows in variants]
+    return ", ".join(f"{variant} ({n} rows)" if n > 1 else variant for variant, n in counts)
 
 
 def _line(text: str) -> str:
