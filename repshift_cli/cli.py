@@ -20,6 +20,7 @@ from repshift_cli.commands.bench import bench
 from repshift_cli.commands.doctor import doctor
 from repshift_cli.commands.methods import methods
 from repshift_cli.commands.models import models
+from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.show import show
 from repshift_cli.records import RepshiftError
@@ -39,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (bench, show, models, methods, backends, profiles, doctor):
+for command in (bench, profile, show, models, methods, backends, profiles, doctor):
     app.command(cls=Command)(command)
 
 

@@ -378,8 +378,8 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def to_json(run: Run) -> str:
-    """The text of a run file, numbers of a list on one line; ValueError for a number that is not finite."""
+def to_json(run: Any) -> str:
+    """The text of a run file or of any record, numbers of a list on one line; ValueError for a number not finite."""
     text = json.dumps(to_plain(run), indent=1, ensure_ascii=False, allow_nan=False)
     return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
@@ -421,13 +421,13 @@ def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
     return kind(**{name: from_plain(hints[name], v, f"{where}.{name}") for name, v in value.items()})
 
 
-def json_schema(kind: Any = Run) -> dict[str, Any]:
+def json_schema(kind: Any = Run, title: str = f"repshift run file, version {SCHEMA_VERSION}") -> dict[str, Any]:
     """The JSON Schema (2020-12) of a record type, generated from the dataclasses above."""
     defs: dict[str, Any] = {}
     top = _schema_of(kind, defs)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"repshift run file, version {SCHEMA_VERSION}",
+        "title": title,
         **top,
         "$defs": defs,
     }

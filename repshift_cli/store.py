@@ -7,11 +7,12 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, ProfileRun
 from repshift_cli.records import SCHEMA_VERSION, Record, Run, UsageError, from_plain, to_json
 
 FOLDER = Path("repshift-runs")
@@ -39,13 +40,39 @@ def append(path: Path, run: Run, record: Record) -> Run:
 def load(path: Path) -> Run:
     """The run in the file, or UsageError with the one sentence that says what is wrong with it."""
     plain = _parse(path)
+    if _is_profile(plain):
+        raise UsageError(f"{path} is a profile, no run file; `repshift show` renders it")
+    return _run(path, plain)
+
+
+def load_any(path: Path) -> Run | ProfileRun:
+    """The run or the profile in the file, or UsageError."""
+    plain = _parse(path)
+    return _profile(path, plain) if _is_profile(plain) else _run(path, plain)
+
+
+def _is_profile(plain: Any) -> bool:
+    return isinstance(plain, dict) and plain.get("kind") == "profile"
+
+
+def _profile(path: Path, plain: dict[str, Any]) -> ProfileRun:
+    _check_version(path, plain.get("schema"), PROFILE_SCHEMA_VERSION)
+    try:
+        run: ProfileRun = from_plain(ProfileRun, plain, "profile")
+    except ValueError as error:
+        raise UsageError(f"{path} is a damaged profile: {error}") from error
+    return run
+
+
+def _check_version(path: Path, schema: Any, known: int) -> None:
+    if isinstance(schema, int) and schema > known:
+        raise UsageError(f"{path} has schema version {schema} and this repshift reads up to {known}; upgrade repshift")
+
+
+def _run(path: Path, plain: Any) -> Run:
     if not isinstance(plain, dict) or not {"schema", "machine", "records"} <= plain.keys():
         raise UsageError(f"{path} is JSON but no repshift run file (it lacks schema, machine or records)")
-    schema = plain["schema"]
-    if isinstance(schema, int) and schema > SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} has schema version {schema} and this repshift reads up to {SCHEMA_VERSION}; upgrade repshift"
-        )
+    _check_version(path, plain["schema"], SCHEMA_VERSION)
     try:
         run: Run = from_plain(Run, plain)
     except ValueError as error:
@@ -85,12 +112,18 @@ def check_writable(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file by `text` in one step: whoever is killed on the way leaves the old file as it was."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write; it takes the place of `path` at the end, and goes away after an error."""
     path = Path(os.path.realpath(path))
     temporary = _beside(path)
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

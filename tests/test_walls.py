@@ -16,7 +16,13 @@ WALLS: dict[str, set[str]] = {
     "catalog": {"records", "installed"},
     "axes": {"records"},
     "plan": {"records", "axes"},
-    "store": {"records"},
+    "store": {"records", "breakdown"},
+    "ranges": set(),
+    "breakdown": {"records"},
+    "attribution": {"breakdown", "ranges"},
+    "balance": {"records", "breakdown", "ranges"},
+    "traces": {"records", "store", "ranges", "attribution"},
+    "profiler": {"records", "breakdown", "attribution", "traces"},
     "machine": {"records", "catalog", "torch", "pynvml"},
     "runner": {"records", "stats", "conditions"},
     "conditions": {"records"},
@@ -24,9 +30,9 @@ WALLS: dict[str, set[str]] = {
     "kernels": {"records", "kernels", "triton", *TENSORS},
     "models": {"records", "kernels", "models", "timm", "torchvision", *TENSORS},
     "attention": {"records", "installed", "kernels", "attention", "flash_attn", "flash_attn_interface", *TENSORS},
-    "pruning": {"records", "kernels", "pruning", *TENSORS},
-    "probes": {"records", "kernels", "probes", "pynvml", *TENSORS},
-    "renderers": {"records", "stats", "renderers", "rich"},
+    "pruning": {"records", "kernels", "ranges", "pruning", *TENSORS},
+    "probes": {"records", "kernels", "ranges", "probes", "pynvml", *TENSORS},
+    "renderers": {"records", "stats", "breakdown", "balance", "ranges", "renderers", "rich"},
 }
 """What each room may import besides the standard library and the package's own version."""
 
@@ -85,7 +91,7 @@ def test_every_way_to_import_is_seen(line: str, package: str, name: str) -> None
 
 def test_light_rooms_bring_no_torch() -> None:
     light = {"records", "stats", "catalog", "axes", "plan", "store", "machine", "renderers", "runner"}
-    light |= {"conditions", "counters"}
+    light |= {"ranges", "breakdown", "attribution", "balance", "traces", "profiler", "conditions", "counters"}
     modules = [".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in FILES if room_of(p) in light]
     code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
     code += "sys.exit(' '.join({'torch', 'transformers', 'pynvml'} & set(sys.modules)) or None)"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repshift_cli.breakdown import ProfileRun
 from repshift_cli.records import Run, UsageError
 from repshift_cli.store import check_writable, write_text
 
@@ -32,12 +33,15 @@ def check_outputs(json_to: str | None, csv_to: str | None, markdown_to: str | No
 
 
 def emit(
-    run: Run, json_to: str | None, csv_to: str | None, markdown_to: str | None, console: Console | None = None
+    run: Run | ProfileRun,
+    json_to: str | None,
+    csv_to: str | None,
+    markdown_to: str | None,
+    console: Console | None = None,
 ) -> None:
     """Write the outputs asked for; the table goes to stdout (`console`) unless one of them has stdout to itself."""
     check_outputs(json_to, csv_to, markdown_to)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows ? for a dash
+    prepare_stdout()
     targets = _targets(json_to, csv_to, markdown_to)
     for name, target in targets:
         text = io.StringIO()
@@ -45,6 +49,12 @@ def emit(
         _write(target, text.getvalue())
     if all(target != STDOUT for _, target in targets):
         _renderer("table").render(run, sys.stdout, console)
+
+
+def prepare_stdout() -> None:
+    """A terminal without Unicode shows ? for a dash."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _targets(json_to: str | None, csv_to: str | None, markdown_to: str | None) -> list[tuple[str, str]]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repshift_cli import __version__, axes, catalog, machine, store
+from repshift_cli import __version__, axes, machine, store
 from repshift_cli.axes import Axes
-from repshift_cli.commands import _complete
+from repshift_cli.commands import _options
 from repshift_cli.commands._output import check_outputs, emit
 from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError, to_plain
 
@@ -29,120 +29,56 @@ BUDGET = {"cuda": 5.0, "cpu": 6.0}
 NOTHING_MEASURED = 5
 ON_A_CPU = "measured on a CPU: `flash` is torch's CPU flash kernel, and there is no HBM, clock or GPU memory to measure"
 
-_SWEEP = "Sweep"
-_MEASURE = "Measurement"
-_OUTPUT = "Output"
-
 
 def bench(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
-            "package.module:function. (default: vit_b)",
-            rich_help_panel=_SWEEP,
-            autocompletion=_complete.model_names,
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Share of the tokens still there (prefix tokens apart) that stays at each pruning layer: 0.6, a list "
-            "0.5,0.7 or a range 0.3:0.9:0.1. The paper's DeiT schedule is --keep 0.8 --layers 1,4,7. (default: 0.6)",
-            rich_help_panel=_SWEEP,
-        ),
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Pruning layers: blocks counted from 1, the cut is at the block's end. 1,4,7 is one schedule; repeat "
-            "the option for several; 1:12 sweeps schedules of one layer. (default: one at a quarter of the depth)",
-            rich_help_panel=_SWEEP,
-        ),
-    ] = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Attention back end, or BACKEND+METHOD. (default: vanilla,flash,flash+repshift)",
-            rich_help_panel=_SWEEP,
-            autocompletion=_complete.variant_names,
-        ),
-    ] = None,
-    batch: Annotated[list[str] | None, typer.Option(help="Batch size. (default: 1)", rich_help_panel=_SWEEP)] = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=_SWEEP),
-    ] = None,
-    image_size: Annotated[
-        list[str] | None, typer.Option(help="Image size in pixels. (default: the model's)", rich_help_panel=_SWEEP)
-    ] = None,
-    frames: Annotated[
-        list[str] | None, typer.Option(help="Frames of a video. (default: the model's)", rich_help_panel=_SWEEP)
-    ] = None,
-    operation: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Operation whose shift is scored: mlp, attention, block. (default: mlp)", rich_help_panel=_SWEEP
-        ),
-    ] = None,
-    distance: Annotated[
-        list[str] | None, typer.Option(help="Distance: l2, l1, cosine. (default: l2)", rich_help_panel=_SWEEP)
-    ] = None,
-    form: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
-            "update (as the change of that state). (default: paper)",
-            rich_help_panel=_SWEEP,
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            help="Workload profile: a name from `repshift profiles` or a TOML file; options given here go first.",
-            rich_help_panel=_SWEEP,
-            autocompletion=_complete.profile_names,
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Safetensors file or folder for an alias. (default: random weights)", rich_help_panel=_SWEEP),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Image or folder of images as input. (default: random pixels)", rich_help_panel=_SWEEP),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_MEASURE)] = None,
-    cuda_graph: Annotated[
-        bool, typer.Option("--cuda-graph", help="Measure every case as a CUDA graph too.", rich_help_panel=_MEASURE)
-    ] = False,
+    model: _options.Model = None,
+    keep: _options.Keep = None,
+    layers: _options.Layers = None,
+    variant: _options.Variant = None,
+    batch: _options.Batch = None,
+    dtype: _options.Dtype = None,
+    image_size: _options.ImageSize = None,
+    frames: _options.Frames = None,
+    operation: _options.Operation = None,
+    distance: _options.Distance = None,
+    form: _options.Form = None,
+    profile: _options.Profile = None,
+    weights: _options.Weights = None,
+    data: _options.Data = None,
+    device: _options.Device = None,
+    cuda_graph: _options.CudaGraph = False,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Stop when every interval's half-width is below this share. (default: 0.005 on CUDA, 0.01 on a CPU)",
-            rich_help_panel=_MEASURE,
+            metavar="SHARE",
+            help="Stop when every speed-up's interval has a half-width below this share. "
+            "(default: 0.005 on CUDA, 0.01 on a CPU)",
+            rich_help_panel=_options.MEASURE,
         ),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
+            metavar="SECONDS",
             help="Seconds of timing per case after which a comparison stops. (default: 5 on CUDA, 6 on a CPU)",
-            rich_help_panel=_MEASURE,
+            rich_help_panel=_options.MEASURE,
         ),
     ] = None,
     rounds: Annotated[
         str | None,
-        typer.Option(help="Exactly this many rounds instead of precision and budget.", rich_help_panel=_MEASURE),
+        typer.Option(
+            metavar="N",
+            help="Exactly this many rounds instead of precision and budget.",
+            rich_help_panel=_options.MEASURE,
+        ),
     ] = None,
-    seed: Annotated[
-        str | None, typer.Option(help="Seed of weights, input and order. (default: 0)", rich_help_panel=_MEASURE)
-    ] = None,
+    seed: _options.Seed = None,
     hbm: Annotated[
         str | None,
         typer.Option(
             help="What measures HBM traffic: auto (the best that passes its calibration here), cupti, ncu, gpm, model "
             "(arithmetic only) or off. See `repshift doctor --counters`. (default: auto)",
-            rich_help_panel=_MEASURE,
+            rich_help_panel=_options.MEASURE,
         ),
     ] = None,
     memory_snapshot: Annotated[
@@ -150,72 +86,51 @@ def bench(
         typer.Option(
             help="Write torch's history of allocations during one forward to this file, for the viewer at "
             "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=_options.OUTPUT,
         ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=_MEASURE
-        ),
-    ] = False,
+    dry_run: _options.DryRun = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Run file, written after every case. (default: in repshift-runs/)", rich_help_panel=_OUTPUT),
+        typer.Option(
+            metavar="FILE",
+            help="Run file, written after every case. (default: in repshift-runs/)",
+            rich_help_panel=_options.OUTPUT,
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with an interrupted run file; its own options apply.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            metavar="RUN",
+            help="Go on with an interrupted run file; its own options apply.",
+            rich_help_panel=_options.OUTPUT,
+        ),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=_OUTPUT)
+        bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=_options.OUTPUT)
     ] = False,
     json_to: Annotated[
-        str | None, typer.Option("--json", help="Write JSON to this file, - for stdout.", rich_help_panel=_OUTPUT)
-    ] = None,
-    csv_to: Annotated[
-        str | None, typer.Option("--csv", help="Write CSV to this file, - for stdout.", rich_help_panel=_OUTPUT)
-    ] = None,
-    markdown_to: Annotated[
         str | None,
-        typer.Option("--markdown", help="Write Markdown to this file, - for stdout.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            "--json", metavar="FILE", help="Write JSON to this file, - for stdout.", rich_help_panel=_options.OUTPUT
+        ),
     ] = None,
+    csv_to: _options.Csv = None,
+    markdown_to: _options.Markdown = None,
 ) -> None:
-    """Compare vanilla attention, FlashAttention and FlashAttention with token pruning on one model, or sweep many."""
+    """Time a model's variants side by side, or a whole sweep."""
+    given = _options.given(locals())
     check_outputs(json_to, csv_to, markdown_to)
-    given = {
-        "model": model,
-        "keep": keep,
-        "layers": layers,
-        "variant": variant,
-        "batch": batch,
-        "dtype": dtype,
-        "image_size": image_size,
-        "frames": frames,
-        "operation": operation,
-        "distance": distance,
-        "form": form,
-        "weights": weights,
-        "data": data,
-        "device": device,
-        "cuda_graph": cuda_graph or None,
-        "precision": precision,
-        "budget": budget,
-        "rounds": rounds,
-        "seed": seed,
-        "hbm": hbm,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
-    sweep = _with_full_names(sweep)
-    _check_scoring(given, sweep)
+    sweep = _options.with_full_names(sweep)
+    _options.check_scoring(given, sweep)
     _check_apart(path, {"--csv": csv_to, "--markdown": markdown_to})
     if not dry_run:
         _check_run_file(path, new=earlier is None)
     where = machine.choose_device(sweep.device)
-    planned = _plan(sweep, where)
+    planned = _options.plan_cases(sweep, where)
     if dry_run:
-        _list_cases(planned)
+        _options.list_cases(planned)
         return
     snapshot = _snapshots(memory_snapshot, where, planned)
     settings, choice = _settings(sweep, where), _choice(sweep, where)
@@ -297,47 +212,11 @@ def _snapshots(file: Path | None, device: str, planned: tuple[Planned, ...]) -> 
     return lambda case: file.with_name(names[case])
 
 
-def _with_full_names(sweep: Axes) -> Axes:
-    """The sweep with its variants by their parts' own names, every name checked: no import here takes time."""
-    for name in sweep.model:
-        catalog.resolve_model(name)
-    if sweep.weights is not None and len(sweep.model) > 1:
-        raise UsageError("--weights fits one model; name one with --model")
-    parts = [catalog.find_variant(variant) for variant in sweep.variant]
-    names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
-    return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
-
-
-def _check_scoring(given: Mapping[str, Any], sweep: Axes) -> None:
-    """UsageError where an option that only pruning has was given and no variant prunes."""
-    idle = [name for name in ("keep", "layers", "operation", "distance", "form") if name in given]
-    if idle and not any("+" in variant for variant in sweep.variant):
-        raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
-
-
 def _check_run_file(path: Path, new: bool) -> None:
     """UsageError where the run file cannot be written, or where a new one would take the place of a file."""
     if new and path.is_file():
         raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
     store.check_writable(path)
-
-
-def _plan(sweep: Axes, device: str) -> tuple[Planned, ...]:
-    """The sweep's cells, `sweep.variant` being full names."""
-    from repshift_cli import assemble, plan
-
-    if sweep.data is not None:
-        assemble.check_data(sweep.data)
-    parts = [catalog.find_variant(variant) for variant in sweep.variant]
-    backends = {backend.name: assemble.backend_for(backend.name, device) for backend, _ in parts}
-    methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
-    return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
-
-
-def _list_cases(planned: tuple[Planned, ...]) -> None:
-    from repshift_cli.commands._cases import show_cases
-
-    show_cases(planned)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

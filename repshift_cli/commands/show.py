@@ -1,15 +1,18 @@
-"""`repshift show`: a stored run, rendered again."""
+"""`repshift show`: a stored run or profile, rendered again."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from repshift_cli import store
+from repshift_cli.breakdown import ProfileRun
+from repshift_cli.commands import _options
 from repshift_cli.commands._output import emit
 from repshift_cli.records import UsageError, json_schema
 
@@ -17,7 +20,7 @@ FILE_OR_STDOUT = "FILE|-"
 
 
 def show(
-    run: Annotated[Path | None, typer.Argument(help="The run file.", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Argument(help="The run file, or the profile.", show_default=False)] = None,
     json_to: Annotated[
         str | None, typer.Option("--json", metavar=FILE_OR_STDOUT, help="The whole run as JSON, raw samples included.")
     ] = None,
@@ -27,22 +30,44 @@ def show(
     markdown_to: Annotated[
         str | None, typer.Option("--markdown", metavar=FILE_OR_STDOUT, help="The table for a GitHub page.")
     ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Of a profile: rows by part, layer, kernel or op.", show_default=False)
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Of a profile: also what changed between variants.")] = False,
     traffic: Annotated[
         bool, typer.Option("--traffic", help="Say which operators and which blocks move the modelled bytes.")
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of run files and stop.")] = False,
 ) -> None:
-    """Show a stored run as a table, or as JSON, CSV or Markdown (- is stdout, with nothing else on it)."""
+    """Show a stored run or profile as a table, or as JSON, CSV or Markdown (- is stdout, with nothing else on it)."""
     if schema:
         typer.echo(json.dumps(json_schema(), indent=2))
         return
     if run is None:
         raise UsageError("name a run file: repshift show RUN (repshift bench writes them)")
-    loaded = store.load(run)
+    shown = store.load_any(run)
+    if isinstance(shown, ProfileRun):
+        shown = dataclasses.replace(shown, options=shown.options | _views(by, diff))
+    elif by is not None or diff:
+        raise UsageError(f"{run} is a run, no profile: leave out {'--by' if by is not None else '--diff'}")
     if traffic:
-        from repshift_cli.renderers import _traffic
-        from repshift_cli.renderers.table import console_for
-
-        _traffic.render(loaded, console_for(sys.stdout))
+        _show_traffic(shown, run)
         return
-    emit(loaded, json_to, csv_to, markdown_to)
+    emit(shown, json_to, csv_to, markdown_to)
+
+
+def _show_traffic(shown: Any, file: Path) -> None:
+    """What moves the bytes of each case of a run."""
+    from repshift_cli.renderers import _traffic
+    from repshift_cli.renderers.table import console_for
+
+    if isinstance(shown, ProfileRun):
+        raise UsageError(f"{file} is a profile, no run: leave out --traffic")
+    _traffic.render(shown, console_for(sys.stdout))
+
+
+def _views(by: str | None, diff: bool) -> dict[str, Any]:
+    """The views of a profile that were asked for; the others stay as they were stored."""
+    if by is not None:
+        _options.check_view(by)
+    return ({} if by is None else {"by": by}) | ({"diff": True} if diff else {})

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from repshift_cli.kernels.select import gather, top
+from repshift_cli.ranges import part
 from repshift_cli.records import Case, Site, Subject, kept
 
 Seen = dict[str, Tensor]
@@ -42,10 +43,16 @@ def _hook(site: Site, prefix: int, method: Any, case: Case) -> list[Any]:
         hidden = tokens_of(output)
         count = kept(hidden.shape[1] - prefix, case.keep)
         if hasattr(method, "cut"):
-            shorter = method.cut(hidden, prefix, count)
+            with part("cut"):
+                shorter = method.cut(hidden, prefix, count)
         else:
             seen["out"] = hidden[:, prefix:]
-            shorter = gather(hidden, prefix, top(method.score(seen, case), count))
+            with part("score"):
+                scores = method.score(seen, case)
+            with part("select"):
+                indices = top(scores, count)
+            with part("cut"):
+                shorter = gather(hidden, prefix, indices)
         seen.clear()
         return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
 

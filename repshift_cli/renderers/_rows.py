@@ -98,7 +98,7 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
     group = cases[0].group
     records = [record for record in ordered_records(run) if record.case.group == group]
     columns = (*_case_columns(records), *_metric_columns(records), *_closing_columns(records))
-    label = _labeller(cases)
+    label = labeller(cases)
     notes = [
         *_settings_note(cases),
         *_interval_note(records, columns),
@@ -108,13 +108,14 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
         *_warning_notes(records, label),
         *(f"warning: {_line(text)}" for text in dict.fromkeys(warnings)),
     ]
-    return Sheet(_header(run.machine, cases), columns, _kernels_note(records), tuple(notes))
+    return Sheet(header_of(run.machine, cases), columns, _kernels_note(records), tuple(notes))
 
 
 # --- above the table --------------------------------------------------------------------------------------------------
 
 
-def _header(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
+def header_of(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
+    """What the cases of one group share: model, input, setting, computer."""
     case = cases[0]
     return (
         case.model,
@@ -167,7 +168,7 @@ def _execution_varies(cases: Sequence[Case]) -> bool:
     return len({case.execution for case in cases}) > 1
 
 
-def _labeller(cases: Sequence[Case]) -> Callable[[Case], str]:
+def labeller(cases: Sequence[Case]) -> Callable[[Case], str]:
     """How notes name a row: the variant and what tells it from the others, such as `flash+repshift keep 0.6`."""
     fields = [field for field in FIELDS if _varies(field, cases)]
     executions = _execution_varies(cases)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from repshift_cli.records import Run
-from repshift_cli.renderers._rows import _labeller, _scale, ordered_records
+from repshift_cli.renderers._rows import _scale, labeller, ordered_records
 from repshift_cli.renderers.table import _hanging
 
 MOST_OPERATORS = 8
@@ -25,7 +25,7 @@ def render(run: Run, console: Console) -> None:
         told = True
         total = modelled.samples[0]
         case = record.case
-        name = f"{case.model} · batch {case.batch} · {_labeller([r.case for r in run.records])(case)}"
+        name = f"{case.model} · batch {case.batch} · {labeller([r.case for r in run.records])(case)}"
         console.print(Text(f"{name}: {_bytes(total)} modelled (cold cache)", "bold"))
         for kind, parts in modelled.parts.items():
             lines = _operators(parts, total) if kind == "operator" else _blocks(parts)

@@ -7,6 +7,7 @@ import dataclasses
 import re
 from typing import Any, TextIO
 
+from repshift_cli.breakdown import KernelTime, OpTime, PartTime, ProfileRun
 from repshift_cli.records import Case, Measurement, Record, Run
 from repshift_cli.renderers._rows import find, metrics_of, ordered_records
 from repshift_cli.stats import estimate
@@ -16,8 +17,11 @@ WITH_INTERVAL = ("median", "hodges-lehmann", "geomean")
 RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by")
 
 
-def render(run: Run, out: TextIO) -> None:
-    """Write one line per record, the skipped and the failed among them."""
+def render(run: Run | ProfileRun, out: TextIO) -> None:
+    """Write one line per record, the skipped and the failed among them; of a profile one per line of its view."""
+    if isinstance(run, ProfileRun):
+        _render_profile(run, out)
+        return
     metrics = metrics_of(run.records)
     names = [_name(like, metrics) for like in metrics]
     rows = [_row(record, metrics, names) for record in ordered_records(run)]
@@ -27,6 +31,18 @@ def render(run: Run, out: TextIO) -> None:
     writer = csv.DictWriter(out, fields, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+
+
+def _render_profile(run: ProfileRun, out: TextIO) -> None:
+    """The parts of every block, the kernels or the operators, all of them, unrounded."""
+    held, kind = {"kernel": ("kernels", KernelTime), "op": ("ops", OpTime)}.get(
+        str(run.options.get("by")), ("parts", PartTime)
+    )
+    names = [f.name for f in dataclasses.fields(kind)]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["variant", *names])
+    for b in run.breakdowns:
+        writer.writerows([b.name, *(_text(getattr(line, n)) for n in names)] for line in getattr(b, held))
 
 
 def _name(like: Measurement, metrics: list[Measurement]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TextIO
 
+from repshift_cli.breakdown import ProfileRun
 from repshift_cli.records import Run, to_json
 
 
-def render(run: Run, out: TextIO) -> None:
+def render(run: Run | ProfileRun, out: TextIO) -> None:
     """Write the run in the format of the run file."""
     out.write(to_json(run))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TextIO
 
+from repshift_cli.breakdown import ProfileRun
 from repshift_cli.records import Run
-from repshift_cli.renderers._rows import Sheet, sheets
+from repshift_cli.renderers._profile import sheets_of
+from repshift_cli.renderers._rows import Sheet
 
 
-def render(run: Run, out: TextIO) -> None:
+def render(run: Run | ProfileRun, out: TextIO) -> None:
     """Write every comparison group with all columns that a table may have."""
-    out.write("\n".join(_section(sheet) for sheet in sheets(run)))
+    out.write("\n".join(_section(sheet) for sheet in sheets_of(run)))
 
 
 def _section(sheet: Sheet) -> str:

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from repshift_cli.breakdown import ProfileRun
 from repshift_cli.records import Run
-from repshift_cli.renderers._rows import ALWAYS, HEADLINE_RANKS, KERNEL, MISSING, Cell, Column, Sheet, sheets
+from repshift_cli.renderers._profile import sheets_of
+from repshift_cli.renderers._rows import ALWAYS, HEADLINE_RANKS, KERNEL, MISSING, Cell, Column, Sheet
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "failed": "bold red", "skipped": "yellow"}
 GAP = 2
@@ -22,10 +24,10 @@ HEADING_WIDTH = 8
 UNLIMITED = 100_000
 
 
-def render(run: Run, out: TextIO, console: Console | None = None) -> None:
-    """Print every comparison group of the run; a console given is used as it is, its width included."""
+def render(run: Run | ProfileRun, out: TextIO, console: Console | None = None) -> None:
+    """Print every sheet of a run or a profile; a console given is used as it is, its width included."""
     console = console or console_for(out)
-    ready = sheets(run)
+    ready = sheets_of(run)
     if not ready:
         console.print("no case was planned or recorded in this run")
     for number, sheet in enumerate(ready):

@@ -1,0 +1,172 @@
+"""What the commands that run a sweep share: its options, and how they become planned cases."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repshift_cli import axes, catalog
+from repshift_cli.axes import Axes
+from repshift_cli.commands import _complete
+from repshift_cli.records import UsageError
+
+if TYPE_CHECKING:
+    from repshift_cli.plan import Planned
+
+SWEEP = "Sweep"
+MEASURE = "Measurement"
+OUTPUT = "Output"
+VIEWS = ("part", "layer", "kernel", "op")
+"""What the rows of a profile's tables can be."""
+
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
+        "package.module:function. (default: vit_b)",
+        rich_help_panel=SWEEP,
+        autocompletion=_complete.model_names,
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Share of the tokens still there (prefix tokens apart) that stays at each pruning layer: 0.6, a list "
+        "0.5,0.7 or a range 0.3:0.9:0.1. The paper's DeiT schedule is --keep 0.8 --layers 1,4,7. (default: 0.6)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Pruning layers: blocks counted from 1, the cut is at the block's end. 1,4,7 is one schedule; repeat "
+        "the option for several; 1:12 sweeps schedules of one layer. (default: one at a quarter of the depth)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Variant = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Attention back end, or BACKEND+METHOD. (default: vanilla,flash,flash+repshift)",
+        rich_help_panel=SWEEP,
+        autocompletion=_complete.variant_names,
+    ),
+]
+Batch = Annotated[list[str] | None, typer.Option(help="Batch size. (default: 1)", rich_help_panel=SWEEP)]
+Dtype = Annotated[
+    list[str] | None,
+    typer.Option(help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=SWEEP),
+]
+ImageSize = Annotated[
+    list[str] | None, typer.Option(help="Image size in pixels. (default: the model's)", rich_help_panel=SWEEP)
+]
+Frames = Annotated[
+    list[str] | None, typer.Option(help="Frames of a video. (default: the model's)", rich_help_panel=SWEEP)
+]
+Operation = Annotated[
+    list[str] | None,
+    typer.Option(help="Operation whose shift is scored: mlp, attention, block. (default: mlp)", rich_help_panel=SWEEP),
+]
+Distance = Annotated[
+    list[str] | None, typer.Option(help="Distance: l2, l1, cosine. (default: l2)", rich_help_panel=SWEEP)
+]
+Form = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
+        "update (as the change of that state). (default: paper)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        help="Workload profile: a name from `repshift profiles` or a TOML file; options given here go first.",
+        rich_help_panel=SWEEP,
+        autocompletion=_complete.profile_names,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Safetensors file or folder for an alias. (default: random weights)", rich_help_panel=SWEEP),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Image or folder of images as input. (default: random pixels)", rich_help_panel=SWEEP),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=MEASURE)]
+CudaGraph = Annotated[
+    bool, typer.Option("--cuda-graph", help="Measure every case as a CUDA graph too.", rich_help_panel=MEASURE)
+]
+Seed = Annotated[
+    str | None, typer.Option(help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
+]
+Csv = Annotated[str | None, typer.Option("--csv", help="Write CSV to this file, - for stdout.", rich_help_panel=OUTPUT)]
+Markdown = Annotated[
+    str | None,
+    typer.Option("--markdown", help="Write Markdown to this file, - for stdout.", rich_help_panel=OUTPUT),
+]
+
+
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments (its `locals()`, before anything else) those that are axes and were given."""
+    names = [f.name for f in dataclasses.fields(Axes)]
+    return {name: arguments[name] for name in names if arguments.get(name) not in (None, False)}
+
+
+def with_full_names(sweep: Axes) -> Axes:
+    """The sweep with its variants by their parts' own names, every name checked: no import here takes time."""
+    for name in sweep.model:
+        catalog.resolve_model(name)
+    if sweep.weights is not None and len(sweep.model) > 1:
+        raise UsageError("--weights fits one model; name one with --model")
+    parts = [catalog.find_variant(variant) for variant in sweep.variant]
+    names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
+    return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
+
+
+def check_scoring(chosen: Mapping[str, Any], sweep: Axes) -> None:
+    """UsageError where an option that only pruning has was given and no variant prunes."""
+    idle = [name for name in ("keep", "layers", "operation", "distance", "form") if name in chosen]
+    if idle and not any("+" in variant for variant in sweep.variant):
+        raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
+
+
+def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
+    """The sweep's cells, `sweep.variant` being full names."""
+    from repshift_cli import assemble, plan
+
+    if sweep.data is not None:
+        assemble.check_data(sweep.data)
+    parts = [catalog.find_variant(variant) for variant in sweep.variant]
+    backends = {backend.name: assemble.backend_for(backend.name, device) for backend, _ in parts}
+    methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
+    return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+
+
+def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:
+    """The sweep of a profile with the options given in their place, checked, variants by their parts' own names."""
+    options = axes.merge(axes.load_profile(profile) if profile else {}, chosen)
+    sweep = with_full_names(Axes.from_options(options))
+    check_scoring(chosen, sweep)
+    return sweep
+
+
+def list_cases(planned: tuple[Planned, ...]) -> None:
+    """What `--dry-run` prints."""
+    from repshift_cli.commands._cases import show_cases
+
+    show_cases(planned)
+
+
+def check_view(by: str) -> None:
+    """UsageError for an unknown view of a profile."""
+    if by not in VIEWS:
+        raise UsageError(f"--by: unknown view {by!r}; choose from {', '.join(VIEWS)}")

@@ -1,0 +1,313 @@
+"""`repshift profile`: where the time and the bytes go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repshift_cli import __version__, machine, profiler, store, traces
+from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
+from repshift_cli.commands import _options
+from repshift_cli.commands._output import check_outputs, emit
+from repshift_cli.installed import is_installed
+from repshift_cli.records import Case, Progress, UsageError, json_schema, to_json, to_plain
+
+if TYPE_CHECKING:
+    from repshift_cli.axes import Axes
+    from repshift_cli.plan import Planned
+
+NOTHING_PROFILED = 5
+MOST_STEPS = 20
+SHOW = "Tables"
+ON_A_CPU = "profiled on a CPU: there is no device beside the host, so the host's times are all there is"
+VIEWER = "pip install 'repshift[tensorboard]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The files asked for."""
+
+    trace: Path | None
+    tensorboard: Path | None
+    summary: Path | None
+    stacks: Path | None
+    memory_snapshot: Path | None
+
+    def check(self, **others: str | None) -> None:
+        """UsageError for what cannot be written, before anything runs; `others` have been checked by themselves."""
+        places = {Path(path).resolve(): f"--{name}" for name, path in others.items() if path}
+        for name, path in vars(self).items():
+            if path is None:
+                continue
+            option = f"--{name.replace('_', '-')}"
+            if other := places.get(path.resolve()):
+                raise UsageError(f"{other} and {option} both write to {path}; give one of them another place")
+            places[path.resolve()] = option
+            store.check_writable(path / "trace" if path == self.tensorboard else path)
+
+
+def profile(
+    model: _options.Model = None,
+    keep: _options.Keep = None,
+    layers: _options.Layers = None,
+    variant: _options.Variant = None,
+    batch: _options.Batch = None,
+    dtype: _options.Dtype = None,
+    image_size: _options.ImageSize = None,
+    frames: _options.Frames = None,
+    operation: _options.Operation = None,
+    distance: _options.Distance = None,
+    form: _options.Form = None,
+    profile: _options.Profile = None,
+    weights: _options.Weights = None,
+    data: _options.Data = None,
+    device: _options.Device = None,
+    cuda_graph: _options.CudaGraph = False,
+    seed: _options.Seed = None,
+    steps: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=_options.MEASURE),
+    ] = 5,
+    dry_run: _options.DryRun = False,
+    by: Annotated[
+        str, typer.Option(help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
+    ] = "part",
+    diff: Annotated[
+        bool,
+        typer.Option("--diff", help="Also what changed from variant to variant, by kernel.", rich_help_panel=SHOW),
+    ] = False,
+    read: Annotated[
+        Path | None,
+        typer.Option(
+            help="Show a stored trace instead: ours, or anyone's of torch's profiler (JSON, gz).", rich_help_panel=SHOW
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Chrome trace of all variants, for Perfetto; gz when named so.", rich_help_panel=_options.OUTPUT
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(help="Folder for TensorBoard, one run per variant.", rich_help_panel=_options.OUTPUT),
+    ] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(help="The tables as JSON, for `repshift show`.", rich_help_panel=_options.OUTPUT),
+    ] = None,
+    stacks: Annotated[
+        Path | None,
+        typer.Option(help="Folded Python stacks, for a flame graph.", rich_help_panel=_options.OUTPUT),
+    ] = None,
+    memory_snapshot: Annotated[
+        Path | None,
+        typer.Option(help="CUDA allocations, for torch's memory viewer.", rich_help_panel=_options.OUTPUT),
+    ] = None,
+    csv_to: _options.Csv = None,
+    markdown_to: _options.Markdown = None,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=_options.OUTPUT),
+    ] = False,
+) -> None:
+    """Show where the time goes, part by part and block by block, and from where pruning pays."""
+    given = _options.given(locals())
+    if schema:
+        typer.echo(json.dumps(profile_schema(), indent=2))
+        return
+    _options.check_view(by)
+    check_outputs(None, csv_to, markdown_to)
+    outputs = Outputs(trace, tensorboard, summary, stacks, memory_snapshot)
+    views = {"by": by, "diff": diff}
+    if read is not None:
+        _only_summary(given, profile, outputs)
+    if not dry_run:
+        outputs.check(csv=csv_to, markdown=markdown_to)
+    if read is not None:
+        run = _read(read)
+        run = dataclasses.replace(run, options=run.options | views)
+    else:
+        sweep = _options.sweep_of(given, profile)
+        where = machine.choose_device(sweep.device)
+        planned = _options.plan_cases(sweep, where)
+        if dry_run:
+            _options.list_cases(planned)
+            return
+        if memory_snapshot is not None and not where.startswith("cuda"):
+            raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
+        run = _profiled(sweep, where, planned, steps, views, outputs)
+    if summary is not None:
+        store.write_text(summary, to_json(run))
+    emit(run, None, csv_to, markdown_to)
+    raise typer.Exit(exit_code(run))
+
+
+def exit_code(run: ProfileRun) -> int:
+    """0 profiled, 1 at least one variant failed, 5 nothing profiled."""
+    statuses = {b.status for b in run.breakdowns}
+    return 1 if "failed" in statuses else 0 if "ok" in statuses else NOTHING_PROFILED
+
+
+def profile_schema() -> dict[str, Any]:
+    """The JSON Schema of what --summary writes."""
+    return json_schema(ProfileRun, f"repshift profile, version {PROFILE_SCHEMA_VERSION}")
+
+
+# --- a stored trace ---------------------------------------------------------------------------------------------------
+
+
+def _only_summary(given: dict[str, Any], profile: str | None, outputs: Outputs) -> None:
+    """UsageError for what --read cannot go with: it runs nothing."""
+    names = [*given, *(["profile"] if profile else [])]
+    names += [name for name, path in vars(outputs).items() if path is not None and name != "summary"]
+    if names:
+        raise UsageError(f"--read shows a stored trace and runs nothing; leave out --{names[0].replace('_', '-')}")
+
+
+def _read(path: Path) -> ProfileRun:
+    from repshift_cli.commands._progress import Bar
+
+    with Bar(1) as bar:
+        return profiler.read(path, lambda share: bar.update(Progress(f"reading {path.name}", share)))
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+
+def _profiled(
+    sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, views: dict[str, Any], outputs: Outputs
+) -> ProfileRun:
+    """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
+    options = {k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)}
+    run = ProfileRun(
+        machine=machine.describe(device),
+        options=options | views | {"steps": steps},
+        breakdowns=(),
+        warnings=() if device.startswith("cuda") else (ON_A_CPU,),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool=f"repshift {__version__}",
+    )
+    with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
+        found = list(_recorded(planned, steps, device, Path(folder), outputs))
+        run = dataclasses.replace(run, breakdowns=tuple(b for b, _ in found))
+        _write_traces(run, [r for _, r in found if r is not None], outputs)
+    return run
+
+
+@contextmanager
+def _said_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted; no trace was written", file=sys.stderr)
+        raise
+
+
+def _recorded(
+    planned: tuple[Planned, ...], steps: int, device: str, folder: Path, outputs: Outputs
+) -> Iterator[tuple[Breakdown, traces.Recorded | None]]:
+    """Each case's breakdown and its trace; a case that fails gives the reason, and the others go on."""
+    from repshift_cli import assemble
+    from repshift_cli.commands._progress import Bar
+    from repshift_cli.runner import reason_of
+
+    workshop = assemble.Workshop(device)
+    name_of = _names([p.case for p in planned])
+    with Bar(len(planned)) as bar:
+        for number, p in enumerate(planned):
+            about = Breakdown(name_of(p.case), p.case, tokens=p.tokens)
+            bar.phase(f"{about.name}: building and warming up" if not p.refused else about.name)
+            try:
+                if p.refused:
+                    yield dataclasses.replace(about, status="skipped", reason=p.refused), None
+                else:
+                    yield _record_one(about, workshop, steps, folder / f"{number}.json", outputs, bar)
+            except UsageError:
+                raise
+            except Exception as error:
+                yield dataclasses.replace(about, status="failed", reason=reason_of(error)), None
+            bar.next()
+
+
+def _record_one(
+    about: Breakdown, workshop: Any, steps: int, path: Path, outputs: Outputs, bar: Any
+) -> tuple[Breakdown, traces.Recorded]:
+    from repshift_cli.probes import trace
+
+    assert about.case is not None
+    step = workshop.prepare(about.case)
+    about = dataclasses.replace(about, kernel=workshop.parts.verify(step))
+    bar.update(Progress(f"{about.name}: recording", 0.5))
+    trace.record(step, path, steps)
+    found = profiler.digest(about, path)
+    if outputs.stacks is not None:
+        trace.record_stacks(step, path.with_suffix(".stacks"))
+    if outputs.memory_snapshot is not None:
+        trace.record_memory(step, _beside(outputs.memory_snapshot, about.name))
+    return found
+
+
+def _names(cases: list[Case]) -> Any:
+    """How variants are called: by what tells them apart, the model and the batch only where these vary."""
+    from repshift_cli.renderers._rows import labeller
+
+    label = labeller(cases)
+    several = {
+        name
+        for name in ("model", "batch", "dtype", "image_size", "frames")
+        if len({getattr(c, name) for c in cases}) > 1
+    }
+
+    def name_of(case: Case) -> str:
+        fields = {"model": case.model, "batch": f"batch {case.batch}", "dtype": case.dtype}
+        fields |= {"image_size": f"{case.image_size} px", "frames": f"{case.frames} frames"}
+        return " ".join([*(text for name, text in fields.items() if name in several), label(case)])
+
+    return name_of
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _write_traces(run: ProfileRun, recorded: list[traces.Recorded], outputs: Outputs) -> None:
+    if not recorded:
+        return
+    if outputs.trace is not None:
+        traces.write(outputs.trace, recorded, profiler.metadata(run))
+        _said("trace", outputs.trace, "open it at ui.perfetto.dev")
+    if outputs.tensorboard is not None:
+        for one in recorded:
+            folder = outputs.tensorboard / _slug(one.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            traces.write_for_tensorboard(folder / f"repshift.{time.time_ns() // 10**6}.pt.trace.json", one)
+        needed = "" if is_installed("torch_tb_profiler") else f"{VIEWER}, then "
+        _said("TensorBoard runs", outputs.tensorboard, f"{needed}tensorboard --logdir {outputs.tensorboard}")
+    if outputs.stacks is not None:
+        lines = (line for r in recorded for line in profiler.folded(r.path.with_suffix(".stacks"), r.name))
+        store.write_text(outputs.stacks, "".join(f"{line}\n" for line in lines))
+        _said("stacks", outputs.stacks, "open them at speedscope.app, or with flamegraph.pl")
+
+
+def _said(what: str, path: Path, how: str) -> None:
+    print(f"{what}: {path} ({how})", file=sys.stderr)
+
+
+def _beside(path: Path, name: str) -> Path:
+    """`snapshot.pickle` becomes `snapshot-flash+repshift.pickle`: the viewer takes one variant at a time."""
+    return path.with_name(f"{path.stem}-{_slug(name)}{path.suffix}")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)
