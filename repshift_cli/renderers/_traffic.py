@@ -16,18 +16,15 @@ MOST_OPERATORS = 8
 
 
 def render(run: Run, console: Console) -> None:
-    """Print what moves the bytes of every case that has been modelled."""
+    """Print the parts of every measurement that has any: the modelled bytes of each case."""
     told = False
-    for record in ordered_records(run):
-        modelled = record.measurement("hbm_modelled")
-        if modelled is None or not modelled.parts:
-            continue
+    for record, split in ((r, m) for r in ordered_records(run) for m in r.measurements if m.parts):
         told = True
-        total = modelled.samples[0]
+        total = split.samples[0]
         case = record.case
         name = f"{case.model} · batch {case.batch} · {labeller([r.case for r in run.records])(case)}"
         console.print(Text(f"{name}: {_bytes(total)} modelled (cold cache)", "bold"))
-        for kind, parts in modelled.parts.items():
+        for kind, parts in split.parts.items():
             lines = _operators(parts, total) if kind == "operator" else _blocks(parts)
             console.print(_hanging(f"by {kind}: {', '.join(lines)}"))
     if not told:
