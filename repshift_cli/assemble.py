@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -64,14 +66,16 @@ def check_data(place: str) -> None:
 
 
 class Workshop:
-    """Makes steps of the cases of one group after another; it holds one model at a time.
-
-    `choice` says how HBM traffic is measured, `snapshot(case)` where the history of a case's allocations goes.
-    """
+    """Makes steps of the cases of one group after another; it holds one model at a time."""
 
     def __init__(
-        self, device: str, choice: Choice | None = None, snapshot: Callable[[Case], Path] | None = None
+        self,
+        device: str,
+        delay: float = 0.0,
+        choice: Choice | None = None,
+        snapshot: Callable[[Case], Path] | None = None,
     ) -> None:
+        self._delay = delay
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)
         self._counter = _counter(choice or Choice(None, "not asked for"))
@@ -112,7 +116,8 @@ class Workshop:
 
     def prepare(self, case: Case) -> Step:
         """The case as a step, captured in a CUDA graph where it asks for that."""
-        return _step(case, self.subject(case))
+        step = _step(case, self.subject(case))
+        return replace(step, forward=delayed(step.forward, case.device, self._delay)) if self._delay else step
 
     def _derived(self, step: Step, measured: Sequence[Measurement], milliseconds: float) -> Derived:
         """What follows from counted bytes and the time of a forward."""
@@ -189,6 +194,38 @@ def _graph(step: Step) -> Step:
 
     active: Any = nullcontext
     return Step(step.case, subject, active, forward, run, eager=step)
+
+
+def delayed(forward: Callable[[], Any], device: str, share: float) -> Callable[[], Any]:
+    """The forward made longer by `share` of itself: on a CPU the host spins, on CUDA the device does.
+
+    The device's cycles are found once, from events around a forward and around a spin (not yet run on a GPU).
+    """
+    if not device.startswith("cuda"):
+
+        def longer() -> Any:
+            start = time.perf_counter_ns()
+            output = forward()
+            end = start + (time.perf_counter_ns() - start) * (1 + share)
+            while time.perf_counter_ns() < end:
+                pass
+            return output
+
+        return longer
+    timer, cycles = timer_for(device), [0]
+    trial = 1_000_000
+
+    def longer_on_device() -> Any:
+        if not cycles[0]:
+            spin: Any = partial(torch.cuda._sleep, trial)
+            per_cycle = sorted(timer.time(spin, 5))[2] / trial
+            timer.time(forward, 5)
+            cycles[0] = max(1, round(share * sorted(timer.time(forward, 11))[5] / per_cycle))
+        output = forward()
+        torch.cuda._sleep(cycles[0])
+        return output
+
+    return longer_on_device
 
 
 def _leaves(inputs: Any) -> list[Any]:

@@ -17,7 +17,11 @@ from repshift_cli import __version__
 from repshift_cli.catalog import one_line
 from repshift_cli.commands.backends import backends
 from repshift_cli.commands.bench import bench
+from repshift_cli.commands.compare import compare
 from repshift_cli.commands.doctor import doctor
+from repshift_cli.commands.export import export
+from repshift_cli.commands.gate import gate
+from repshift_cli.commands.history import history
 from repshift_cli.commands.methods import methods
 from repshift_cli.commands.models import models
 from repshift_cli.commands.profile import profile
@@ -40,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (bench, profile, show, models, methods, backends, profiles, doctor):
+for command in (bench, profile, show, compare, gate, export, history, models, methods, backends, profiles, doctor):
     app.command(cls=Command)(command)
 
 

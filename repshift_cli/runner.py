@@ -56,13 +56,15 @@ class Probe(Protocol):
 class Settings:
     """When to stop: `precision` is the half-width of every interval as a share, `budget` the seconds per case.
 
-    `rounds`, where given, is the exact number of rounds and neither of the others ends them.
+    `rounds`, where given, is the exact number of rounds and neither of the others ends them. Without `passes` nothing
+    but time is measured, and attention is not verified.
     """
 
     precision: float
     budget: float
     rounds: int | None = None
     seed: int = 0
+    passes: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def compare(
     for i, lane in enumerate(lanes):
         if lane.failure is None:
             observe(Progress(f"{lane.case.variant}: passes", 0.3 * i / len(lanes)))
-            _pass(lane, parts, lane.case in wanted)
+            _pass(lane, parts, lane.case in wanted, settings.passes)
     running = [lane for lane in lanes if lane.failure is None]
     rounds = _interleave(running, parts, settings, observe)
     for lane in lanes:
@@ -161,15 +163,19 @@ def reason_of(error: BaseException) -> str:
 # --- separate passes --------------------------------------------------------------------------------------------------
 
 
-def _pass(lane: _Lane, parts: Parts, wanted: bool) -> None:
-    """Make the case ready, verify its attention and, where its record is wanted, run every probe once."""
+def _pass(lane: _Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
+    """Make the case ready, verify its attention and, where its record is wanted, run every probe once.
+
+    Without `passes` the case is made ready and no more.
+    """
     try:
         lane.step = parts.prepare(lane.case)
         entering = lane.step.subject.tokens + lane.step.subject.prefix
         if lane.tokens[0] != entering:
             raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
-        lane.kernel = parts.verify(lane.step)
-        for probe in parts.probes(lane.step) if wanted else ():
+        if passes:
+            lane.kernel = parts.verify(lane.step)
+        for probe in parts.probes(lane.step) if wanted and passes else ():
             lane.measurements += probe.measure(lane.step)
     except UsageError:
         raise

@@ -9,6 +9,7 @@ be dropped for it. Standard library only.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -82,15 +83,15 @@ def _order_rank(n: int) -> int | None:
     return best
 
 
-def hodges_lehmann(ratios: Sequence[float]) -> Estimate:
-    """The typical ratio, on its logarithm: the median of all Walsh averages, with the signed-rank 95% interval.
+def hodges_lehmann(ratios: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """The typical ratio, on its logarithm: the median of all Walsh averages, with the signed-rank interval.
 
-    Hodges and Lehmann 1963, "Estimates of location based on rank tests". Fewer than 6 ratios give no interval.
+    Hodges and Lehmann 1963, "Estimates of location based on rank tests". Fewer than 6 ratios give no 95% interval.
     """
     logs = sorted(math.log(r) for r in ratios)
     averages = len(logs) * (len(logs) + 1) // 2
     middle = (_walsh(logs, (averages + 1) // 2) + _walsh(logs, averages // 2 + 1)) / 2
-    rank = _signed_rank(len(logs))
+    rank = _signed_rank(len(logs), confidence)
     if rank is None:
         return Estimate(math.exp(middle))
     return Estimate(math.exp(middle), math.exp(_walsh(logs, rank)), math.exp(_walsh(logs, averages + 1 - rank)))
@@ -117,24 +118,35 @@ def _averages_up_to(ordered: Sequence[float], limit: float) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _signed_rank(n: int) -> int | None:
-    """The rank k from either end of the ordered Walsh averages that bounds the interval: P(W < k) <= 2.5%.
+def _signed_rank(n: int, confidence: float = CONFIDENCE) -> int | None:
+    """The rank k from either end of the ordered Walsh averages that bounds the interval: P(W < k) <= half the rest.
 
     Exact up to 60 values (W is the signed-rank statistic), beyond that by its normal approximation.
     """
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     if n > 60:
         spread = math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
         return math.floor(n * (n + 1) / 4 + statistics.NormalDist().inv_cdf(tail) * spread)
+    return next((k for k, below in enumerate(_signed_rank_distribution(n)) if below > tail), None) or None
+
+
+@lru_cache(maxsize=256)
+def _signed_rank_distribution(n: int) -> tuple[float, ...]:
+    """P(W <= k) for k = 0, 1, ... of the signed-rank statistic of n values, exactly: subsets of 1..n by their sum."""
     ways = [1]
     for i in range(1, n + 1):
         ways = [(ways[w] if w < len(ways) else 0) + (ways[w - i] if w >= i else 0) for w in range(len(ways) + i)]
-    below = 0.0
-    for w, count in enumerate(ways):
-        below += count / 2**n
-        if below > tail:
-            return w or None
-    return None
+    return tuple(count / 2**n for count in itertools.accumulate(ways))
+
+
+def signed_rank_p(ratios: Sequence[float], bound: float) -> float:
+    """One-sided p-value, exact, of "the typical ratio is at most `bound`": small where the ratios lie above it.
+
+    It agrees with `hodges_lehmann`: at half the rest of a confidence, p is below where the interval is above the bound.
+    """
+    logs = [math.log(r / bound) for r in ratios]
+    above = sum(a + b > 0 for i, a in enumerate(logs) for b in logs[i:])
+    return _signed_rank_distribution(len(logs))[len(logs) * (len(logs) + 1) // 2 - above]
 
 
 def geometric_mean(ratios: Sequence[float]) -> Estimate:
@@ -193,3 +205,28 @@ def outliers(values: Sequence[float]) -> int:
         return 0
     q1, _, q3 = statistics.quantiles(values, n=4)
     return sum(not q1 - 3 * (q3 - q1) <= v <= q3 + 3 * (q3 - q1) for v in values)
+
+
+# --- two sides, many hypotheses ---------------------------------------------------------------------------------------
+
+
+def holm(p_values: Sequence[float], level: float) -> list[bool]:
+    """Which hypotheses Holm's step-down procedure (1979) rejects, the chance of any false one being at most `level`."""
+    rejected = [False] * len(p_values)
+    for step, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[i] > level / (len(p_values) - step):
+            break
+        rejected[i] = True
+    return rejected
+
+
+def unpaired_ratio(reference: Sequence[float], other: Sequence[float]) -> Estimate:
+    """other / reference by the geometric means of two runs' rounds, with Welch's interval on the logarithms."""
+    a, b = ([math.log(v) for v in values] for values in (reference, other))
+    shift = statistics.fmean(b) - statistics.fmean(a)
+    if min(len(a), len(b)) < 2:
+        return Estimate(math.exp(shift))
+    u, v = (statistics.variance(x) / len(x) for x in (a, b))
+    freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1)) if u + v else 1.0
+    half = student_t(max(1, int(freedom))) * math.sqrt(u + v)
+    return Estimate(math.exp(shift), math.exp(shift - half), math.exp(shift + half))

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from tiny import case
+from tiny import case, one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

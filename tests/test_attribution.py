@@ -7,7 +7,7 @@ from typing import Any
 import cuda_trace
 import pytest
 from cuda_trace import KERNELS, Writer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repshift_cli.attribution import Tally, nanoseconds, nested, wall_shares
@@ -105,9 +105,10 @@ def test_overlapping_streams_count_once(second: float, busy: float, each: float)
     assert [k.ms for k in found.kernels] == pytest.approx([0.1, 0.1])  # a kernel's own duration stays
 
 
-spans = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)).map(lambda s: (s[0], s[0] + s[1])))
+spans = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)).map(lambda s: (s[0], s[0] + s[1])), max_size=12)
 
 
+@settings(deadline=None)
 @given(spans)
 def test_shares_of_the_wall_clock_add_up_to_the_union(given: list[tuple[int, int]]) -> None:
     union = {instant for start, end in given for instant in range(start, end)}

@@ -35,7 +35,9 @@ def raising(error: BaseException) -> Any:
 # --- light ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["--version"], ["profiles"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["bench", "--help"], ["profile", "--help"], ["--version"], ["profiles"]]
+)
 def test_no_heavy_import_for_what_needs_none(arguments: list[str]) -> None:
     code = (
         "import sys; from repshift_cli.cli import run\n"
@@ -58,7 +60,8 @@ def test_help_answers_at_once() -> None:
 
 def test_help_names_every_command() -> None:
     text = repshift("--help").stdout
-    assert all(f"\n  {name} " in text for name in ("bench", "show", *LISTINGS))
+    commands = ("bench", "profile", "show", "compare", "gate", "export", "history", *LISTINGS)
+    assert all(f"\n  {name} " in text for name in commands)
 
 
 def test_version() -> None:

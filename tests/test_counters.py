@@ -474,7 +474,7 @@ def test_counted_bytes_reach_the_record(counter: pytest.MonkeyPatch) -> None:
     from repshift_cli import assemble, runner
 
     pruned = case(**OWN, attention="flash", pruning="stride", keep=0.5, layers=(1,))
-    workshop = assemble.Workshop("cpu", choice.Choice("fake_counter", ""))
+    workshop = assemble.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
     settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
     record = next(runner.compare([(pruned, (17, 9))], {pruned}, workshop.parts, settings))
     assert record.status == "ok", record.reason
@@ -492,7 +492,7 @@ def test_a_child_that_crashes_leaves_the_record_whole(counter: pytest.MonkeyPatc
 
     counter.setenv("FAKE_COUNTER", "crash")
     flash = case(**OWN, attention="flash")
-    workshop = assemble.Workshop("cpu", choice.Choice("fake_counter", ""))
+    workshop = assemble.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
     settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
     record = next(runner.compare([(flash, (17,))], {flash}, workshop.parts, settings))
     told = {m.metric: m for m in record.measurements}

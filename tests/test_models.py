@@ -16,7 +16,7 @@ import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, case
+from tiny import FAMILIES, case, one_thread  # noqa: F401
 from torch import Tensor, nn
 
 from repshift_cli import assemble, catalog
@@ -618,6 +618,7 @@ def test_a_checkpoint_folder_is_the_model_that_was_saved(family: str, tmp_path: 
     assert (facts.depth, facts.tokens, facts.prefix) == (tiny.DEPTH, plain.tokens, plain.prefix)
     assert facts.weights == str(tmp_path)
     subject = hf.build(hf_case(tmp_path))
+    assert list(subject.inputs) == ["pixel_values"], "nothing is interpolated at the checkpoint's own size"
     assert (subject.tokens, subject.prefix) == (plain.tokens, plain.prefix)
     assert subject.warnings == ()
     with torch.inference_mode():

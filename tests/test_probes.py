@@ -263,6 +263,7 @@ COUNTED: dict[str, tuple[Callable[[], Any], int, int]] = {
     "expanded": (lambda: A + WIDE.expand(10, 6), FLOAT * (60 + 6), FLOAT * 60),
     "expanded and copied": (lambda: WIDE.expand(10, 6).contiguous(), FLOAT * 6, FLOAT * 60),
     "a slice": (lambda: A[:, 1:3] * 2, FLOAT * 20, FLOAT * 20),
+    "the same slice twice": (lambda: A[:2] * A[:2], FLOAT * 12, FLOAT * 12),
     "two slices of one tensor": (lambda: A[:4] * A[6:], FLOAT * 48, FLOAT * 24),
     "overlapping windows": (lambda: ROWS[:, 0].unfold(0, 50, 1) * 1, FLOAT * 800, FLOAT * 51 * 50),
     "in place": (lambda: A.clone().add_(1), FLOAT * 120, FLOAT * 120),

@@ -29,7 +29,7 @@ from repshift_cli import assemble, profiler, ranges, store, traces
 from repshift_cli.attribution import nanoseconds, nested
 from repshift_cli.breakdown import Breakdown, ProfileRun
 from repshift_cli.cli import run
-from repshift_cli.commands.profile import profile_schema
+from repshift_cli.commands.profile import _write_snapshots, profile_schema
 from repshift_cli.probes import trace as probe
 from repshift_cli.records import Case, Run, Step, UsageError, to_json, to_plain
 from repshift_cli.renderers import table
@@ -203,6 +203,19 @@ def test_a_memory_snapshot_is_bounded_and_stops_recording(monkeypatch: pytest.Mo
     step = step_of(tiny.vit(), case(**PRUNED))
     probe.record_memory(step, tmp_path / "m.pickle")
     assert said == [{"max_entries": probe.MOST_MEMORY_EVENTS}, str(tmp_path / "m.pickle"), {"enabled": None}]
+
+
+@pytest.mark.parametrize(
+    ("names", "files"), [(["flash"], ["m.pickle"]), (["a", "b keep 0.5"], ["m-a.pickle", "m-b_keep_0.5.pickle"])]
+)
+def test_memory_snapshots_are_one_file_per_variant(tmp_path: Path, names: list[str], files: list[str]) -> None:
+    recorded = []
+    for number, name in enumerate(names):
+        (tmp_path / f"{number}.pickle").write_bytes(b"x")
+        recorded.append(traces.Recorded(name, tmp_path / f"{number}.json", 0))
+    (tmp_path / "out").mkdir()
+    _write_snapshots(tmp_path / "out" / "m.pickle", recorded)
+    assert sorted(os.listdir(tmp_path / "out")) == files
 
 
 def test_steps_are_as_many_as_asked_for(tmp_path: Path) -> None:
@@ -427,6 +440,18 @@ def test_a_foreign_trace_is_shown_by_kernel_and_by_op(tmp_path: Path, capsys: py
     assert "shown by kernel, for the trace has no ranges of repshift" in shown and "repshift bench" not in shown
     assert repshift("profile", "--read", tmp_path / "theirs.json", "--by", "op") == 0
     assert "addmm" in capsys.readouterr().out
+
+
+def test_a_stored_trace_is_read_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(cuda_trace.trace()))
+    code = (
+        "import sys; from repshift_cli.cli import run\n"
+        "code = run(['profile', '--read', 't.json'], False)\n"
+        "sys.exit(code or ' '.join({'torch', 'transformers', 'numpy'} & set(sys.modules)) or None)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(repshift_cli.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("by", ["part", "layer", "kernel", "op"])

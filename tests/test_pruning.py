@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from tiny import FAMILIES, Plain, case
+from tiny import FAMILIES, Plain, case, one_thread  # noqa: F401
 from torch import Tensor, nn
 
 from repshift_cli.attention import flash, vanilla

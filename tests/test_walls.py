@@ -23,6 +23,13 @@ WALLS: dict[str, set[str]] = {
     "balance": {"records", "breakdown", "ranges"},
     "traces": {"records", "store", "ranges", "attribution"},
     "profiler": {"records", "breakdown", "attribution", "traces"},
+    "thresholds": {"records"},
+    "findings": {"records", "stats"},
+    "history": {"records", "stats", "findings", "installed", "numpy", "ruptures"},
+    "gate": {"records", "stats", "findings"},
+    "noise": {"records", "store"},
+    "sides": {"records", "store", "gate"},
+    "duel": {"records", "stats", "store", "findings", "gate", "sides", "thresholds"},
     "machine": {"records", "catalog", "torch", "pynvml"},
     "runner": {"records", "stats", "conditions"},
     "conditions": {"records"},
@@ -32,7 +39,18 @@ WALLS: dict[str, set[str]] = {
     "attention": {"records", "installed", "kernels", "attention", "flash_attn", "flash_attn_interface", *TENSORS},
     "pruning": {"records", "kernels", "ranges", "pruning", *TENSORS},
     "probes": {"records", "kernels", "ranges", "probes", "pynvml", *TENSORS},
-    "renderers": {"records", "stats", "breakdown", "balance", "ranges", "renderers", "rich"},
+    "renderers": {
+        "records",
+        "stats",
+        "findings",
+        "gate",
+        "history",
+        "breakdown",
+        "balance",
+        "ranges",
+        "renderers",
+        "rich",
+    },
 }
 """What each room may import besides the standard library and the package's own version."""
 
@@ -91,7 +109,8 @@ def test_every_way_to_import_is_seen(line: str, package: str, name: str) -> None
 
 def test_light_rooms_bring_no_torch() -> None:
     light = {"records", "stats", "catalog", "axes", "plan", "store", "machine", "renderers", "runner"}
-    light |= {"ranges", "breakdown", "attribution", "balance", "traces", "profiler", "conditions", "counters"}
+    light |= {"ranges", "breakdown", "attribution", "balance", "traces", "profiler"}
+    light |= {"gate", "findings", "duel", "conditions", "counters"}
     modules = [".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in FILES if room_of(p) in light]
     code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
     code += "sys.exit(' '.join({'torch', 'transformers', 'pynvml'} & set(sys.modules)) or None)"

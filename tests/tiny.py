@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,15 @@ DEPTH, WIDTH, BATCH = 3, 32, 3
 Module = Any
 Block = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 """x -> SA(LN(x)) and x' -> MLP(LN(x')), LayerScale included."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For the modules that import it: tensors this small are faster on one thread, on a busy machine by far."""
+    was = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(was)
 
 
 @dataclass(frozen=True)

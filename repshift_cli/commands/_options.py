@@ -25,6 +25,7 @@ VIEWS = ("part", "layer", "kernel", "op")
 Model = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="LIST",
         help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
         "package.module:function. (default: vit_b)",
         rich_help_panel=SWEEP,
@@ -34,6 +35,7 @@ Model = Annotated[
 Keep = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="LIST",
         help="Share of the tokens still there (prefix tokens apart) that stays at each pruning layer: 0.6, a list "
         "0.5,0.7 or a range 0.3:0.9:0.1. The paper's DeiT schedule is --keep 0.8 --layers 1,4,7. (default: 0.6)",
         rich_help_panel=SWEEP,
@@ -42,6 +44,7 @@ Keep = Annotated[
 Layers = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="LIST",
         help="Pruning layers: blocks counted from 1, the cut is at the block's end. 1,4,7 is one schedule; repeat "
         "the option for several; 1:12 sweeps schedules of one layer. (default: one at a quarter of the depth)",
         rich_help_panel=SWEEP,
@@ -50,32 +53,46 @@ Layers = Annotated[
 Variant = Annotated[
     list[str] | None,
     typer.Option(
-        help="Attention back end, or BACKEND+METHOD. (default: vanilla,flash,flash+repshift)",
+        metavar="LIST",
+        help="Attention back end (`repshift backends`), or BACKEND+METHOD (`repshift methods`). "
+        "(default: vanilla,flash,flash+repshift)",
         rich_help_panel=SWEEP,
         autocompletion=_complete.variant_names,
     ),
 ]
-Batch = Annotated[list[str] | None, typer.Option(help="Batch size. (default: 1)", rich_help_panel=SWEEP)]
+Batch = Annotated[
+    list[str] | None, typer.Option(metavar="LIST", help="Batch size. (default: 1)", rich_help_panel=SWEEP)
+]
 Dtype = Annotated[
     list[str] | None,
-    typer.Option(help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=SWEEP),
+    typer.Option(
+        metavar="LIST", help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=SWEEP
+    ),
 ]
 ImageSize = Annotated[
-    list[str] | None, typer.Option(help="Image size in pixels. (default: the model's)", rich_help_panel=SWEEP)
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Image size in pixels. (default: the model's)", rich_help_panel=SWEEP),
 ]
 Frames = Annotated[
-    list[str] | None, typer.Option(help="Frames of a video. (default: the model's)", rich_help_panel=SWEEP)
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Frames of a video. (default: the model's)", rich_help_panel=SWEEP),
 ]
 Operation = Annotated[
     list[str] | None,
-    typer.Option(help="Operation whose shift is scored: mlp, attention, block. (default: mlp)", rich_help_panel=SWEEP),
+    typer.Option(
+        metavar="LIST",
+        help="Operation whose shift is scored: mlp, attention, block. (default: mlp)",
+        rich_help_panel=SWEEP,
+    ),
 ]
 Distance = Annotated[
-    list[str] | None, typer.Option(help="Distance: l2, l1, cosine. (default: l2)", rich_help_panel=SWEEP)
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Distance: l2, l1, cosine. (default: l2)", rich_help_panel=SWEEP),
 ]
 Form = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="LIST",
         help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
         "update (as the change of that state). (default: paper)",
         rich_help_panel=SWEEP,
@@ -84,6 +101,7 @@ Form = Annotated[
 Profile = Annotated[
     str | None,
     typer.Option(
+        metavar="NAME|FILE",
         help="Workload profile: a name from `repshift profiles` or a TOML file; options given here go first.",
         rich_help_panel=SWEEP,
         autocompletion=_complete.profile_names,
@@ -91,34 +109,45 @@ Profile = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(help="Safetensors file or folder for an alias. (default: random weights)", rich_help_panel=SWEEP),
+    typer.Option(
+        metavar="PATH", help="Safetensors file or folder for an alias. (default: random weights)", rich_help_panel=SWEEP
+    ),
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="Image or folder of images as input. (default: random pixels)", rich_help_panel=SWEEP),
+    typer.Option(
+        metavar="PATH", help="Image or folder of images as input. (default: random pixels)", rich_help_panel=SWEEP
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=MEASURE)]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", rich_help_panel=MEASURE)]
 CudaGraph = Annotated[
     bool, typer.Option("--cuda-graph", help="Measure every case as a CUDA graph too.", rich_help_panel=MEASURE)
 ]
 Seed = Annotated[
-    str | None, typer.Option(help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE)
+    str | None,
+    typer.Option(metavar="N", help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE),
 ]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
 ]
-Csv = Annotated[str | None, typer.Option("--csv", help="Write CSV to this file, - for stdout.", rich_help_panel=OUTPUT)]
+Csv = Annotated[
+    str | None,
+    typer.Option("--csv", metavar="FILE", help="Write CSV to this file, - for stdout.", rich_help_panel=OUTPUT),
+]
 Markdown = Annotated[
     str | None,
-    typer.Option("--markdown", help="Write Markdown to this file, - for stdout.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--markdown", metavar="FILE", help="Write Markdown to this file, - for stdout.", rich_help_panel=OUTPUT
+    ),
 ]
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Of a command's arguments (its `locals()`, before anything else) those that are axes and were given."""
     names = [f.name for f in dataclasses.fields(Axes)]
-    return {name: arguments[name] for name in names if arguments.get(name) not in (None, False)}
+    found = {name: arguments.get(name) for name in names}
+    return {name: value for name, value in found.items() if value is not None and value is not False}
 
 
 def with_full_names(sweep: Axes) -> Axes:

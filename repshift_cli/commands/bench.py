@@ -76,6 +76,7 @@ def bench(
     hbm: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="What measures HBM traffic: auto (the best that passes its calibration here), cupti, ncu, gpm, model "
             "(arithmetic only) or off. See `repshift doctor --counters`. (default: auto)",
             rich_help_panel=_options.MEASURE,
@@ -84,11 +85,21 @@ def bench(
     memory_snapshot: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="Write torch's history of allocations during one forward to this file, for the viewer at "
             "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
             rich_help_panel=_options.OUTPUT,
         ),
     ] = None,
+    timing_only: Annotated[
+        bool,
+        typer.Option(
+            "--timing-only",
+            help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
+            rich_help_panel=_options.MEASURE,
+        ),
+    ] = False,
+    delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
     dry_run: _options.DryRun = False,
     out: Annotated[
         Path | None,
@@ -133,16 +144,21 @@ def bench(
         _options.list_cases(planned)
         return
     snapshot = _snapshots(memory_snapshot, where, planned)
-    settings, choice = _settings(sweep, where), _choice(sweep, where)
+    settings = dataclasses.replace(_settings(sweep, where), passes=not timing_only)
+    choice = _choice("off" if timing_only else sweep.hbm, where)
     if earlier is None:
         run = _started(path, sweep, where, planned, settings)
     else:
         run = _continued(path, earlier, where, planned)
     run = dataclasses.replace(run, calibrations=choice.calibrations, schema=SCHEMA_VERSION)
     again = {r.case for r in run.records if retry_failed and r.status == "failed"}
-    run = _measure_all(path, run, planned, _workshop(where, choice, snapshot), settings, again)
+    workshop = _workshop(where, delay, choice, snapshot)
+    run = _measure_all(path, run, planned, workshop, settings, again)
     emit(run, json_to, csv_to, markdown_to)
     print(f"run file: {path}", file=sys.stderr)
+    if snapshot is not None:
+        written = " ".join(str(snapshot(r.case)) for r in run.records if r.status == "ok")
+        print(f"memory snapshots: {written} (open them at pytorch.org/memory_viz)", file=sys.stderr)
     raise typer.Exit(exit_code(run))
 
 
@@ -189,13 +205,13 @@ def _settings(sweep: Axes, device: str) -> Settings:
     return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed)
 
 
-def _choice(sweep: Axes, device: str) -> Choice:
+def _choice(asked: str, device: str) -> Choice:
     """What measures HBM traffic in this run, calibrated where it has to be."""
     from repshift_cli.commands._progress import Bar
     from repshift_cli.counters.choice import choose
 
     with Bar(1) as bar:
-        return choose(sweep.hbm, device, bar.phase)
+        return choose(asked, device, bar.phase)
 
 
 def _snapshots(file: Path | None, device: str, planned: tuple[Planned, ...]) -> Callable[[Case], Path] | None:
@@ -251,10 +267,11 @@ def _continued(path: Path, earlier: Run, device: str, planned: tuple[Planned, ..
     return earlier
 
 
-def _workshop(device: str, choice: Choice, snapshot: Callable[[Case], Path] | None) -> Workshop:
+def _workshop(device: str, delay: float, choice: Choice, snapshot: Callable[[Case], Path] | None) -> Workshop:
+    """`delay` makes every forward longer by that share, for the gate's test of itself."""
     from repshift_cli.assemble import Workshop
 
-    return Workshop(device, choice, snapshot)
+    return Workshop(device, delay, choice, snapshot)
 
 
 def _measure_all(

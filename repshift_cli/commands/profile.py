@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -77,11 +78,13 @@ def profile(
     seed: _options.Seed = None,
     steps: Annotated[
         int,
-        typer.Option(min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=_options.MEASURE),
+        typer.Option(
+            metavar="N", min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=_options.MEASURE
+        ),
     ] = 5,
     dry_run: _options.DryRun = False,
     by: Annotated[
-        str, typer.Option(help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
+        str, typer.Option(metavar="VIEW", help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
     ] = "part",
     diff: Annotated[
         bool,
@@ -90,30 +93,38 @@ def profile(
     read: Annotated[
         Path | None,
         typer.Option(
-            help="Show a stored trace instead: ours, or anyone's of torch's profiler (JSON, gz).", rich_help_panel=SHOW
+            metavar="FILE",
+            help="Show a stored trace instead: ours, or anyone's of torch's profiler (JSON, gz).",
+            rich_help_panel=SHOW,
         ),
     ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
-            help="Chrome trace of all variants, for Perfetto; gz when named so.", rich_help_panel=_options.OUTPUT
+            metavar="FILE",
+            help="Chrome trace of all variants, for Perfetto; gz when named so.",
+            rich_help_panel=_options.OUTPUT,
         ),
     ] = None,
     tensorboard: Annotated[
         Path | None,
-        typer.Option(help="Folder for TensorBoard, one run per variant.", rich_help_panel=_options.OUTPUT),
+        typer.Option(
+            metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=_options.OUTPUT
+        ),
     ] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(help="The tables as JSON, for `repshift show`.", rich_help_panel=_options.OUTPUT),
+        typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=_options.OUTPUT),
     ] = None,
     stacks: Annotated[
         Path | None,
-        typer.Option(help="Folded Python stacks, for a flame graph.", rich_help_panel=_options.OUTPUT),
+        typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=_options.OUTPUT),
     ] = None,
     memory_snapshot: Annotated[
         Path | None,
-        typer.Option(help="CUDA allocations, for torch's memory viewer.", rich_help_panel=_options.OUTPUT),
+        typer.Option(
+            metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=_options.OUTPUT
+        ),
     ] = None,
     csv_to: _options.Csv = None,
     markdown_to: _options.Markdown = None,
@@ -255,7 +266,7 @@ def _record_one(
     if outputs.stacks is not None:
         trace.record_stacks(step, path.with_suffix(".stacks"))
     if outputs.memory_snapshot is not None:
-        trace.record_memory(step, _beside(outputs.memory_snapshot, about.name))
+        trace.record_memory(step, path.with_suffix(".pickle"))
     return found
 
 
@@ -298,15 +309,21 @@ def _write_traces(run: ProfileRun, recorded: list[traces.Recorded], outputs: Out
         lines = (line for r in recorded for line in profiler.folded(r.path.with_suffix(".stacks"), r.name))
         store.write_text(outputs.stacks, "".join(f"{line}\n" for line in lines))
         _said("stacks", outputs.stacks, "open them at speedscope.app, or with flamegraph.pl")
+    if outputs.memory_snapshot is not None:
+        _write_snapshots(outputs.memory_snapshot, recorded)
+
+
+def _write_snapshots(target: Path, recorded: list[traces.Recorded]) -> None:
+    """One file per variant, for the viewer takes one at a time: `m.pickle`, or `m-flash+repshift.pickle` of several."""
+    for one in recorded:
+        path = target if len(recorded) == 1 else target.with_name(f"{target.stem}-{_slug(one.name)}{target.suffix}")
+        with store.replacing(path) as temporary:
+            shutil.copyfile(one.path.with_suffix(".pickle"), temporary)
+        _said("memory snapshot", path, "open it at pytorch.org/memory_viz")
 
 
 def _said(what: str, path: Path, how: str) -> None:
     print(f"{what}: {path} ({how})", file=sys.stderr)
-
-
-def _beside(path: Path, name: str) -> Path:
-    """`snapshot.pickle` becomes `snapshot-flash+repshift.pickle`: the viewer takes one variant at a time."""
-    return path.with_name(f"{path.stem}-{_slug(name)}{path.suffix}")
 
 
 def _slug(name: str) -> str:

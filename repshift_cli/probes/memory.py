@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from repshift_cli.probes.trace import record_memory
 from repshift_cli.records import Case, Measurement, Metric, Step
 
 PEAK = Metric("memory_peak_allocated", "peak mem", "B", "lower", "value", 25, "allocator")
@@ -73,26 +74,14 @@ def _cpu(step: Step) -> tuple[Measurement, ...]:
 
 
 class SnapshotProbe:
-    """Writes torch's history of allocations during one forward, for the viewer at pytorch.org/memory_viz.
-
-    `path(case)` is the file of a case. The history is bounded, and off again afterwards.
-    """
-
-    MOST_ENTRIES = 100_000
+    """Writes torch's history of allocations during one forward, to the file that `path(case)` names; measures none."""
 
     def __init__(self, path: Callable[[Case], Path]) -> None:
         self._path = path
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """One forward in a pass of its own, in which allocating is slower."""
-        with step.active():
-            torch.cuda.memory._record_memory_history(max_entries=self.MOST_ENTRIES)
-            try:
-                step.forward()
-                torch.cuda.synchronize()
-                torch.cuda.memory._dump_snapshot(str(self._path(step.case)))
-            finally:
-                torch.cuda.memory._record_memory_history(enabled=None)
+        record_memory(step, self._path(step.case))
         return ()
 
 

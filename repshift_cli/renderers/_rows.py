@@ -230,13 +230,14 @@ def _metric_columns(records: Sequence[Record]) -> list[Column]:
 
 def _metric_column(like: Measurement, row: Sequence[Measurement | None], name_source: bool) -> Column:
     estimates = [estimate(m) if m else None for m in row]
-    unit, factor = _scale(like.unit, [e.value for e in estimates if e])
+    unit, factor = scale(like.unit, [e.value for e in estimates if e])
     cells = tuple(_metric_cell(m, e, factor) for m, e in zip(row, estimates, strict=True))
     words = [like.label, f"({like.source})" if name_source else "", "" if unit in SILENT_UNITS else unit]
     return Column(" ".join(filter(None, words)), like.rank, cells, numeric=True, metric=True)
 
 
-def _scale(unit: str, values: Sequence[float]) -> tuple[str, float]:
+def scale(unit: str, values: Sequence[float]) -> tuple[str, float]:
+    """The unit that suits the largest of the values, and what to divide by: bytes as MiB, MACs as G."""
     if unit not in SCALES:
         return unit, 1.0
     largest = max(map(abs, values))
@@ -400,3 +401,17 @@ def _names(cases: Sequence[Case], label: Callable[[Case], str]) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
+
+
+# --- for other tools --------------------------------------------------------------------------------------------------
+
+
+def exported(run: Run) -> list[tuple[Case, Measurement, Estimate]]:
+    """Every figure that a table may show, case by case in the order planned: what dashboards get."""
+    found = []
+    for record in ordered_records(run):
+        for m in record.measurements:
+            figure = estimate(m) if m.rank < TABLE_RANKS else None
+            if figure is not None:
+                found.append((record.case, m, figure))
+    return found

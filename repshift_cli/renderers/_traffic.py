@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from repshift_cli.records import Run
-from repshift_cli.renderers._rows import _scale, labeller, ordered_records
+from repshift_cli.renderers._rows import labeller, ordered_records, scale
 from repshift_cli.renderers.table import _hanging
 
 MOST_OPERATORS = 8
@@ -50,5 +50,5 @@ def _blocks(parts: Mapping[str, float]) -> Iterator[str]:
 
 
 def _bytes(value: float) -> str:
-    unit, factor = _scale("B", [value])
+    unit, factor = scale("B", [value])
     return f"{value / factor:.3g} {unit}" if value / factor < 1000 else f"{value / factor:.0f} {unit}"

@@ -13,29 +13,31 @@ from repshift_cli.renderers._rows import Sheet
 
 def render(run: Run | ProfileRun, out: TextIO) -> None:
     """Write every comparison group with all columns that a table may have."""
-    out.write("\n".join(_section(sheet) for sheet in sheets_of(run)))
+    out.write("\n".join(section(sheet) for sheet in sheets_of(run)))
 
 
-def _section(sheet: Sheet) -> str:
+def section(sheet: Sheet) -> str:
+    """One sheet as GitHub Markdown."""
     columns = sheet.columns
     rows = [[cell.line for cell in row] for row in zip(*(column.cells for column in columns), strict=True)]
     lines = [
-        f"**{_escape(' · '.join(sheet.header))}**",
+        f"**{escape(' · '.join(sheet.header))}**",
         "",
         _row([column.title for column in columns]),
         _row(["---:" if column.numeric else "---" for column in columns]),
         *map(_row, rows),
         "",
-        *(f"- {_escape(note)}" for note in sheet.notes),
+        *(f"- {escape(note)}" for note in sheet.notes),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_escape, cells)) + " |"
+    return "| " + " | ".join(map(escape, cells)) + " |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
     for sign in "\\|*_<`":
         text = text.replace(sign, "\\" + sign)
     return text

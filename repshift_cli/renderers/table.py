@@ -33,7 +33,7 @@ def render(run: Run | ProfileRun, out: TextIO, console: Console | None = None) -
     for number, sheet in enumerate(ready):
         if number:
             console.print()
-        _print(sheet, console)
+        print_sheet(sheet, console)
 
 
 def console_for(out: TextIO) -> Console:
@@ -44,7 +44,8 @@ def console_for(out: TextIO) -> Console:
     return Console(file=out, highlight=False, markup=False, emoji=False, width=UNLIMITED)
 
 
-def _print(sheet: Sheet, console: Console) -> None:
+def print_sheet(sheet: Sheet, console: Console, whole: str = "--csv") -> None:
+    """Print one sheet in the console's width; `whole` is the option that has the columns for which there is no room."""
     shown, folded = layout(sheet.columns, console.width)
     console.print(Text(_wrapped(sheet.header, console.width), "bold"))
     console.print()
@@ -58,7 +59,7 @@ def _print(sheet: Sheet, console: Console) -> None:
         console.print(_hanging(note))
     names = [_with_constant(column) for column in left_out if column.title != KERNEL]
     if names:
-        console.print(_hanging(f"not shown at {console.width} columns: {', '.join(names)}; --csv has all", "dim"))
+        console.print(_hanging(f"not shown at {console.width} columns: {', '.join(names)}; {whole} has all", "dim"))
 
 
 def _with_constant(column: Column) -> str:

@@ -1,0 +1,106 @@
+"""`repshift compare`: stored runs side by side, case by case."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repshift_cli import findings, store
+from repshift_cli.findings import BETTER, CHANGED, LEAST, WORSE, Finding, Lonely
+from repshift_cli.gate import NoBase
+from repshift_cli.records import Run, UsageError
+
+if TYPE_CHECKING:
+    from repshift_cli.renderers._rows import Sheet
+
+BETWEEN_PROCESSES = (
+    "change: head / base with its 95% interval over each run's rounds; a run of bench is one process, and processes "
+    "differ by more than rounds do: repshift gate judges"
+)
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help="The run file that others are compared with.", show_default=False)],
+    head: Annotated[list[Path], typer.Argument(help="One run file or more.", metavar="HEAD...", show_default=False)],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Only this metric, by name or label; may be repeated.")
+    ] = None,
+    only_changed: Annotated[bool, typer.Option("--only-changed", help="Only what is better or worse.")] = False,
+    delta: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="A change below this share is none: 0.01 is 1%.")
+    ] = LEAST,
+    across: Annotated[
+        bool, typer.Option("--across", help="Lay runs of different machines side by side, without judging them.")
+    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a comment on GitHub.")] = False,
+) -> None:
+    """Lay stored runs side by side: how every metric of every case changed, the largest change first."""
+    reference = store.load(base)
+    others = [(path, store.load(path)) for path in head]
+    sheets = [_sheet(base, reference, path, run, metric or [], only_changed, delta, across) for path, run in others]
+    _print(sheets, markdown)
+
+
+def _sheet(
+    base: Path, old: Run, head: Path, new: Run, metrics: list[str], only_changed: bool, delta: float, across: bool
+) -> Sheet:
+    from repshift_cli.renderers._findings import sheet
+
+    different = [*findings.differences(old.machine, new.machine), *findings.dtype_difference(old, new)]
+    if different and not across:
+        raise NoBase(
+            f"environment mismatch: {base} and {head} differ in {'; '.join(different)}; --across describes only"
+        )
+    if across:
+        old, new = findings.without_place(old), findings.without_place(new)
+    found, lonely = findings.compare(old, new, delta)
+    found = _selected(found, metrics)
+    if different:
+        found = [findings.described(f) for f in found]
+    shown = [f for f in found if f.word in (WORSE, BETTER, CHANGED)] if only_changed else found
+    notes = _notes(found, lonely, shown, different)
+    return sheet(shown, lonely, (f"base: {base}", f"head: {head}", *_made(old, new)), notes)
+
+
+def _selected(found: list[Finding], metrics: list[str]) -> list[Finding]:
+    known = dict.fromkeys(name for f in found for name in (f.metric, f.label) if name)
+    for name in metrics:
+        if name not in known:
+            raise UsageError(f"--metric: no case has {name!r} on both sides; there are {', '.join(known) or 'none'}")
+    return [f for f in found if not metrics or f.metric in metrics or f.label in metrics]
+
+
+def _made(old: Run, new: Run) -> list[str]:
+    commits = [
+        run.machine.commit[:10] + ("+dirty" if "dirty" in run.machine.commit else "")
+        for run in (old, new)
+        if run.machine.commit
+    ]
+    return [" → ".join(commits)] if len(commits) == 2 else []
+
+
+def _notes(found: list[Finding], lonely: list[Lonely], shown: list[Finding], different: list[str]) -> list[str]:
+    notes = [f"not judged, for the machines differ in {'; '.join(different)}"] if different else [BETWEEN_PROCESSES]
+    counts = {word: sum(f.word == word for f in found) for word in dict.fromkeys(f.word for f in found)}
+    said = ", ".join(f"{count} {word}" for word, count in counts.items())
+    notes.append(f"{len(found)} metrics of cases that both have: {said}" if found else "no case is on both sides")
+    if len(shown) < len(found):
+        notes.append(f"{len(found) - len(shown)} that did not change or are open are left out")
+    return notes
+
+
+def _print(sheets: list[Sheet], markdown: bool) -> None:
+    from repshift_cli.renderers import markdown as as_markdown
+    from repshift_cli.renderers import table
+
+    if markdown:
+        sys.stdout.write("\n".join(as_markdown.section(sheet) for sheet in sheets))
+        return
+    console = table.console_for(sys.stdout)
+    for number, sheet in enumerate(sheets):
+        if number:
+            console.print()
+        table.print_sheet(sheet, console, "--markdown")

@@ -1,0 +1,138 @@
+"""A repository with a `repshift_cli` of its own that measures nothing: it writes the run file that lies in its tree.
+
+So that gates run on real revisions, worktrees and processes in milliseconds and with exact times: `factor.txt` makes
+every latency longer, `template.json` is the run, `mood.txt` makes it refuse, hang or fall over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from synthetic import CPU, ON_CPU, ran
+
+from repshift_cli.records import Case, Record, Run, to_plain
+
+ROOT = Path(__file__).parent.parent
+FLASH = dataclasses.replace(ON_CPU, attention="flash")
+NEW = dataclasses.replace(ON_CPU, attention="efficient")
+
+MAIN = """
+import json, os, random, subprocess, sys, time, tomllib
+def argument(name, default=None):
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
+mood = open("mood.txt").read().split()
+if "--help" in sys.argv:
+    print("Usage: --timing-only" if "old" not in mood else "Usage:")
+    sys.exit()
+with open(os.environ.get("SHAM_LOG", os.devnull), "a") as log:
+    print(os.path.basename(argument("--out")), os.getcwd(), *sys.argv[1:], file=log)
+if "hang" in mood and "--timing-only" in sys.argv:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("hanging", os.getpid(), child.pid, file=open(os.environ["SHAM_LOG"], "a"))
+    time.sleep(600)
+options = tomllib.load(open(argument("--profile"), "rb"))
+for word in mood:
+    if word.startswith("lacks=") and word[6:] in options["variant"]:
+        print(f"error: unknown attention back end '{word[6:]}'", file=sys.stderr)
+        sys.exit(2)
+if "dies" in mood and "--timing-only" in sys.argv:
+    sys.exit("CUDA error: an illegal memory access was encountered")
+if "--dry-run" in sys.argv:
+    sys.exit()
+run = json.load(open("template.json"))
+factor = float(open("factor.txt").read()) * (1 + (0 if "numb" in mood else float(argument("--delay", 0))))
+for record in run["records"]:
+    for m in record["measurements"]:
+        if m["source"] == "timed":
+            scale = factor if m["better"] == "lower" else 1 / factor
+            scale *= random.uniform(0.999, 1.001)
+            m["samples"] = [s * scale for s in m["samples"]]
+run["records"] = [r for r in run["records"] if r["case"]["attention"] in options["variant"]]
+json.dump(run, open(argument("--out"), "w"))
+"""
+
+PROFILE = """title = "sham"
+model = "vit_b"
+variant = {variants}
+[thresholds]
+rounds = 8
+most-rounds = 10
+latency = 0.01
+macs = 0
+"""
+
+
+def template(*cases: Case, machine: object = CPU, schema: int = 1) -> str:
+    """A run file with these cases measured."""
+    records = tuple(ran(case, 10.0, 20.0, 10.0) for case in cases)
+    return json.dumps(
+        to_plain(Run(machine, {}, cases, records, created="2026-11-22T05:12:00+00:00", tool="sham"))
+        | {"schema": schema}
+    )  # type: ignore[arg-type]
+
+
+def with_record(text: str, record: Record) -> str:
+    """The run file with one more record."""
+    run = json.loads(text)
+    return json.dumps(run | {"records": [*run["records"], to_plain(record)]})
+
+
+class Repository:
+    """The sham's repository in a folder; files are written, then committed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "repshift_cli").mkdir(parents=True)
+        self.git("init", "-q", "-b", "main")
+        variants = json.dumps(["flash", "efficient"])
+        self.write(
+            {
+                "repshift_cli/__init__.py": "",
+                "repshift_cli/__main__.py": MAIN,
+                "gate.toml": PROFILE.format(variants=variants),
+                "template.json": template(FLASH, NEW),
+                "factor.txt": "1.0",
+                "mood.txt": "",
+                ".gitignore": "__pycache__/\nrepshift-runs/\n",
+            }
+        )
+        self.commit("one")
+
+    def git(self, *arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    def write(self, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+
+    def commit(self, message: str) -> str:
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", message)
+        return self.git("rev-parse", "HEAD")
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """`repshift gate` of this checkout, started in the repository."""
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from repshift_cli.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", code, "gate", "--profile", "gate.toml", *arguments],
+            cwd=self.folder,
+            env=os.environ | {"COLUMNS": "120"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def gate(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of a gate."""
+        process = self.start(*arguments, **environment)
+        out, error = process.communicate(timeout=300)
+        return process.returncode, out, error
+
+    def worktrees(self) -> int:
+        return len(self.git("worktree", "list").splitlines())

@@ -1,0 +1,215 @@
+"""Stored runs side by side: what changed, what cannot be judged, how it is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import CPU, CUDA, ON_CPU, ON_CUDA, REPSHIFT, ROUNDS, small_run
+
+from repshift_cli import cli, findings, store
+from repshift_cli.findings import BETTER, OPEN, SAME, WORSE, between, exact_word, labels, word_for
+from repshift_cli.records import Measurement, Run
+from repshift_cli.stats import Estimate
+
+FLASH = dataclasses.replace(ON_CPU, attention="flash")
+
+
+def slower(run: Run, factor: float, **machine: Any) -> Run:
+    """The run with every time longer by the factor."""
+    records = []
+    for record in run.records:
+        own = [
+            dataclasses.replace(
+                m, samples=tuple(s * (factor if m.better == "lower" else 1 / factor) for s in m.samples)
+            )
+            if m.metric in ("latency", "throughput")
+            else m
+            for m in record.measurements
+        ]
+        records.append(dataclasses.replace(record, measurements=tuple(own)))
+    return dataclasses.replace(run, records=tuple(records), machine=dataclasses.replace(run.machine, **machine))
+
+
+def compare(folder: Path, base: Run, head: Run, *arguments: str, columns: int = 120) -> tuple[int, str, str]:
+    for name, run in (("base.json", base), ("head.json", head)):
+        store.create(folder / name, run)
+    return command(folder, "compare", "base.json", "head.json", *arguments, columns=columns)
+
+
+def command(folder: Path, *arguments: str, columns: int = 120) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command run in the folder."""
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, COLUMNS=str(columns)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        code = cli.run(list(arguments), debug=False)
+    return code, out.getvalue(), error.getvalue()
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "word"),
+    [
+        (1.02, 1.04, "lower", WORSE),
+        (1.02, 1.04, "higher", BETTER),
+        (0.95, 0.97, "lower", BETTER),
+        (0.95, 0.97, "higher", WORSE),
+        (0.995, 1.005, "lower", SAME),
+        (0.995, 1.05, "lower", OPEN),
+        (1.005, 1.03, "lower", OPEN),
+        (None, None, "lower", OPEN),
+    ],
+)
+def test_the_whole_interval_decides(low: float | None, high: float | None, better: str, word: str) -> None:
+    assert word_for(Estimate(1.0, low, high), better, 0.01) == word
+
+
+@given(st.floats(0.5, 2), st.floats(1, 1.5), st.sampled_from(["lower", "higher"]))
+def test_swapping_the_runs_swaps_the_words(low: float, width: float, better: str) -> None:
+    there, back = Estimate(low, low, low * width), Estimate(1 / low, 1 / (low * width), 1 / low)
+    other = {WORSE: BETTER, BETTER: WORSE}
+    word = word_for(there, better, 0.01)
+    assert word_for(back, better, 0.01) == other.get(word, word)
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "better", "word"),
+    [(10, 10, "lower", SAME), (10, 10.1, "lower", WORSE), (10, 10.1, "higher", BETTER), (0, 0, "lower", SAME)],
+)
+def test_an_exact_number_changes_or_does_not(base: float, head: float, better: str, word: str) -> None:
+    assert exact_word(base, head, better, 0.0) == word
+
+
+def test_a_zero_that_grows_has_no_ratio_and_is_worse() -> None:
+    zero, one = (Measurement("n", "n", "", "lower", "value", 1, "counted", (v,)) for v in (0.0, 1.0))
+    found = between(FLASH, zero, one, 0.01)
+    assert (found.ratio, found.word) == (None, WORSE)
+
+
+# --- pairs and names --------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_change_comes_first() -> None:
+    found, lonely = findings.compare(small_run(), slower(small_run(), 1.05))
+    assert [f.effect for f in found] == sorted((f.effect for f in found), reverse=True)
+    assert {f.word for f in found if f.metric == "latency"} == {WORSE} and not lonely
+
+
+def test_cases_of_one_side_are_listed_with_what_the_other_says() -> None:
+    run = small_run()
+    fewer = dataclasses.replace(run, records=run.records[1:])
+    failed = dataclasses.replace(run.records[1], status="failed", reason="out of\nmemory", measurements=())
+    head = dataclasses.replace(fewer, records=(failed, *fewer.records[1:]))
+    _, lonely = findings.compare(run, head)
+    assert [(one.case.variant, one.side, one.reason) for one in lonely] == [
+        ("vanilla", "base", "it has no such case"),
+        ("flash", "base", "failed: out of memory"),
+    ]
+
+
+def test_a_case_is_called_by_what_tells_it_apart() -> None:
+    pruned = dataclasses.replace(FLASH, **REPSHIFT)
+    assert list(labels([FLASH]).values()) == ["flash"]
+    half = dataclasses.replace(pruned, keep=0.5, layers=(1, 4))
+    assert labels([FLASH, pruned, half])[half] == "flash+repshift keep 0.5 at 1,4"
+    assert labels([FLASH, dataclasses.replace(FLASH, model="deit_s", dtype="bf16")])[FLASH] == "vit_b flash fp32"
+
+
+# --- machines ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device_name": "NVIDIA A100"}, "GPU NVIDIA H100 80GB HBM3 and NVIDIA A100"),
+        ({"driver": "570.1"}, "driver 580 and 570"),
+        ({"packages": {"torch": "2.12.0"}}, "torch 2.13.0 and 2.12.0"),
+        ({"cpu": None}, "CPU AMD EPYC 7763 64-Core Processor and none"),
+    ],
+)
+def test_a_difference_of_machines_is_named(changes: dict[str, Any], words: str) -> None:
+    assert findings.differences(CUDA, dataclasses.replace(CUDA, **changes)) == [words]
+
+
+def test_a_minor_driver_and_another_card_of_the_model_do_not_differ() -> None:
+    assert findings.differences(CUDA, dataclasses.replace(CUDA, driver="580.99", uuid="GPU-other")) == []
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_it_says_worse_in_words_without_colour_and_fits(tmp_path: Path, columns: int) -> None:
+    code, out, error = compare(tmp_path, small_run(), slower(small_run(), 1.05), columns=columns)
+    assert (code, error) == (0, "")
+    assert "worse" in out and "\x1b" not in out and "+5.0%" in out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= columns
+
+
+def test_only_changed_and_metric_select(tmp_path: Path) -> None:
+    head = slower(small_run(), 1.05)
+    _, everything, _ = compare(tmp_path, small_run(), head)
+    _, changed, _ = compare(tmp_path, small_run(), head, "--only-changed")
+    assert "MACs" in everything and "MACs" not in changed and "img/s" in changed
+    _, one, _ = compare(tmp_path, small_run(), head, "--metric", "latency")
+    assert one.startswith("latency · ") and "img/s" not in one
+    code, _, error = compare(tmp_path, small_run(), head, "--metric", "speed")
+    assert code == 2 and "no case has 'speed' on both sides; there are" in error
+
+
+def test_a_delta_makes_small_changes_none(tmp_path: Path) -> None:
+    _, out, _ = compare(tmp_path, small_run(), slower(small_run(), 1.05), "--delta", "0.1", "--only-changed")
+    assert "worse" not in out
+
+
+def test_markdown_is_a_table_for_a_comment(tmp_path: Path) -> None:
+    _, out, _ = compare(tmp_path, small_run(), slower(small_run(), 1.05), "--markdown", "--metric", "latency")
+    assert "| case | base | head | change | head is |" in out
+    assert re.search(r"\| flash \| 142\.\d ms \| 149\.\d ms \| \+5\.0% \(", out)
+
+
+def test_other_machines_are_refused_and_across_only_describes(tmp_path: Path) -> None:
+    head = slower(small_run(), 1.05, packages={"torch": "2.12.0"})
+    code, out, error = compare(tmp_path, small_run(), head)
+    assert (code, out) == (4, "") and "differ in torch 2.13.0+cpu and 2.12.0; --across describes only" in error
+    code, out, _ = compare(tmp_path, small_run(), head, "--across")
+    assert code == 0 and "changed" in out and "worse" not in out
+    assert "not judged, for the machines differ in torch 2.13.0+cpu and 2.12.0" in out
+
+
+def test_across_pairs_a_cpu_with_a_gpu(tmp_path: Path) -> None:
+    there = small_run(dataclasses.replace(ON_CUDA, batch=1), CUDA)
+    code, out, _ = compare(tmp_path, small_run(), there, "--across", "--metric", "latency")
+    assert code == 0 and "flash+repshift" in out and "only on" not in out
+    assert "dtype fp32 and bf16" in out
+
+
+def test_more_runs_give_more_tables(tmp_path: Path) -> None:
+    for name, factor in (("a", 1.0), ("b", 1.05), ("c", 0.9)):
+        store.create(tmp_path / f"{name}.json", slower(small_run(), factor))
+    code, out, _ = command(tmp_path, "compare", "a.json", "b.json", "c.json", "--metric", "latency")
+    assert code == 0 and out.count("base: a.json") == 2 and "head: c.json" in out
+
+
+def test_a_run_against_itself_is_the_same() -> None:
+    found, _ = findings.compare(small_run(), small_run())
+    assert ROUNDS >= 10 and {f.word for f in found} == {SAME}
+
+
+def test_machines_of_the_fixtures_differ() -> None:
+    assert findings.differences(CPU, CUDA)
