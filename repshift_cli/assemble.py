@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +16,30 @@ from torch import Tensor
 
 from repshift_cli import catalog, machine
 from repshift_cli.attention._seam import attending
+from repshift_cli.counters._traffic import CounterError
+from repshift_cli.counters.choice import Choice
 from repshift_cli.models._inputs import image_files
 from repshift_cli.plan import Backend
+from repshift_cli.probes.energy import EnergyProbe
 from repshift_cli.probes.fidelity import FidelityProbe
-from repshift_cli.probes.hbm import HbmProbe
+from repshift_cli.probes.hbm import Counter, HbmProbe, rates
 from repshift_cli.probes.kernels import verify
 from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.macs import MacsProbe
-from repshift_cli.probes.memory import MemoryProbe
+from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
 from repshift_cli.pruning._hooks import pruned
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Facts, RepshiftError, Step, Subject, UsageError, call
-from repshift_cli.runner import Parts, Probe, reason_of
+from repshift_cli.records import (
+    METHODS_WITHOUT_PRUNING,
+    Case,
+    Facts,
+    Measurement,
+    RepshiftError,
+    Step,
+    Subject,
+    UsageError,
+    call,
+)
+from repshift_cli.runner import Derived, Parts, Probe, reason_of
 
 
 def facts_of(weights: str | None, name: str, image_size: int | None, frames: int | None) -> Facts:
@@ -54,10 +68,19 @@ def check_data(place: str) -> None:
 class Workshop:
     """Makes steps of the cases of one group after another; it holds one model at a time."""
 
-    def __init__(self, device: str, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        device: str,
+        delay: float = 0.0,
+        choice: Choice | None = None,
+        snapshot: Callable[[Case], Path] | None = None,
+    ) -> None:
         self._delay = delay
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)
+        self._counter = _counter(choice or Choice(None, "not asked for"))
+        self._snapshots = (SnapshotProbe(snapshot),) if snapshot else ()
+        self._peak = machine.peak_bandwidth(device)
         self._watch = machine.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
@@ -68,6 +91,8 @@ class Workshop:
             probes=lambda step: self._probes,
             timer=timer_for(device),
             watch=self._watch.sample,
+            before=self._watch.sample,
+            derive=self._derived,
         )
 
     def subject(self, case: Case) -> Subject:
@@ -79,9 +104,11 @@ class Workshop:
             subject: Subject = family.build(case)
             self._probes = (
                 FidelityProbe(subject),
-                MemoryProbe(partial(machine.process_bytes, case.device)),
+                MemoryProbe(partial(machine.process_bytes, case.device), partial(machine.card_bytes, case.device)),
                 MacsProbe(),
-                HbmProbe(),
+                HbmProbe(self._counter),
+                EnergyProbe(partial(machine.millijoules, case.device), _synchronize),
+                *self._snapshots,
             )
             self._subject, self._group = subject, case.group
         assert self._subject is not None
@@ -89,9 +116,39 @@ class Workshop:
 
     def prepare(self, case: Case) -> Step:
         """The case as a step, captured in a CUDA graph where it asks for that."""
-        step = _eager(case, self.subject(case))
-        step = _graph(step) if case.execution == "graph" else step
+        step = _step(case, self.subject(case))
         return replace(step, forward=delayed(step.forward, case.device, self._delay)) if self._delay else step
+
+    def _derived(self, step: Step, measured: Sequence[Measurement], milliseconds: float) -> Derived:
+        """What follows from counted bytes and the time of a forward."""
+        peak = self._peak if isinstance(self._peak, str) else self._peak.bytes_per_second
+        return rates(measured, milliseconds, step.case.batch, peak)
+
+
+def lone_step(case: Case) -> Step:
+    """The case as a step, with nothing else built: for the child that counts."""
+    subject: Subject = catalog.load(catalog.resolve_model(case.model)).build(case)
+    return _step(case, subject)
+
+
+def _step(case: Case, subject: Subject) -> Step:
+    step = _eager(case, subject)
+    return _graph(step) if case.execution == "graph" else step
+
+
+def _counter(choice: Choice) -> Counter:
+    """The choice as the probe sees it; the card's memory that torch caches is given back before a child runs."""
+
+    def count(case: Case) -> Sequence[Any]:
+        _free()
+        return choice.count(case)
+
+    return Counter(choice.instrument, choice.reason, choice.label, count, (CounterError,), choice.modelled)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _eager(case: Case, subject: Subject) -> Step:

@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.records import DISTANCES, DTYPES, FORMS, OPERATIONS, UsageError
+from repshift_cli.records import DISTANCES, DTYPES, FORMS, HBM_CHOICES, OPERATIONS, UsageError
 
 MOST_VALUES = 1000
 """A range of more values than this is a slip of the pen."""
@@ -49,6 +49,7 @@ class Axes:
     device: str = "auto"
     seed: int = 0
     cuda_graph: bool = False
+    hbm: str = "auto"
     budget: float | None = None
     precision: float | None = None
     rounds: int | None = None
@@ -227,6 +228,16 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _one_of(known: tuple[str, ...]) -> Callable[[Any], str]:
+    def parse_choice(value: Any) -> str:
+        word = _one(value)
+        if word not in known:
+            raise ValueError(f"unknown value {word!r}; {_near(word, known)}choose from {', '.join(known)}")
+        return word
+
+    return parse_choice
+
+
 def _one_number(value: Any) -> Decimal:
     return _decimal(_one(value), whole=False)
 
@@ -279,6 +290,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "device": _text,
     "seed": _count(0),
     "cuda_graph": _flag,
+    "hbm": _one_of(HBM_CHOICES),
     "budget": _seconds,
     "precision": _share,
     "rounds": _count(1),

@@ -122,7 +122,11 @@ def _uuid(device: str) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """The state of a GPU at one moment: MHz, degrees Celsius, watts; None for what it does not tell."""
+    """The state of a GPU at one moment: MHz, degrees Celsius, watts; None for what it does not tell.
+
+    `events` is NVML's mask of clocks event reasons, `throttle` those of them that slow the GPU down, in words; `others`
+    are the other processes that compute on it.
+    """
 
     sm_clock: int | None
     memory_clock: int | None
@@ -130,6 +134,8 @@ class Reading:
     power: float | None
     throttle: tuple[str, ...] = ()
     hardware_throttled: bool = False
+    events: int = 0
+    others: tuple[str, ...] = ()
 
 
 class Watch:
@@ -158,7 +164,30 @@ class Watch:
             power=None if power is None else power / 1000,
             throttle=tuple(words for bit, words in EVENT_REASONS.items() if events & bit),
             hardware_throttled=bool(events & HARDWARE_THROTTLE),
+            events=events,
+            others=_others(api, handle),
         )
+
+
+def _others(api: Any, handle: Any) -> tuple[str, ...]:
+    """The processes that compute on the GPU beside this one: `python3 (pid 42, 3.2 GiB)`.
+
+    In another PID namespace this process is not found among them: then one of them is taken for it.
+    """
+    holders = _quiet(lambda: api.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+    others = [p for p in holders if p.pid != os.getpid()]
+    if others and len(others) == len(holders):
+        count = len(others) - 1
+        return (f"{count} more in other PID namespaces, which NVML cannot name here",) if count else ()
+    return tuple(_named(api, process) for process in others)
+
+
+def _named(api: Any, process: Any) -> str:
+    name = _quiet(lambda: api.nvmlSystemGetProcessName(process.pid)) or "a process"
+    name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    held = process.usedGpuMemory
+    memory = "" if held is None else f", {held / 2**30:.1f} GiB"
+    return f"{Path(name).name} (pid {process.pid}{memory})"
 
 
 def _temperature(api: Any, handle: Any) -> int | None:
@@ -185,8 +214,60 @@ def process_bytes(device: str) -> int | str:
         holders = api.nvmlDeviceGetComputeRunningProcesses(handle)
     except Exception as error:
         return f"NVML does not tell this process's memory: {one_line(error)}"
-    held = next((p.usedGpuMemory for p in holders if p.pid == os.getpid()), None)
-    return "NVML does not list this process (another PID namespace)" if held is None else int(held)
+    own = next((p for p in holders if p.pid == os.getpid()), None)
+    if own is None:
+        return "NVML does not list this process (another PID namespace)"
+    return "NVML lists this process without its memory" if own.usedGpuMemory is None else int(own.usedGpuMemory)
+
+
+def card_bytes(device: str) -> int | str:
+    """What all processes together and the driver hold of the GPU's memory, as NVML counts it; else the reason."""
+    if not device.startswith("cuda"):
+        return "no GPU in this run"
+    return _told(device, "the card's memory", lambda api, handle: int(api.nvmlDeviceGetMemoryInfo(handle).used))
+
+
+def millijoules(device: str) -> int | str:
+    """NVML's total energy since the driver was loaded, Volta and later; else the reason."""
+    if not device.startswith("cuda"):
+        return "no GPU in this run"
+    return _told(device, "energy", lambda api, handle: int(api.nvmlDeviceGetTotalEnergyConsumption(handle)))
+
+
+def _told(device: str, what: str, read: Callable[[Any, Any], int]) -> int | str:
+    try:
+        return read(*nvml_handle(device))
+    except Exception as error:
+        return f"NVML does not tell {what}: {one_line(error)}"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The highest bandwidth that a GPU's memory could have, and where that figure is from."""
+
+    bytes_per_second: float
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.bytes_per_second / 1e9:.0f} GB/s ({self.source})"
+
+
+def peak_bandwidth(device: str) -> Peak | str:
+    """Bus width / 8 x 2 (both clock edges) x highest memory clock, all from NVML; else the reason."""
+
+    def read(api: Any, handle: Any) -> Peak:
+        bits, mhz = (
+            api.nvmlDeviceGetMemoryBusWidth(handle),
+            api.nvmlDeviceGetMaxClockInfo(handle, api.NVML_CLOCK_MEM),
+        )
+        if not bits or not mhz:
+            raise NoNvml(f"bus width {bits}, memory clock {mhz}")
+        return Peak(bits / 8 * 2 * mhz * 1e6, f"NVML: {bits} bit x 2 x {mhz} MHz")
+
+    try:
+        return read(*nvml_handle(device))
+    except Exception as error:
+        return f"the peak bandwidth is not known: {one_line(error)}"
 
 
 def _resident_bytes() -> int | str:
@@ -277,7 +358,17 @@ def _git(*arguments: str) -> str:
     return run.stdout.strip()
 
 
-GPU_FIELDS = ("uuid", "driver", "cuda", "capability", "device_memory", "sm_clock_max", "memory_clock_max", "name")
+GPU_FIELDS = (
+    "uuid",
+    "driver",
+    "cuda",
+    "capability",
+    "device_memory",
+    "sm_clock_max",
+    "memory_clock_max",
+    "peak_bandwidth",
+    "name",
+)
 
 
 def _no_gpu() -> dict[str, Any]:
@@ -302,9 +393,12 @@ def _from_nvml(device: str) -> dict[str, Any]:
     try:
         api, handle = nvml_handle(device)
     except NoNvml as error:
-        return dict.fromkeys(("driver", "sm_clock_max", "memory_clock_max"), Missing(str(error)))
+        told = ("driver", "sm_clock_max", "memory_clock_max", "peak_bandwidth")
+        return dict.fromkeys(told, Missing(str(error)))
+    peak = peak_bandwidth(device)
     return {
         "driver": _or_missing(lambda: str(api.nvmlSystemGetDriverVersion())),
         "sm_clock_max": _or_missing(lambda: api.nvmlDeviceGetMaxClockInfo(handle, api.NVML_CLOCK_SM)),
         "memory_clock_max": _or_missing(lambda: api.nvmlDeviceGetMaxClockInfo(handle, api.NVML_CLOCK_MEM)),
+        "peak_bandwidth": Missing(peak) if isinstance(peak, str) else str(peak),
     }

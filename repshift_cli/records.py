@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, get_args, get_origin
 
-SCHEMA_VERSION = 1
-"""Version of the run file. History: 1 (0.1.0) the first."""
+SCHEMA_VERSION = 2
+"""Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
+measurement. Older files are read: what they lack has its default."""
 
 METHODS_WITHOUT_PRUNING = "none"
 OPERATIONS = ("mlp", "attention", "block")
@@ -26,6 +27,7 @@ DISTANCES = ("l2", "l1", "cosine")
 FORMS = ("paper", "update")
 DTYPES = ("fp32", "bf16", "fp16")
 EXECUTIONS = ("eager", "graph")
+HBM_CHOICES = ("auto", "cupti", "ncu", "gpm", "model", "off")
 
 
 class RepshiftError(Exception):
@@ -113,7 +115,8 @@ class Measurement:
     `statistic` names how a single figure comes from the samples: `median` (times: of the rounds' medians),
     `hodges-lehmann` or `geomean` (paired ratios, see `stats`), `value` (one exact number). `source` labels its origin:
     `timed`, `counted`, `modelled`, `counter`, `sampled`, `allocator`, `driver`, `compared`. `rank` orders columns, most
-    wanted first.
+    wanted first. `provider` names the instrument where several could have measured it (`cupti`, `ncu`, `gpm`). `parts`
+    splits an exact figure, each way on its own: {"operator": {"aten.addmm": 6e6, ...}, "block": {"1": 2e6, ...}}.
     """
 
     metric: str
@@ -126,6 +129,8 @@ class Measurement:
     samples: tuple[float, ...] = ()
     per_round: int = 1
     reason: str | None = None
+    provider: str | None = None
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.samples and not self.reason:
@@ -143,6 +148,7 @@ class Metric:
     statistic: str
     rank: int
     source: str
+    provider: str | None = None
 
     def of(self, *samples: float, per_round: int = 1) -> Measurement:
         """The measurement with these samples."""
@@ -151,6 +157,28 @@ class Metric:
     def missing(self, reason: str) -> Measurement:
         """The measurement that could not be taken, with the reason."""
         return Measurement(**vars(self), reason=reason)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a counter of HBM traffic made of known bytes, by which it is believed or not.
+
+    `read` and `written` are counted / known (None where only the sum is told: `total`), `doubled` the bytes of twice
+    the work over those of once (2 is right), `empty` what was counted where nearly nothing ran, in bytes. `key` names
+    the machine, the driver and the versions that it holds for.
+    """
+
+    provider: str
+    label: str
+    passed: bool
+    reason: str | None = None
+    read: float | None = None
+    written: float | None = None
+    total: float | None = None
+    doubled: float | None = None
+    empty: float | None = None
+    key: str = ""
+    created: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,6 +218,7 @@ class Machine:
     device_memory: int | None = None
     sm_clock_max: int | None = None
     memory_clock_max: int | None = None
+    peak_bandwidth: str | None = None
     cpu: str | None = None
     cores: int | None = None
     threads: int | None = None
@@ -213,6 +242,7 @@ class Run:
     created: str = ""
     tool: str = ""
     schema: int = SCHEMA_VERSION
+    calibrations: tuple[Calibration, ...] = ()
 
 
 # --- in memory only -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from repshift_cli import stats
+from repshift_cli import conditions, stats
 from repshift_cli.records import Case, Measurement, Metric, Progress, Record, Step, UsageError
 
 LATENCY = Metric("latency", "latency", "ms", "lower", "median", 12, "timed")
@@ -24,9 +24,6 @@ OVER_FLASH = Metric("speedup_vs_flash", "vs flash", "x", "higher", "hodges-lehma
 OVER_VANILLA = Metric("speedup_vs_vanilla", "vs vanilla", "x", "higher", "hodges-lehmann", 11, "timed")
 OVER_ORACLE = Metric("time_vs_oracle", "time/oracle", "x", "lower", "hodges-lehmann", 18, "timed")
 SET_ASIDE = Metric("latency_throttled", "throttled", "ms", "lower", "median", 120, "timed")
-SM_CLOCK = Metric("sm_clock", "SM clock", "MHz", "higher", "median", 130, "driver")
-MEMORY_CLOCK = Metric("memory_clock", "memory clock", "MHz", "higher", "median", 131, "driver")
-TEMPERATURE = Metric("temperature", "temperature", "C", "lower", "median", 132, "driver")
 
 LEAST_ROUNDS = 6
 """Fewer rounds give the median no 95% interval, so the budget never ends a comparison before."""
@@ -36,6 +33,9 @@ USUAL_ROUNDS = 10
 
 MOST_RETRIES = 10
 """Rounds under a hardware throttle that are repeated, at most."""
+
+
+Derived = tuple[Sequence[Measurement], Sequence[str]]
 
 
 class Timer(Protocol):
@@ -71,7 +71,9 @@ class Settings:
 class Parts:
     """What the runner works with: `verify(step)` names the kernel that attention ran on or raises.
 
-    `watch()` reads the device's clocks (None where nothing answers); `now()` is the host's clock in seconds.
+    `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
+    `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
+    milliseconds: more of them, and warnings.
     """
 
     prepare: Callable[[Case], Step]
@@ -80,6 +82,8 @@ class Parts:
     timer: Timer
     watch: Callable[[], Any] = lambda: None
     now: Callable[[], float] = time.perf_counter
+    derive: Callable[[Step, Sequence[Measurement], float], Derived] = lambda *_: ((), ())
+    before: Callable[[], Any] = lambda: None
 
 
 @dataclass
@@ -138,7 +142,7 @@ def compare(
     rounds = _interleave(running, parts, settings, observe)
     for lane in lanes:
         if lane.case in wanted:
-            yield _record(lane, lanes, rounds, settings)
+            yield _record(lane, lanes, rounds, parts, settings)
 
 
 def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
@@ -193,6 +197,7 @@ def _interleave(lanes: list[_Lane], parts: Parts, settings: Settings, observe: C
         observe(Progress(f"{lane.case.variant}: warm-up", 0.3))
         _guarded(lane, _warm_up, parts, settings)
     begun = parts.now()
+    rounds.readings.append(parts.before())
     budget = settings.budget * len(lanes)
     retries = MOST_RETRIES
     with _no_garbage_collection():
@@ -344,9 +349,11 @@ def _no_garbage_collection() -> Iterator[None]:
 # --- from lanes to records --------------------------------------------------------------------------------------------
 
 
-def _record(lane: _Lane, lanes: list[_Lane], rounds: _Rounds, settings: Settings) -> Record:
+def _record(lane: _Lane, lanes: list[_Lane], rounds: _Rounds, parts: Parts, settings: Settings) -> Record:
     if lane.failure is not None:
         return Record(lane.case, "failed", reason=lane.failure, tokens=lane.tokens, kernel=lane.kernel)
+    assert lane.step is not None
+    derived, words = parts.derive(lane.step, lane.measurements, statistics.median(lane.medians))
     return Record(
         lane.case,
         "ok",
@@ -355,8 +362,13 @@ def _record(lane: _Lane, lanes: list[_Lane], rounds: _Rounds, settings: Settings
         rounds=rounds.count,
         warmup=lane.warmup,
         stopped_by=rounds.stopped_by,
-        measurements=(*_timings(lane, lanes), *_clocks(rounds), *lane.measurements),
-        warnings=tuple(_warnings(lane, rounds, settings)),
+        measurements=(
+            *_timings(lane, lanes),
+            *conditions.measurements(rounds.readings),
+            *lane.measurements,
+            *derived,
+        ),
+        warnings=(*_warnings(lane, rounds, settings), *words),
     )
 
 
@@ -385,14 +397,6 @@ def _why_unpaired(name: str, lane: _Lane, lanes: list[_Lane]) -> str:
     return f"no {name} in this run; add it to --variant"
 
 
-def _clocks(rounds: _Rounds) -> Iterator[Measurement]:
-    readings = [r for r in rounds.readings if r is not None]
-    for metric, field_name in ((SM_CLOCK, "sm_clock"), (MEMORY_CLOCK, "memory_clock"), (TEMPERATURE, "temperature")):
-        values = [v for v in (getattr(r, field_name) for r in readings) if v is not None]
-        if values:
-            yield metric.of(*values)
-
-
 def _warnings(lane: _Lane, rounds: _Rounds, settings: Settings) -> Iterator[str]:
     assert lane.step is not None
     yield from lane.step.subject.warnings
@@ -405,5 +409,4 @@ def _warnings(lane: _Lane, rounds: _Rounds, settings: Settings) -> Iterator[str]
     if lane.throttled:
         causes = ", ".join(sorted(rounds.causes))
         yield f"{len(lane.throttled) // lane.per_round} rounds under a hardware throttle were repeated ({causes})"
-    if any(r is not None and r.hardware_throttled for r in rounds.readings):
-        yield "the device was throttled by hardware in rounds that count; cool it and measure again"
+    yield from conditions.warnings(rounds.readings)

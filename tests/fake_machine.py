@@ -10,10 +10,15 @@ class FakeNvml(ModuleType):
     """Just enough of pynvml: two GPUs, in the reverse of torch's order."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_GPM_METRICS_GET_VERSION, NVML_GPM_METRIC_DRAM_BW_UTIL = 1, 10
 
-    def __init__(self, events: int = 0, refuse: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, events: int = 0, refuse: tuple[str, ...] = (), holders: tuple[Any, ...] = (), **told: Any
+    ) -> None:
         super().__init__("pynvml")
-        self.events, self.refuse = events, refuse
+        self.events, self.refuse, self.holders = events, refuse, holders
+        self.told = {"bus": 5120, "gpm": 1, "mig": 0, "utilisation": 50.0, "gpm_return": 0, "energy": 1000} | told
+        self.samples: list[str] = []
 
     def _answer(self, name: str, value: Any) -> Any:
         if name in self.refuse:
@@ -45,6 +50,47 @@ class FakeNvml(ModuleType):
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
         return self._answer("power", 123456)
+
+    def nvmlDeviceGetMemoryBusWidth(self, handle: str) -> int:
+        return self._answer("bus", self.told["bus"])
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
+        return self._answer("memory", SimpleNamespace(used=7 * 2**30))
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        return self._answer("energy", self.told["energy"])
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:
+        return self._answer("processes", list(self.holders))
+
+    def nvmlSystemGetProcessName(self, pid: int) -> bytes:
+        return self._answer("name", b"/usr/bin/python3")
+
+    def nvmlDeviceIsMigDeviceHandle(self, handle: str) -> int:
+        return self._answer("mig", self.told["mig"])
+
+    def nvmlGpmQueryDeviceSupport(self, handle: str) -> Any:
+        return self._answer("gpm", SimpleNamespace(isSupportedDevice=self.told["gpm"]))
+
+    def nvmlGpmSampleAlloc(self) -> str:
+        self.samples.append("alloc")
+        return f"sample {len(self.samples)}"
+
+    def nvmlGpmSampleGet(self, handle: str, sample: str) -> None:
+        self.samples.append("get")
+        self._answer("sample", None)
+
+    def nvmlGpmSampleFree(self, sample: str) -> None:
+        self.samples.append("free")
+
+    def c_nvmlGpmMetricsGet_t(self) -> Any:
+        return SimpleNamespace(metrics=[SimpleNamespace(nvmlReturn=-1, value=-1.0, metricId=None)])
+
+    def nvmlGpmMetricsGet(self, asked: Any) -> Any:
+        assert (asked.version, asked.numMetrics, asked.metrics[0].metricId) == (1, 1, 10)
+        assert (asked.sample1, asked.sample2) == ("sample 1", "sample 2")
+        asked.metrics[0].value, asked.metrics[0].nvmlReturn = self.told["utilisation"], self.told["gpm_return"]
+        return asked
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:
         return self._answer("events", self.events)

@@ -8,6 +8,7 @@ import pytest
 from repshift_cli import machine
 from repshift_cli.commands import doctor
 from repshift_cli.commands.doctor import Check, checks
+from repshift_cli.counters import _permission
 
 
 def check(name: str) -> Check:
@@ -50,8 +51,8 @@ def test_the_counters_permission(
     path = tmp_path / "params"
     if text:
         path.write_text(text)
-    monkeypatch.setattr(doctor, "NVIDIA_PARAMETERS", path)
-    monkeypatch.setattr(doctor, "_is_admin", lambda: admin)
+    monkeypatch.setattr(_permission, "NVIDIA_PARAMETERS", path)
+    monkeypatch.setattr(_permission, "is_admin", lambda: admin)
     found = doctor._check_counters()
     assert (found.ok, words in found.detail) == (ok, True)
     assert ok or found.remedy

@@ -19,8 +19,9 @@ from repshift_cli import assemble, catalog
 from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention._seam import attending
 from repshift_cli.models._transformers import logits, pooled
+from repshift_cli.probes._traffic_model import TrafficModel, stored_bytes
 from repshift_cli.probes.fidelity import FidelityProbe, NotFinite, agreement, cosine, divergence
-from repshift_cli.probes.hbm import HbmProbe, TrafficModel, stored_bytes
+from repshift_cli.probes.hbm import HbmProbe
 from repshift_cli.probes.latency import CudaTimer, HostTimer, timer_for
 from repshift_cli.probes.macs import MacsProbe, attention_flops, count_flops
 from repshift_cli.probes.memory import METRICS, MemoryProbe, highest, resting_bytes

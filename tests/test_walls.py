@@ -31,7 +31,9 @@ WALLS: dict[str, set[str]] = {
     "sides": {"records", "store", "gate"},
     "duel": {"records", "stats", "store", "findings", "gate", "sides", "thresholds"},
     "machine": {"records", "catalog", "torch", "pynvml"},
-    "runner": {"records", "stats"},
+    "runner": {"records", "stats", "conditions"},
+    "conditions": {"records"},
+    "counters": {"records", "machine", "catalog", "counters"},
     "kernels": {"records", "kernels", "triton", *TENSORS},
     "models": {"records", "kernels", "models", "timm", "torchvision", *TENSORS},
     "attention": {"records", "installed", "kernels", "attention", "flash_attn", "flash_attn_interface", *TENSORS},
@@ -52,7 +54,7 @@ WALLS: dict[str, set[str]] = {
 }
 """What each room may import besides the standard library and the package's own version."""
 
-FREE = {"commands", "cli", "assemble", "__init__", "__main__"}
+FREE = {"worker", "commands", "cli", "assemble", "__init__", "__main__"}
 """The rooms that assemble the others may import anything."""
 
 
@@ -108,7 +110,7 @@ def test_every_way_to_import_is_seen(line: str, package: str, name: str) -> None
 def test_light_rooms_bring_no_torch() -> None:
     light = {"records", "stats", "catalog", "axes", "plan", "store", "machine", "renderers", "runner"}
     light |= {"ranges", "breakdown", "attribution", "balance", "traces", "profiler"}
-    light |= {"gate", "findings", "duel"}
+    light |= {"gate", "findings", "duel", "conditions", "counters"}
     modules = [".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in FILES if room_of(p) in light]
     code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
     code += "sys.exit(' '.join({'torch', 'transformers', 'pynvml'} & set(sys.modules)) or None)"

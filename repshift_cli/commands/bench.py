@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +16,11 @@ from repshift_cli import __version__, axes, machine, store
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _options
 from repshift_cli.commands._output import check_outputs, emit
-from repshift_cli.records import Case, Record, Run, UsageError, to_plain
+from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError, to_plain
 
 if TYPE_CHECKING:
+    from repshift_cli.assemble import Workshop
+    from repshift_cli.counters.choice import Choice
     from repshift_cli.plan import Planned
     from repshift_cli.runner import Settings
 
@@ -71,6 +73,24 @@ def bench(
         ),
     ] = None,
     seed: _options.Seed = None,
+    hbm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What measures HBM traffic: auto (the best that passes its calibration here), cupti, ncu, gpm, model "
+            "(arithmetic only) or off. See `repshift doctor --counters`. (default: auto)",
+            rich_help_panel=_options.MEASURE,
+        ),
+    ] = None,
+    memory_snapshot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write torch's history of allocations during one forward to this file, for the viewer at "
+            "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
+            rich_help_panel=_options.OUTPUT,
+        ),
+    ] = None,
     timing_only: Annotated[
         bool,
         typer.Option(
@@ -123,15 +143,22 @@ def bench(
     if dry_run:
         _options.list_cases(planned)
         return
+    snapshot = _snapshots(memory_snapshot, where, planned)
     settings = dataclasses.replace(_settings(sweep, where), passes=not timing_only)
+    choice = _choice("off" if timing_only else sweep.hbm, where)
     if earlier is None:
         run = _started(path, sweep, where, planned, settings)
     else:
         run = _continued(path, earlier, where, planned)
+    run = dataclasses.replace(run, calibrations=choice.calibrations, schema=SCHEMA_VERSION)
     again = {r.case for r in run.records if retry_failed and r.status == "failed"}
-    run = _measure_all(path, run, planned, where, settings, again, delay)
+    workshop = _workshop(where, delay, choice, snapshot)
+    run = _measure_all(path, run, planned, workshop, settings, again)
     emit(run, json_to, csv_to, markdown_to)
     print(f"run file: {path}", file=sys.stderr)
+    if snapshot is not None:
+        written = " ".join(str(snapshot(r.case)) for r in run.records if r.status == "ok")
+        print(f"memory snapshots: {written} (open them at pytorch.org/memory_viz)", file=sys.stderr)
     raise typer.Exit(exit_code(run))
 
 
@@ -178,6 +205,29 @@ def _settings(sweep: Axes, device: str) -> Settings:
     return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed)
 
 
+def _choice(asked: str, device: str) -> Choice:
+    """What measures HBM traffic in this run, calibrated where it has to be."""
+    from repshift_cli.commands._progress import Bar
+    from repshift_cli.counters.choice import choose
+
+    with Bar(1) as bar:
+        return choose(asked, device, bar.phase)
+
+
+def _snapshots(file: Path | None, device: str, planned: tuple[Planned, ...]) -> Callable[[Case], Path] | None:
+    """Where each case's allocations go: the file itself for one case, else numbered files beside it."""
+    if file is None:
+        return None
+    if not device.startswith("cuda"):
+        raise UsageError("--memory-snapshot needs a GPU: torch keeps a history of CUDA allocations only; leave it out")
+    store.check_writable(file)
+    cases = [p.case for p in planned if not p.refused]
+    if len(cases) == 1:
+        return lambda case: file
+    names = {case: f"{file.stem}-{number}-{case.variant}{file.suffix}" for number, case in enumerate(cases, 1)}
+    return lambda case: file.with_name(names[case])
+
+
 def _check_run_file(path: Path, new: bool) -> None:
     """UsageError where the run file cannot be written, or where a new one would take the place of a file."""
     if new and path.is_file():
@@ -217,23 +267,20 @@ def _continued(path: Path, earlier: Run, device: str, planned: tuple[Planned, ..
     return earlier
 
 
-def _measure_all(
-    path: Path,
-    run: Run,
-    planned: tuple[Planned, ...],
-    device: str,
-    settings: Settings,
-    again: set[Case],
-    delay: float = 0.0,
-) -> Run:
-    """Every comparison that is not yet in the run or has a case to measure `again`, each record on disk at once.
+def _workshop(device: str, delay: float, choice: Choice, snapshot: Callable[[Case], Path] | None) -> Workshop:
+    """`delay` makes every forward longer by that share, for the gate's test of itself."""
+    from repshift_cli.assemble import Workshop
 
-    `delay` makes every forward longer by that share, for the gate's test of itself.
-    """
-    from repshift_cli import assemble, plan, runner
+    return Workshop(device, delay, choice, snapshot)
+
+
+def _measure_all(
+    path: Path, run: Run, planned: tuple[Planned, ...], workshop: Workshop, settings: Settings, again: set[Case]
+) -> Run:
+    """Every comparison that is not yet in the run or has a case to measure `again`, each record on disk at once."""
+    from repshift_cli import plan, runner
     from repshift_cli.commands._progress import Bar
 
-    workshop = assemble.Workshop(device, delay)
     done = {record.case for record in run.records} - again
     blocks = [block for block in plan.comparisons(planned) if any(p.case not in done for p in block)]
     try:

@@ -6,19 +6,37 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from repshift_cli import machine
 from repshift_cli.catalog import one_line
+from repshift_cli.counters import _permission
 from repshift_cli.installed import is_installed
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from repshift_cli.records import Calibration
+
 STATES = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "yellow")}
-NVIDIA_PARAMETERS = Path("/proc/driver/nvidia/params")
-CAP_SYS_ADMIN = 21
 
 
-def doctor() -> None:
+def doctor(
+    counters: Annotated[
+        bool,
+        typer.Option(
+            "--counters", help="Calibrate every instrument that counts HBM traffic on known bytes, and show its ratios."
+        ),
+    ] = False,
+    device: Annotated[str, typer.Option(help="With --counters: auto, cuda, cuda:1.")] = "auto",
+) -> None:
     """Say what this machine has, and how to get what it lacks."""
+    _show(_calibrated(machine.choose_device(device)) if counters else checks())
+
+
+def _show(lines: Iterable[Check]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -27,7 +45,7 @@ def doctor() -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for check in checks():
+    for check in lines:
         state = Text(*STATES[check.ok])
         table.add_row(check.name, state, Text(check.detail).append(f"; {check.remedy}" if check.remedy else "", "dim"))
     Console(highlight=False).print(table)
@@ -130,12 +148,13 @@ def _check_nvml() -> Check:
 def _what_is_measured() -> Check:
     """The quantities that `repshift bench` gives on this machine."""
     if machine.why_no_cuda():
-        words = "latency (host clock), peak memory (torch's profiler)"
+        words, counted = "latency (host clock), peak memory (torch's profiler)", ""
     else:
         words = (
-            "latency (CUDA events), peak memory (torch's allocator), the GPU's clocks and throttling where NVML answers"
+            "latency (CUDA events), peak memory (torch's allocator), energy, clocks and throttling where NVML answers"
         )
-    return Check("can measure", True, f"{words}, MACs, fidelity, HBM traffic (modelled)")
+        counted = "; counted where `repshift doctor --counters` says so"
+    return Check("can measure", True, f"{words}, MACs, fidelity, HBM traffic (modelled{counted})")
 
 
 def _check_package(name: str, module: str, remedy: str, package: str | None = None) -> Check:
@@ -152,26 +171,42 @@ def _check_program(name: str, programs: tuple[str, ...], remedy: str) -> Check:
 
 def _check_counters() -> Check:
     """Whether this process may read the GPU's performance counters."""
-    name = "hardware counters"
-    remedy = "run as root or with CAP_SYS_ADMIN, or set the driver option NVreg_RestrictProfilingToAdminUsers=0"
-    try:
-        text = NVIDIA_PARAMETERS.read_text(encoding="utf-8")
-    except OSError:
-        return Check(name, None, f"cannot be told: no {NVIDIA_PARAMETERS}", "install the NVIDIA driver")
-    values = dict(line.partition(":")[::2] for line in text.splitlines())
-    restricted = values.get("RmProfilingAdminOnly", "").strip()
-    if restricted == "0":
-        return Check(name, True, "open to every user (RmProfilingAdminOnly: 0)")
-    if _is_admin():
-        return Check(name, True, "restricted to administrators, and this process is one")
-    return Check(name, False, f"restricted to administrators (RmProfilingAdminOnly: {restricted or 'unknown'})", remedy)
+    allowed, words = _permission.permission()
+    remedy = {True: "", False: _permission.REMEDY, None: "install the NVIDIA driver"}[allowed]
+    return Check("hardware counters", allowed, words, remedy)
 
 
-def _is_admin() -> bool:
-    """Whether this process is allowed what CAP_SYS_ADMIN allows; root in a container often is not."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
-        return bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
-    except (OSError, StopIteration):
-        return hasattr(os, "geteuid") and os.geteuid() == 0
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def _calibrated(device: str) -> Iterator[Check]:
+    """Every instrument's calibration, taken now and kept for `repshift bench`; then the peak that shares refer to."""
+    from repshift_cli.commands._progress import Bar
+    from repshift_cli.counters import calibration, instruments
+
+    with Bar(len(instruments.ORDER)) as bar:
+        for name in instruments.ORDER:
+            bar.phase(f"calibrating {name}")
+            if device.startswith("cuda"):
+                yield _calibration_line(calibration.kept(calibration.calibrate(name, device)))
+            else:
+                yield Check(name, False, f"no GPU to count on: {machine.why_no_cuda() or 'the CPU was asked for'}")
+            bar.next()
+    yield Check("model", True, "always there: modelled (cold cache), from what the operators read and write")
+    peak = machine.peak_bandwidth(device)
+    yield Check("peak bandwidth", not isinstance(peak, str), str(peak))
+
+
+def _calibration_line(found: Calibration) -> Check:
+    """The ratios, and what is wrong with them."""
+    told = {"read": found.read, "written": found.written} if found.read else {"read and written": found.total}
+    ratios = [f"{name} {ratio:.3f}" for name, ratio in told.items() if ratio is not None]
+    if not ratios:
+        return Check(found.provider, False, found.reason or "")
+    words = (
+        found.label,
+        f"{', '.join(ratios)} of the known bytes",
+        f"twice the work {found.doubled or 0:.3f} times as much",
+        f"{(found.empty or 0) / 2**20:.1f} MiB where nearly nothing ran",
+    )
+    return Check(found.provider, found.passed, "; ".join(words), "" if found.passed else f"not used: {found.reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,9 @@ def show(
         str | None, typer.Option(help="Of a profile: rows by part, layer, kernel or op.", show_default=False)
     ] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Of a profile: also what changed between variants.")] = False,
+    traffic: Annotated[
+        bool, typer.Option("--traffic", help="Say which operators and which blocks move the modelled bytes.")
+    ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of run files and stop.")] = False,
 ) -> None:
     """Show a stored run or profile as a table, or as JSON, CSV or Markdown (- is stdout, with nothing else on it)."""
@@ -46,7 +50,20 @@ def show(
         shown = dataclasses.replace(shown, options=shown.options | _views(by, diff))
     elif by is not None or diff:
         raise UsageError(f"{run} is a run, no profile: leave out {'--by' if by is not None else '--diff'}")
+    if traffic:
+        _show_traffic(shown, run)
+        return
     emit(shown, json_to, csv_to, markdown_to)
+
+
+def _show_traffic(shown: Any, file: Path) -> None:
+    """What moves the bytes of each case of a run."""
+    from repshift_cli.renderers import _traffic
+    from repshift_cli.renderers.table import console_for
+
+    if isinstance(shown, ProfileRun):
+        raise UsageError(f"{file} is a profile, no run: leave out --traffic")
+    _traffic.render(shown, console_for(sys.stdout))
 
 
 def _views(by: str | None, diff: bool) -> dict[str, Any]:

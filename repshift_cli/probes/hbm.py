@@ -1,112 +1,128 @@
-"""HBM traffic: modelled from the tensors that each operator reads and writes (cold cache)."""
+"""HBM traffic: counted by an instrument that is believed, and modelled beside it; neither fills in for the other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
+from repshift_cli.probes._traffic_model import TrafficModel, watching
 from repshift_cli.records import Measurement, Metric, Step
 
 MODELLED = Metric("hbm_modelled", "HBM modelled", "B", "lower", "value", 30, "modelled")
 READ = Metric("hbm_modelled_read", "HBM read, modelled", "B", "lower", "value", 110, "modelled")
 WRITTEN = Metric("hbm_modelled_written", "HBM written, modelled", "B", "lower", "value", 111, "modelled")
-MEASURED = Metric("hbm", "HBM measured", "B", "lower", "value", 31, "counter")
+MEASURED = Metric("hbm", "HBM", "B", "lower", "median", 21, "counter")
+MEASURED_READ = Metric("hbm_read", "HBM read", "B", "lower", "median", 112, "counter")
+MEASURED_WRITTEN = Metric("hbm_written", "HBM written", "B", "lower", "median", 113, "counter")
+SHARE = Metric("hbm_share_of_peak", "peak bandwidth used", "%", "higher", "value", 23, "counter")
+INTENSITY = Metric("arithmetic_intensity", "FLOP/B", "", "higher", "value", 24, "counter")
+RATIO = Metric("hbm_modelled_over_measured", "modelled/HBM", "x", "lower", "value", 114, "counter")
 
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-_aten = torch.ops.aten
-_MAKES_NOTHING = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided}
-_VIEWS_WITHOUT_ALIAS = {_aten._unsafe_view, _aten._reshape_alias, _aten.detach, _aten.lift_fresh}
-_WRITES_ITS_FIRST = {_aten.copy_, _aten.fill_, _aten.zero_}
-_READS_ROWS = {_aten.index_select, _aten.gather, _aten.embedding, _aten.index}
+DISAGREEMENT = 1.02
+"""A share of the peak bandwidth above this cannot be: the counter, the peak or the time is wrong."""
+
+
+@dataclass(frozen=True)
+class Counter:
+    """The run's instrument as this probe sees it: `count(case)` gives objects with total, read and written bytes.
+
+    Without an instrument, `reason` says why. `errors` are what `count` raises where one case cannot be counted.
+    """
+
+    instrument: str | None
+    reason: str
+    label: str = "counter"
+    count: Callable[[Any], Sequence[Any]] = lambda _: ()
+    errors: tuple[type[Exception], ...] = ()
+    modelled: bool = True
+
+
+NOT_ASKED = Counter(None, "not asked for")
 
 
 class HbmProbe:
-    """The model; the counters of the hardware are null with the reason until a provider measures them."""
+    """One forward under the byte model, and the forwards that the instrument counts."""
+
+    def __init__(self, counter: Counter = NOT_ASKED) -> None:
+        self._counter = counter
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
-        """One forward under a dispatch mode, in a pass of its own."""
-        watched = step.operators
-        with watched.active(), TrafficModel() as traffic:
-            watched.forward()
-        return (
-            MODELLED.of(traffic.read + traffic.written),
-            READ.of(traffic.read),
-            WRITTEN.of(traffic.written),
-            MEASURED.missing("no hardware counter is read by this version; the modelled figure stands beside it"),
-        )
+        """Both passes; what was not asked for or could not be counted is missing with the reason."""
+        counted = tuple(self._counted(step))
+        if not self._counter.modelled:
+            return (*counted, *(m.missing(self._counter.reason) for m in (MODELLED, READ, WRITTEN)))
+        return (*modelled(step), *counted)
 
-
-class TrafficModel(TorchDispatchMode):
-    """Sums the bytes of every operator's inputs (`read`) and outputs (`written`), as if no cache kept anything.
-
-    Views move nothing; a tensor given twice is read once; an expanded tensor counts at the size it has in memory; a
-    gather reads the rows it takes. So fused attention counts q, k, v and its outputs, and materialised attention adds
-    four passes over the N x N matrix: scores written, read and written by softmax, read again.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read = 0
-        self.written = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE.name):
-            with self:  # torch's own composition; func.decompose() prefers Python ones, which copy where torch does not
-                return func._op_dk(_COMPOSITE, *args, **kwargs)
-        out = func(*args, **kwargs)
-        if not _is_view(func):
-            self._count(func, args, kwargs, out)
-        return out
-
-    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        packet, results = func.overloadpacket, stored_bytes(_tensors(out))
-        if packet in _MAKES_NOTHING:
+    def _counted(self, step: Step) -> Iterator[Measurement]:
+        counter = self._counter
+        metrics = [_of(metric, counter) for metric in (MEASURED, MEASURED_READ, MEASURED_WRITTEN)]
+        if counter.instrument is None:
+            yield from (metric.missing(counter.reason) for metric in metrics)
             return
-        only_written = {a.name for a in func._schema.arguments if a.is_out}
-        read = [v for name, v in kwargs.items() if name not in only_written]
-        given = _tensors((args[1:] if packet in _WRITES_ITS_FIRST else args, read))
-        if packet in _READS_ROWS:
-            self.read += results + stored_bytes(given[1:])
-        else:
-            self.read += stored_bytes(given)
-        self.written += results
+        try:
+            found = counter.count(step.case)
+        except counter.errors as error:
+            yield from (metric.missing(f"{counter.instrument}: {error}") for metric in metrics)
+            return
+        yield metrics[0].of(*(t.total for t in found))
+        for metric, values in zip(metrics[1:], ([t.read for t in found], [t.written for t in found]), strict=True):
+            told = [v for v in values if v is not None]
+            yield metric.of(*told) if told else metric.missing(f"{counter.instrument} tells the sum only")
 
 
-def _is_view(func: Any) -> bool:
-    """Whether the operator only gives another view of its input's memory."""
-    returns = func._schema.returns
-    aliased = [r.alias_info is not None and not r.alias_info.is_write for r in returns]
-    return func.overloadpacket in _VIEWS_WITHOUT_ALIAS or (bool(returns) and all(aliased))
+def modelled(step: Step) -> tuple[Measurement, ...]:
+    """The byte model of one forward, its sum by operator and by block."""
+    watched = step.operators
+    with watched.active(), TrafficModel() as traffic, watching(traffic, watched.subject.sites):
+        watched.forward()
+    parts = {
+        kind: {name: float(sum(moved)) for name, moved in sums.items()}
+        for kind, sums in (("operator", traffic.operators), ("block", traffic.blocks))
+    }
+    total = replace(MODELLED.of(traffic.read + traffic.written), parts=parts)
+    return (total, READ.of(traffic.read), WRITTEN.of(traffic.written))
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [v for v in tree_leaves(values) if isinstance(v, Tensor)]
+def rates(
+    measurements: Sequence[Measurement], milliseconds: float, batch: int, peak: float | str
+) -> tuple[list[Measurement], list[str]]:
+    """What follows from counted bytes and the time of a forward: the share of the peak bandwidth, FLOPs per byte.
+
+    `peak` is in bytes per second, or why it is not known. Beside the measurements come warnings: what cannot be.
+    """
+    by_name = {m.metric: m for m in measurements}
+    counted, macs, model = (by_name.get(name) for name in ("hbm", "macs", "hbm_modelled"))
+    if counted is None:
+        return [], []
+    share, intensity, ratio = (
+        replace(m, source=counted.source, provider=counted.provider) for m in (SHARE, INTENSITY, RATIO)
+    )
+    if not counted.samples:
+        return [m.missing(counted.reason or "") for m in (share, intensity)], []
+    moved = statistics.median(counted.samples)
+    used = moved / (milliseconds / 1000)
+    found = [share.missing(peak) if isinstance(peak, str) else share.of(100 * used / peak)]
+    if macs is not None and macs.samples and moved:
+        found.append(intensity.of(2 * macs.samples[0] * batch / moved))
+    if model is not None and model.samples and moved:
+        found.append(ratio.of(model.samples[0] / moved))
+    return found, _impossible(used, peak)
 
 
-def stored_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes that the tensors touch in memory: the same view once, expanded dimensions once, never above the storage."""
-    storages: dict[int, tuple[int, set[Any]]] = {}
-    total: dict[int, int] = {}
-    for t in tensors:
-        storage = t.untyped_storage()
-        key = storage._cdata
-        limit, views = storages.setdefault(key, (storage.nbytes(), set()))
-        view = (t.storage_offset(), t.shape, t.stride())
-        if view not in views:
-            views.add(view)
-            total[key] = min(limit, total.get(key, 0) + _distinct(t) * t.element_size())
-    return sum(total.values())
+def _impossible(used: float, peak: float | str) -> list[str]:
+    if isinstance(peak, str) or used <= DISAGREEMENT * peak:
+        return []
+    return [
+        f"{used / 1e9:.0f} GB/s were counted, above the peak of {peak / 1e9:.0f} GB/s: do not believe this HBM figure"
+    ]
 
 
-def _distinct(t: Tensor) -> int:
-    """Elements of a tensor with its expanded (stride 0) dimensions counted once."""
-    count = 1
-    for size, stride in zip(t.shape, t.stride(), strict=True):
-        count *= size if stride or size == 0 else 1
-    return count
+def _of(metric: Metric, counter: Counter) -> Metric:
+    """The metric with the instrument's name and label; a missing one keeps the plain name."""
+    if counter.instrument is None:
+        return metric
+    words = counter.instrument if counter.label == "counter" else f"{counter.instrument}, {counter.label}"
+    label = f"{metric.label} ({words})"
+    return replace(metric, label=label, source=counter.label, provider=counter.instrument)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from repshift_cli.records import Measurement, Metric, Step
+from repshift_cli.probes.trace import record_memory
+from repshift_cli.records import Case, Measurement, Metric, Step
 
 PEAK = Metric("memory_peak_allocated", "peak mem", "B", "lower", "value", 25, "allocator")
 ABOVE = Metric("memory_peak_above_resting", "peak above resting", "B", "lower", "value", 100, "allocator")
@@ -23,18 +25,23 @@ _GRAPH = "a CUDA graph replays in its private pool; see the eager row"
 
 
 class MemoryProbe:
-    """`process_bytes()` gives what the driver (or the kernel) counts for this process, or a sentence why it cannot."""
+    """`process_bytes()` gives what the driver (or the kernel) counts for this process, or a sentence why it cannot;
+    `card_bytes()` what it counts for the whole card."""
 
-    def __init__(self, process_bytes: Callable[[], int | str]) -> None:
-        self._process_bytes = process_bytes
+    def __init__(
+        self,
+        process_bytes: Callable[[], int | str],
+        card_bytes: Callable[[], int | str] = lambda: "no GPU in this run",
+    ) -> None:
+        self._process_bytes, self._card_bytes = process_bytes, card_bytes
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """One forward in a pass of its own."""
         if step.case.execution == "graph":
             return tuple(m.missing(_GRAPH) for m in METRICS)
         measured = self._cuda(step) if step.case.device.startswith("cuda") else _cpu(step)
-        process = self._process_bytes()
-        return (*measured, PROCESS.missing(process) if isinstance(process, str) else PROCESS.of(process))
+        held = ((PROCESS, self._process_bytes()), (CARD, self._card_bytes()))
+        return (*measured, *(m.missing(told) if isinstance(told, str) else m.of(told) for m, told in held))
 
     def _cuda(self, step: Step) -> tuple[Measurement, ...]:
         with step.active():
@@ -47,14 +54,7 @@ class MemoryProbe:
             step.forward()
             torch.cuda.synchronize()
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        free, total = torch.cuda.mem_get_info()
-        return (
-            PEAK.of(peak),
-            ABOVE.of(peak - resting),
-            RESTING.of(resting),
-            RESERVED.of(reserved),
-            CARD.of(total - free),
-        )
+        return (PEAK.of(peak), ABOVE.of(peak - resting), RESTING.of(resting), RESERVED.of(reserved))
 
 
 def _cpu(step: Step) -> tuple[Measurement, ...]:
@@ -70,8 +70,19 @@ def _cpu(step: Step) -> tuple[Measurement, ...]:
         ABOVE.of(above),
         RESTING.of(resting),
         RESERVED.missing(nothing),
-        CARD.missing("no GPU in this run"),
     )
+
+
+class SnapshotProbe:
+    """Writes torch's history of allocations during one forward, to the file that `path(case)` names; measures none."""
+
+    def __init__(self, path: Callable[[Case], Path]) -> None:
+        self._path = path
+
+    def measure(self, step: Step) -> tuple[Measurement, ...]:
+        """One forward in a pass of its own, in which allocating is slower."""
+        record_memory(step, self._path(step.case))
+        return ()
 
 
 def highest(changes: list[int]) -> int:

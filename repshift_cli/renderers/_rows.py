@@ -140,7 +140,8 @@ def _computer(machine: Machine, device: str) -> list[str]:
     if device.startswith("cpu"):
         threads = f", {machine.threads} threads" if machine.threads else ""
         return [f"CPU ({machine.cpu or 'name not read'}{threads})"]
-    return [machine.device_name, f"driver {machine.driver}" if machine.driver else "driver not read"]
+    peak = [f"peak bandwidth {machine.peak_bandwidth}"] if machine.peak_bandwidth else []
+    return [machine.device_name, f"driver {machine.driver}" if machine.driver else "driver not read", *peak]
 
 
 # --- columns that name the row ----------------------------------------------------------------------------------------
