@@ -121,7 +121,7 @@ def test_a_slower_pull_request_fails_with_summary_annotations_and_files(runner: 
     origin.commit("main went on")
     repository.git("remote", "add", "origin", str(origin.folder))
     base = repository.git("rev-parse", "HEAD")
-    repository.write({"factor.txt": "1.05"})
+    repository.write({"factor.txt": "1.055"})
     repository.commit("slower")
     code, printed = runner.run(target="main")
     assert code == 1, printed

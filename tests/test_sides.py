@@ -52,7 +52,7 @@ def test_a_against_a_passes(repository: Repository) -> None:
 
 def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:
     repository.git("switch", "-q", "-c", "slow")
-    repository.write({"factor.txt": "1.05"})
+    repository.write({"factor.txt": "1.055"})
     repository.commit("slower")
     outputs = {name: repository.folder / "out" / name for name in ("t.md", "j.xml", "o.json")}
     code, out, _ = repository.gate(
@@ -75,19 +75,19 @@ def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:
 
 def test_a_metric_that_is_better_higher_gates_the_other_way_round(repository: Repository) -> None:
     profile = (repository.folder / "gate.toml").read_text().replace("latency", "throughput")
-    repository.write({"gate.toml": profile, "factor.txt": "1.05"})
+    repository.write({"gate.toml": profile, "factor.txt": "1.055"})
     code, out, _ = repository.gate("--base", "HEAD")
-    assert code == 1 and "flash img/s changed by -4." in last(out)
+    assert code == 1 and "flash img/s changed by -5." in last(out)
 
 
 def test_a_faster_commit_is_told(repository: Repository) -> None:
-    repository.write({"factor.txt": "0.9"})
+    repository.write({"factor.txt": "0.895"})
     code, out, _ = repository.gate("--base", "HEAD")
     assert code == 0 and "better: flash latency changed by -10." in last(out)
 
 
 def test_a_dirty_tree_is_measured_as_it_is_and_said(repository: Repository) -> None:
-    repository.write({"factor.txt": "1.05"})
+    repository.write({"factor.txt": "1.055"})
     code, out, _ = repository.gate("--base", "HEAD")
     assert code == 1 and "with uncommitted changes" in out
 
@@ -285,7 +285,7 @@ def test_noise_is_learnt_stored_with_a_date_and_used(repository: Repository) -> 
     assert 0 < learnt.cases[FLASH.key]["latency"] < 0.002
     loud = dataclasses.replace(learnt, cases={case: {"latency": 0.2} for case in learnt.cases})
     noise.save(path, loud)
-    repository.write({"factor.txt": "1.05"})
+    repository.write({"factor.txt": "1.055"})
     code, out, _ = repository.gate("--base", "HEAD")
     assert code == 0 and "a slow-down below 20.0% is let through" in out
     assert "the noise of this runner, learnt 20" in out
