@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, here and in child processes: workers share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 from fake_machine import FakeNvml, fake_torch
 

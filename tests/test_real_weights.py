@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from test_readme import NEEDS_REAL_INPUT, commands, run
 from torch import Tensor
 from transformers import Dinov2Model
 
@@ -74,3 +75,14 @@ def test_embeddings_follow_the_content(real_outputs: tuple[Any, Any]) -> None:
     assert same.min() > 0.9, same  # measured: 0.96
     assert same.min() > pairs.max() + 0.1, (same, pairs)  # measured: 0.96 against 0.75
     assert others[NAMES.index("chelsea.png"), NAMES.index("rocket.jpg")] < 0.4  # measured: 0.14
+
+
+def test_the_readmes_commands_on_real_input_run(tmp_path: Path, real_folder: Path) -> None:
+    (tmp_path / "real").symlink_to(real_folder)
+    made, *others = [command for command in commands() if NEEDS_REAL_INPUT in command or command.endswith(" real")]
+    assert made == "python tests/real/prepare.py real", "the fixture runs this one"
+    assert others
+    for command in others:
+        done = run(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "cosine" in done.stdout
