@@ -14,6 +14,12 @@ from fake_machine import FakeNvml, fake_torch
 from repshift_cli import machine
 
 
+@pytest.fixture(autouse=True)
+def no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A width that a shell or a test runner exports must not change what is tested."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = machine.why_no_cuda() if marked else None
