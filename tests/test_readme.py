@@ -62,7 +62,7 @@ def test_the_main_command_prints_its_three_variants(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["repshift --help", "repshift bench --help"])
 def test_the_help_text_is_the_programs(command: str, folder: Path) -> None:
-    printed = "\n".join(line.rstrip() for line in run(command, folder).stdout.strip("\n").splitlines())
+    printed = "\n".join(line.rstrip() for line in run(command, folder).stdout.splitlines()).strip("\n")
     assert any(block.strip("\n") == printed for block in blocks("text")), f"put this into the README:\n{printed}"
 
 
