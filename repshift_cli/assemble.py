@@ -23,13 +23,14 @@ from repshift_cli.plan import Backend
 from repshift_cli.probes.energy import EnergyProbe
 from repshift_cli.probes.fidelity import FidelityProbe
 from repshift_cli.probes.hbm import Counter, HbmProbe, rates
-from repshift_cli.probes.kernels import verify
+from repshift_cli.probes.kernels import verify, verify_none
 from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
 from repshift_cli.pruning._hooks import pruned
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
+    WITHOUT_ATTENTION,
     Case,
     Facts,
     Measurement,
@@ -38,6 +39,7 @@ from repshift_cli.records import (
     Subject,
     UsageError,
     call,
+    protection,
 )
 from repshift_cli.runner import Derived, Parts, Probe, reason_of
 
@@ -100,8 +102,7 @@ class Workshop:
         if self._group != case.group:
             self._subject, self._probes, self._group = None, (), None
             _free()
-            family = catalog.load(catalog.resolve_model(case.model))
-            subject: Subject = family.build(case)
+            subject = _built(case)
             self._probes = (
                 FidelityProbe(subject),
                 MemoryProbe(partial(machine.process_bytes, case.device), partial(machine.card_bytes, case.device)),
@@ -127,8 +128,19 @@ class Workshop:
 
 def lone_step(case: Case) -> Step:
     """The case as a step, with nothing else built: for the child that counts."""
+    return _step(case, _built(case))
+
+
+def _built(case: Case) -> Subject:
+    """The model's subject, with what --protect adds to its protected tokens."""
     subject: Subject = catalog.load(catalog.resolve_model(case.model)).build(case)
-    return _step(case, subject)
+    first, last = protection(case.protect)
+    if not first + last:
+        return subject
+    if subject.roles is not None or subject.central or subject.grid:
+        raise UsageError(f"--protect does not apply to {case.model}: its tokens are not a row from first to last")
+    rest = subject.tokens - first - last
+    return replace(subject, prefix=subject.prefix + first, suffix=subject.suffix + last, tokens=rest)
 
 
 def _step(case: Case, subject: Subject) -> Step:
@@ -241,6 +253,8 @@ def _copied(inputs: Any) -> Any:
 
 def _verified(step: Step) -> str:
     """What attention was seen to run on."""
+    if step.case.attention == WITHOUT_ATTENTION:
+        return verify_none(step)
     backend = _backend(step.case.attention)
     return verify(step.operators, backend.OPS, backend.KERNELS)
 

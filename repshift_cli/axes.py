@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.records import DISTANCES, DTYPES, FORMS, HBM_CHOICES, OPERATIONS, UsageError
+from repshift_cli.records import DISTANCES, DTYPES, FORMS, HBM_CHOICES, OPERATIONS, REMOVALS, UsageError, protection
 
 MOST_VALUES = 1000
 """A range of more values than this is a slip of the pen."""
@@ -29,8 +29,8 @@ class Axes:
     """A sweep.
 
     An empty `image_size` or `frames` means the model's own, an empty `batch` 1 or that of your own inputs, an empty
-    `layers` one layer at a quarter of the depth, an empty `dtype` bf16 on CUDA and fp32 on a CPU; a None means the
-    default of whoever reads it.
+    `layers` one layer at a quarter of the depth, an empty `operation` or `removal` the model's default, an empty
+    `dtype` bf16 on CUDA and fp32 on a CPU; a None means the default of whoever reads it.
     """
 
     model: tuple[str, ...] = ("vit_b",)
@@ -41,9 +41,11 @@ class Axes:
     keep: tuple[float, ...] = (0.6,)
     layers: tuple[tuple[int, ...], ...] = ()
     variant: tuple[str, ...] = ("vanilla", "flash", "flash+repshift")
-    operation: tuple[str, ...] = ("mlp",)
+    operation: tuple[str, ...] = ()
     distance: tuple[str, ...] = ("l2",)
     form: tuple[str, ...] = ("paper",)
+    removal: tuple[str, ...] = ()
+    protect: str | None = None
     data: str | None = None
     weights: str | None = None
     device: str = "auto"
@@ -222,6 +224,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _protect(value: Any) -> str:
+    text = _text(value).replace(" ", "")
+    if protection(text) == (0, 0):
+        raise ValueError(f"{text!r} protects nothing; write first:35,last:1")
+    return text
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{value!r} is neither true nor false")
@@ -285,6 +294,8 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "operation": _choice_axis(OPERATIONS),
     "distance": _choice_axis(DISTANCES),
     "form": _choice_axis(FORMS),
+    "removal": _choice_axis(REMOVALS),
+    "protect": _protect,
     "data": _text,
     "weights": _text,
     "device": _text,

@@ -12,8 +12,8 @@ from typing import Any
 
 from repshift_cli.records import Case, Machine
 
-PROFILE_SCHEMA_VERSION = 1
-"""Version of the profile file. History: 1 the first."""
+PROFILE_SCHEMA_VERSION = 2
+"""Version of the profile file. History: 1 the first; 2 adds `protect` and `removal` of a case."""
 
 OTHER = "other"
 WAIT = "wait"

@@ -205,10 +205,10 @@ def labels(cases: Iterable[Case]) -> dict[Case, str]:
 NAMES = {"layers": "at", "image_size": "px"}
 """What a field is called in a label where not by its own name: `keep 0.5 at 1,4,7`."""
 
-SPEAKING = ("dtype", "device", "operation", "distance", "form", "execution")
+SPEAKING = ("dtype", "device", "operation", "distance", "form", "removal", "execution")
 """Fields whose values say what they are."""
 
-PRUNING_FIELDS = ("keep", "layers", "operation", "distance", "form")
+PRUNING_FIELDS = ("keep", "layers", "operation", "distance", "form", "removal")
 
 
 def _varies(name: str, cases: Sequence[Case]) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repshift_cli.records import UsageError, from_plain, to_plain
+from repshift_cli.plain import from_plain, to_plain
+from repshift_cli.records import UsageError
 from repshift_cli.store import FOLDER, check_writable, write_text
 
 FILE = FOLDER / "noise.json"

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, product
 
 from repshift_cli.axes import Axes
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Facts, Offers, UsageError, tokens_along
+from repshift_cli.records import (
+    METHODS_WITHOUT_PRUNING,
+    WITHOUT_ATTENTION,
+    Case,
+    Facts,
+    Offers,
+    UsageError,
+    protection,
+    tokens_along,
+)
 
 FactsOf = Callable[[str, int | None, int | None], Facts]
 """(model, image size or None, frames or None) -> what planning must know of it."""
@@ -47,6 +56,8 @@ def expand(
         facts = facts_of(model, size, frames)
         _check_layers(axes, model, facts)
         _check_data(axes, model, facts)
+        _check_removal(axes, model, facts)
+        facts = _protecting(axes, model, facts)
         for batch, dtype in product(_batches(axes, model, facts), axes.dtype or (default_dtype(device),)):
             base = Case(
                 model=model,
@@ -59,6 +70,7 @@ def expand(
                 device=device,
                 attention="",
                 seed=axes.seed,
+                protect=axes.protect,
             )
             planned += [_judged(case, facts, backends) for case in _cells(axes, base, facts, methods)]
     return tuple(planned)
@@ -103,6 +115,19 @@ def _check_data(axes: Axes, model: str, facts: Facts) -> None:
         raise UsageError(f"--data does not apply to {model}: your function makes the inputs")
 
 
+def _check_removal(axes: Axes, model: str, facts: Facts) -> None:
+    if axes.removal and not facts.removals and len(axes.model) == 1:
+        raise UsageError(f"--removal applies to grids (a CNN's), and {model} has none")
+
+
+def _protecting(axes: Axes, model: str, facts: Facts) -> Facts:
+    """The facts with what --protect takes away from the tokens that may go."""
+    more = sum(protection(axes.protect))
+    if more >= facts.tokens:
+        raise UsageError(f"--protect leaves none of the {facts.tokens} tokens of {model} to drop")
+    return replace(facts, tokens=facts.tokens - more, prefix=facts.prefix + more)
+
+
 def _batches(axes: Axes, model: str, facts: Facts) -> tuple[int, ...]:
     if facts.batch is None:
         return axes.batch or (1,)
@@ -113,7 +138,7 @@ def _batches(axes: Axes, model: str, facts: Facts) -> tuple[int, ...]:
 
 def _cells(axes: Axes, base: Case, facts: Facts, methods: Mapping[str, Sequence[str]]) -> Iterator[Case]:
     executions = ("eager", "graph") if axes.cuda_graph else ("eager",)
-    variants = [_split(v) for v in axes.variant]
+    variants = _variants(axes, facts)
     for (attention, method), execution in product(variants, executions):
         if method is None:
             yield _with(base, attention=attention, execution=execution)
@@ -122,7 +147,7 @@ def _cells(axes: Axes, base: Case, facts: Facts, methods: Mapping[str, Sequence[
         for (attention, method), execution in product(variants, executions):
             if method is None:
                 continue
-            for options in _options(axes, methods[method]):
+            for options in _options(axes, facts, methods[method]):
                 case = _with(
                     base, attention=attention, pruning=method, keep=keep, layers=layers, execution=execution, **options
                 )
@@ -136,11 +161,23 @@ def _split(variant: str) -> tuple[str, str | None]:
     return attention, method or None
 
 
-def _options(axes: Axes, applying: Sequence[str]) -> Iterator[dict[str, str | None]]:
+def _variants(axes: Axes, facts: Facts) -> list[tuple[str, str | None]]:
+    """The pairs of back end and method; where there is no attention, all back ends are the same one: none."""
+    pairs = [_split(v) for v in axes.variant]
+    return pairs if facts.attention else list(dict.fromkeys((WITHOUT_ATTENTION, method) for _, method in pairs))
+
+
+def _options(axes: Axes, facts: Facts, applying: Sequence[str]) -> Iterator[dict[str, str | None]]:
     """The combinations of the scoring options that a method takes; operation block has one form, so none is named."""
-    names = ("operation", "distance", "form")
-    for values in product(*(getattr(axes, name) if name in applying else (None,) for name in names)):
-        options = dict(zip(names, values, strict=True))
+    chosen: dict[str, Sequence[str | None]] = {
+        "operation": axes.operation or facts.operations[:1],
+        "distance": axes.distance,
+        "form": axes.form,
+    }
+    chosen = {name: values if name in applying else (None,) for name, values in chosen.items()}
+    chosen["removal"] = (axes.removal or facts.removals[:1]) if facts.removals else (None,)
+    for values in product(*chosen.values()):
+        options = dict(zip(chosen, values, strict=True))
         yield options | {"form": None} if options["operation"] == "block" else options
 
 
@@ -156,6 +193,8 @@ def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend]) -> Planne
 def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:
     """Why this machine or this back end cannot run the case, or None."""
     kind = case.device.partition(":")[0]
+    if case.operation is not None and case.operation not in facts.operations:
+        return f"{case.model} lets the shift of {', '.join(facts.operations)} be scored, not of {case.operation}"
     if backend.missing is not None:
         return backend.missing
     if case.execution == "graph" and kind != "cuda":

@@ -10,7 +10,8 @@ from typing import Any
 
 from repshift_cli.attribution import NO_CALL, Row, Tally, nanoseconds, nested
 from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
-from repshift_cli.records import UsageError, from_plain, to_plain
+from repshift_cli.plain import from_plain, to_plain
+from repshift_cli.records import UsageError
 from repshift_cli.traces import OURS, PIDS, Recorded, Seen, Trace
 
 FRAMES = ("python_function", "cpu_op", "user_annotation", "cuda_runtime", "cuda_driver")

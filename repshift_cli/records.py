@@ -1,4 +1,4 @@
-"""What passes between the rooms: frozen records, their JSON Schema and the version history of that schema.
+"""What passes between the rooms: frozen records, and the version history of the run file's schema.
 
 Standard library only. Everything that a run file holds is a dataclass here (`Run` down to `Measurement`); `Subject`,
 `Site`, `Facts` and `Offers` live in memory only and never reach the disk.
@@ -7,24 +7,23 @@ Standard library only. Everything that a run file holds is a dataclass here (`Ru
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-import types
-import typing
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, get_args, get_origin
+from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
-measurement. Older files are read: what they lack has its default."""
+measurement; 3 adds `protect` and `removal` of a case. Older files are read: what they lack has its default."""
 
 METHODS_WITHOUT_PRUNING = "none"
 OPERATIONS = ("mlp", "attention", "block")
 DISTANCES = ("l2", "l1", "cosine")
 FORMS = ("paper", "update")
+REMOVALS = ("line", "token")
+WITHOUT_ATTENTION = "none"
+"""The back end of models that have no attention to choose."""
 DTYPES = ("fp32", "bf16", "fp16")
 EXECUTIONS = ("eager", "graph")
 HBM_CHOICES = ("auto", "cupti", "ncu", "gpm", "model", "off")
@@ -47,7 +46,8 @@ class Case:
     """One cell of a sweep: hashable, printable, and its own key on disk.
 
     `keep` is the share of the tokens still there (prefix tokens apart) that stays at each layer of `layers`; `layers`
-    count blocks from 1 and the cut is at the block's end.
+    count blocks from 1 and the cut is at the block's end. `protect` names leading and trailing tokens that stay beside
+    the model's own protected ones (`first:35,last:1`); `removal` says how a grid (of a CNN) gets smaller.
     """
 
     model: str
@@ -67,6 +67,8 @@ class Case:
     form: str | None = None
     execution: str = "eager"
     seed: int = 0
+    protect: str | None = None
+    removal: str | None = None
 
     @property
     def variant(self) -> str:
@@ -86,12 +88,13 @@ class Case:
             self.dtype,
             self.device,
             self.seed,
+            self.protect,
         )
 
     @property
     def schedule(self) -> tuple[Any, ...]:
         """What two pruned cases must share so that they run on the same numbers of tokens."""
-        return (self.keep, self.layers, self.execution)
+        return (self.keep, self.layers, self.execution, self.removal)
 
     @property
     def key(self) -> str:
@@ -250,7 +253,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Facts:
-    """What planning must know of a model before it is built: `tokens` are without the `prefix` tokens."""
+    """What planning must know of a model before it is built: `tokens` are without the `prefix` ones that always stay.
+
+    `operations` are those whose shift can be scored, the family's default first; `attention` is False where there is no
+    attention to choose; `removals` are the ways in which a grid gets smaller, the default first, none where there is no
+    grid; `along(keep, layers)` gives the tokens after each cut where they do not follow from `kept`
+    alone (a CNN's stages change them too).
+    """
 
     depth: int
     tokens: int
@@ -261,6 +270,10 @@ class Facts:
     weights: str = "random"
     batch: int | None = None
     """The batch that the inputs have, where the user's own function fixes it."""
+    operations: tuple[str, ...] = OPERATIONS
+    attention: bool = True
+    removals: tuple[str, ...] = ()
+    along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -277,23 +290,37 @@ class Offers:
 class Site:
     """One block of a model, as modules: where hooks look and where they cut.
 
-    x is the input of `block`; `attention` puts out SA(LN(x)); the input of `middle` is x' = x + SA(LN(x)); `mlp` puts
-    out MLP(LN(x')); the output of `block` is x^ = x' + MLP(LN(x')), and it is what gets cut.
+    x is the input of `block`; `attention` puts out SA(LN(x)), or whatever mixes the tokens; the input of `middle` is
+    x' = x + SA(LN(x)), or its norm where the block norms its sums (post-norm); `mlp` puts out MLP(LN(x')); the output
+    of `block` is x^ = x' + MLP(LN(x')), and it is what gets cut. A part that a block lacks is None.
     """
 
     block: Any
-    attention: Any
-    middle: Any
-    mlp: Any
+    attention: Any = None
+    middle: Any = None
+    mlp: Any = None
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations whose shift this block lets be scored."""
+        offered = {"mlp": self.mlp is not None, "attention": self.attention is not None, "block": True}
+        return tuple(name for name in OPERATIONS if offered[name])
 
 
 @dataclass(frozen=True)
 class Subject:
     """A built model with its inputs. `inputs` are what is timed; `evaluation` is what fidelity is taken on.
 
-    Both are a dict (keyword arguments) or a tuple (positional ones) of tensors; `prefix` leading tokens are protected.
-    `units` is what throughput counts ("img", "video", "sample"). `logits(output)` gives (B, classes), or None where the
-    model is no classifier; `pooled(output)` gives (B, C).
+    Both are a dict (keyword arguments) or a tuple (positional ones) of tensors. `units` is what throughput counts
+    ("img", "video", "sample"). `logits(output)` gives (B, classes), or None where the model is no classifier;
+    `pooled(output)` gives (B, C).
+
+    Protected tokens stay whatever their score: `prefix` leading ones, `suffix` trailing ones, `central` ones that stand
+    in the middle and are put back there (0 or 1), and `marked` ones in each sample, which `roles(inputs)` names: from
+    the model's own inputs it gives (B, N), +inf for a protected token, -inf for padding, 0 for one that may go.
+    `companions` are the arguments of a block that belong to tokens and are cut with them (masks, rotary embeddings), by
+    name, with `spread` (see `kernels.along`); `readers` the modules behind the blocks that take such a thing too (a
+    mask to pool by).
     """
 
     module: Any
@@ -306,6 +333,20 @@ class Subject:
     logits: Callable[[Any], Any]
     pooled: Callable[[Any], Any]
     warnings: tuple[str, ...] = ()
+    suffix: int = 0
+    central: int = 0
+    marked: int = 0
+    roles: Callable[[Any], Any] | None = None
+    companions: tuple[str, ...] = ()
+    spread: int = 0
+    readers: tuple[Any, ...] = ()
+    grid: bool = False
+    """Whether the sites put out (B, C, H, W), whose lines are cut (a CNN), instead of (B, N, C)."""
+
+    @property
+    def protected(self) -> int:
+        """How many tokens of each sample always stay."""
+        return self.prefix + self.suffix + self.central + self.marked
 
 
 def call(module: Any, inputs: Any) -> Any:
@@ -356,102 +397,22 @@ def kept(tokens: int, keep: float) -> int:
     return max(1, tokens - int(tokens * (1 - Decimal(str(keep)))))
 
 
+def protection(text: str | None) -> tuple[int, int]:
+    """Leading and trailing tokens of `first:35,last:1`; ValueError says how it is written."""
+    counts = {"first": 0, "last": 0}
+    for piece in text.split(",") if text else ():
+        name, _, number = piece.strip().partition(":")
+        if name not in counts or not number.isdecimal():
+            raise ValueError(f"{piece.strip()!r} is neither first:N nor last:N; write first:35,last:1")
+        counts[name] = int(number)
+    return counts["first"], counts["last"]
+
+
 def tokens_along(facts: Facts, keep: float, layers: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens, prefix included, at the input and after each cut: (197, 158, 127, 102) for DeiT at 0.8, 1, 4, 7."""
+    """Tokens, protected ones too, at the input and after each cut: (197, 158, 127, 102) for DeiT at 0.8, 1, 4, 7."""
+    if facts.along is not None:
+        return facts.along(keep, layers)
     counts = [facts.tokens]
     for _ in layers:
         counts.append(kept(counts[-1], keep))
     return tuple(n + facts.prefix for n in counts)
-
-
-# --- to and from plain JSON values ------------------------------------------------------------------------------------
-
-
-def to_plain(value: Any) -> Any:
-    """A record as JSON values: dataclasses to dicts, tuples to lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: to_plain(v) for k, v in value.items()}
-    return value
-
-
-def to_json(run: Any) -> str:
-    """The text of a run file or of any record, numbers of a list on one line; ValueError for a number not finite."""
-    text = json.dumps(to_plain(run), indent=1, ensure_ascii=False, allow_nan=False)
-    return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
-
-
-def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
-    """The record of type `kind` from JSON values; ValueError names the place that does not fit."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _dataclass_from(kind, value, where)
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else from_plain(args[0], value, where)
-    if origin is tuple:
-        return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
-    if origin is dict:
-        return {k: from_plain(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return _expect(kind, value, where)
-
-
-def _expect(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{where}: expected {kind.__name__}, found {type(value).__name__}")
-    return value
-
-
-def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
-    value = _expect(dict, value, where)
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name in value:
-        if name not in known:
-            raise ValueError(f"{where}.{name}: not a field of {kind.__name__}")
-    for name, f in known.items():
-        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where}.{name}: missing")
-    return kind(**{name: from_plain(hints[name], v, f"{where}.{name}") for name, v in value.items()})
-
-
-def json_schema(kind: Any = Run, title: str = f"repshift run file, version {SCHEMA_VERSION}") -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a record type, generated from the dataclasses above."""
-    defs: dict[str, Any] = {}
-    top = _schema_of(kind, defs)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": title,
-        **top,
-        "$defs": defs,
-    }
-
-
-def _schema_of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if kind.__name__ not in defs:
-            defs[kind.__name__] = {}
-            hints = typing.get_type_hints(kind)
-            defs[kind.__name__] = {
-                "type": "object",
-                "description": (kind.__doc__ or "").strip().split("\n")[0],
-                "properties": {f.name: _schema_of(hints[f.name], defs) for f in dataclasses.fields(kind)},
-                "required": [f.name for f in dataclasses.fields(kind)],
-                "additionalProperties": False,
-            }
-        return {"$ref": f"#/$defs/{kind.__name__}"}
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:
-        return {"anyOf": [_schema_of(args[0], defs), {"type": "null"}]}
-    if origin is tuple:
-        return {"type": "array", "items": _schema_of(args[0], defs)}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _schema_of(args[1], defs)}
-    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
-    return {"type": names[kind]} if kind in names else {}

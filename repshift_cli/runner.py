@@ -16,14 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from repshift_cli import conditions, stats
-from repshift_cli.records import Case, Measurement, Metric, Progress, Record, Step, UsageError
+from repshift_cli.records import WITHOUT_ATTENTION, Case, Measurement, Metric, Progress, Record, Step, UsageError
 
 LATENCY = Metric("latency", "latency", "ms", "lower", "median", 12, "timed")
 THROUGHPUT = Metric("throughput", "samples/s", "1/s", "higher", "median", 20, "timed")
 OVER_FLASH = Metric("speedup_vs_flash", "vs flash", "x", "higher", "hodges-lehmann", 10, "timed")
 OVER_VANILLA = Metric("speedup_vs_vanilla", "vs vanilla", "x", "higher", "hodges-lehmann", 11, "timed")
+OVER_UNPRUNED = Metric("speedup_vs_unpruned", "vs unpruned", "x", "higher", "hodges-lehmann", 10, "timed")
 OVER_ORACLE = Metric("time_vs_oracle", "time/oracle", "x", "lower", "hodges-lehmann", 18, "timed")
 SET_ASIDE = Metric("latency_throttled", "throttled", "ms", "lower", "median", 120, "timed")
+
+BASELINES = {"flash": OVER_FLASH, "vanilla": OVER_VANILLA, WITHOUT_ATTENTION: OVER_UNPRUNED}
+"""The unpruned variants that others are compared with."""
 
 LEAST_ROUNDS = 6
 """Fewer rounds give the median no 95% interval, so the budget never ends a comparison before."""
@@ -170,7 +174,7 @@ def _pass(lane: _Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
     """
     try:
         lane.step = parts.prepare(lane.case)
-        entering = lane.step.subject.tokens + lane.step.subject.prefix
+        entering = lane.step.subject.tokens + lane.step.subject.protected
         if lane.tokens[0] != entering:
             raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
         if passes:
@@ -313,9 +317,9 @@ def _estimate(lanes: list[_Lane]) -> str:
 
 
 def _references(lane: _Lane, lanes: Sequence[_Lane]) -> list[tuple[str, _Lane]]:
-    """What a lane is compared with, among those that ran: flash and vanilla unpruned, the oracle at the same counts."""
+    """What a lane is compared with, among those that ran: unpruned lanes by back end, the oracle at the same counts."""
     found = []
-    for name in ("flash", "vanilla", "oracle"):
+    for name in (*BASELINES, "oracle"):
         for other in lanes:
             if other.step is not None and other is not lane and _is_reference(other.case, name, lane.case):
                 found.append((name, other))
@@ -378,7 +382,9 @@ def _timings(lane: _Lane, lanes: list[_Lane]) -> Iterator[Measurement]:
     units = Metric(**{**vars(THROUGHPUT), "label": f"{lane.step.subject.units}/s"})
     yield units.of(*(1000 * lane.case.batch / ms for ms in lane.samples), per_round=lane.per_round)
     by_name = dict(_references(lane, lanes))
-    for name, metric in (("flash", OVER_FLASH), ("vanilla", OVER_VANILLA)):
+    for name, metric in BASELINES.items():
+        if (name == WITHOUT_ATTENTION) != (lane.case.attention == WITHOUT_ATTENTION):
+            continue
         if name in by_name:
             yield metric.of(*stats.paired_ratios(by_name[name].medians, lane.medians))
         else:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, ProfileRun
-from repshift_cli.records import SCHEMA_VERSION, Record, Run, UsageError, from_plain, to_json
+from repshift_cli.plain import from_plain, to_json
+from repshift_cli.records import SCHEMA_VERSION, Record, Run, UsageError
 
 FOLDER = Path("repshift-runs")
 

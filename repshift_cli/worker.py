@@ -17,7 +17,8 @@ from typing import Any
 from repshift_cli import machine
 from repshift_cli.counters import calibration
 from repshift_cli.counters._traffic import CounterError
-from repshift_cli.records import Case, from_plain
+from repshift_cli.plain import from_plain
+from repshift_cli.records import Case
 
 WARM_UP = 2
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from synthetic import CPU, ON_CPU, ran
 
-from repshift_cli.records import Case, Record, Run, to_plain
+from repshift_cli.plain import to_plain
+from repshift_cli.records import Case, Record, Run
 
 ROOT = Path(__file__).parent.parent
 FLASH = dataclasses.replace(ON_CPU, attention="flash")

@@ -504,7 +504,8 @@ def test_a_run_file_of_schema_1_is_read() -> None:
     """As the first version wrote it: without calibrations, instruments and parts."""
     from synthetic import small_run
 
-    from repshift_cli.records import Run, from_plain, to_plain
+    from repshift_cli.plain import from_plain, to_plain
+    from repshift_cli.records import Run
 
     plain = {k: v for k, v in to_plain(small_run()).items() if k != "calibrations"} | {"schema": 1}
     plain["machine"].pop("peak_bandwidth")

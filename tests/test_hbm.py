@@ -307,7 +307,7 @@ def test_what_moves_the_bytes_is_shown(tmp_path: Any, capsys: Any, monkeypatch: 
     from synthetic import small_run
 
     from repshift_cli.cli import run
-    from repshift_cli.records import to_json
+    from repshift_cli.plain import to_json
 
     made = small_run()
     parts = {"operator": {"aten.addmm": 3.0 * 2**20, "aten.add": 2.0**20}, "block": {"1": 2.0**20, "2": 2.0**20}}

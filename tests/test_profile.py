@@ -30,8 +30,9 @@ from repshift_cli.attribution import nanoseconds, nested
 from repshift_cli.breakdown import Breakdown, ProfileRun
 from repshift_cli.cli import run
 from repshift_cli.commands.profile import _write_snapshots, profile_schema
+from repshift_cli.plain import to_json, to_plain
 from repshift_cli.probes import trace as probe
-from repshift_cli.records import Case, Run, Step, UsageError, to_json, to_plain
+from repshift_cli.records import Case, Run, Step, UsageError
 from repshift_cli.renderers import table
 from repshift_cli.renderers._profile import profile_sheets, readable
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention._seam import attending
 from repshift_cli.pruning import lowest, oracle, random, repshift, stride
+from repshift_cli.pruning._choice import fixed
 from repshift_cli.pruning._hooks import pruned
 from repshift_cli.records import OPERATIONS, Case, Subject, call
 
@@ -187,7 +188,8 @@ def test_lowest_and_repshift_complement_each_other() -> None:
 
 def test_oracle_keeps_the_first_tokens_as_a_view() -> None:
     hidden = torch.randn(2, 9, 4)
-    shorter = oracle.cut(hidden, 2, 3)
+    given = Subject(None, (), (), (), 2, 7, "img", None, None)  # type: ignore[arg-type]
+    shorter = fixed(oracle.choose(7, 3), given, 9)(hidden)
     assert torch.equal(shorter, hidden[:, :5])
     assert shorter.data_ptr() == hidden.data_ptr()
     rows = kept_rows(FAMILIES["dinov2_registers"](), oracle, case(pruning="oracle", keep=0.3, layers=(1,)))
@@ -201,7 +203,8 @@ def test_oracle_keeps_the_first_tokens_as_a_view() -> None:
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 def test_stride_is_uniform(tokens: int, count: int, indices: list[int], prefix: int) -> None:
     hidden = torch.arange(prefix + tokens).expand(2, -1).unsqueeze(-1).contiguous()
-    shorter = stride.cut(hidden, prefix, count)
+    given = Subject(None, (), (), (), prefix, tokens, "img", None, None)  # type: ignore[arg-type]
+    shorter = fixed(stride.choose(tokens, count), given, prefix + tokens)(hidden)
     assert shorter[0, :, 0].tolist() == [*range(prefix), *(prefix + i for i in indices)]
     assert torch.equal(shorter[0], shorter[1])
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from repshift_cli import store
 from repshift_cli.commands._output import check_outputs, emit
 from repshift_cli.commands.show import show
-from repshift_cli.records import UsageError, json_schema
+from repshift_cli.plain import json_schema
+from repshift_cli.records import UsageError
 
 app = typer.Typer()
 app.command()(show)

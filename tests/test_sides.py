@@ -201,8 +201,9 @@ def test_another_torch_is_a_mismatch_unless_the_interpreters_differ(repository: 
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    code, out, _ = repository.gate("--base", "HEAD", "--base-python", str(python))
-    assert code == 0 and "differ in torch 2.12.0 and 2.13.0+cpu, as their interpreters do" in out
+    code, out, error = repository.gate("--base", "HEAD", "--base-python", str(python))
+    assert code == 0, error
+    assert "differ in torch 2.12.0 and 2.13.0+cpu, as their interpreters do" in out
 
 
 def test_another_card_of_the_same_model_is_a_mismatch(repository: Repository) -> None:

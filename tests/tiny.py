@@ -74,9 +74,20 @@ def case(**changes: Any) -> Case:
 
 def subject(module: Module, inputs: Any) -> Subject:
     """The subject that a family file would build around this module."""
-    sites, entering = find_sites(module, inputs)
-    prefix = prefix_tokens(module)
-    return Subject(module, inputs, (inputs,), sites, prefix, entering - prefix, "img", logits, pooled)
+    found, prefix = find_sites(module, inputs), prefix_tokens(module)
+    return Subject(
+        module,
+        inputs,
+        (inputs,),
+        found.sites,
+        prefix,
+        found.entering - prefix,
+        "img",
+        logits,
+        pooled,
+        companions=found.companions,
+        spread=found.spread,
+    )
 
 
 def roughen(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -14,7 +14,8 @@ from repshift_cli import gate as rules
 from repshift_cli.commands._revisions import both_sides, say
 from repshift_cli.duel import Duel
 from repshift_cli.gate import FAIL, INCONCLUSIVE, PASS, NothingMeasured, Outcome
-from repshift_cli.records import UsageError, to_plain
+from repshift_cli.plain import to_plain
+from repshift_cli.records import UsageError
 from repshift_cli.renderers import _gate, table
 from repshift_cli.renderers import markdown as as_markdown
 from repshift_cli.thresholds import Thresholds

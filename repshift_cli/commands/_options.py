@@ -11,7 +11,7 @@ import typer
 from repshift_cli import axes, catalog
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _complete
-from repshift_cli.records import UsageError
+from repshift_cli.records import WITHOUT_ATTENTION, UsageError
 
 if TYPE_CHECKING:
     from repshift_cli.plan import Planned
@@ -81,7 +81,8 @@ Operation = Annotated[
     list[str] | None,
     typer.Option(
         metavar="LIST",
-        help="Operation whose shift is scored: mlp, attention, block. (default: mlp)",
+        help="Operation whose shift is scored: mlp, attention (or what else mixes the tokens), block. (default: the "
+        "model's first of these)",
         rich_help_panel=SWEEP,
     ),
 ]
@@ -95,6 +96,23 @@ Form = Annotated[
         metavar="LIST",
         help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
         "update (as the change of that state). (default: paper)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Removal = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="How the grid of a CNN gets smaller: line (the rows and columns of the lowest mean score) or token (the "
+        "lowest of each row and column). (default: line)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Protect = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Tokens that stay beside the model's own protected ones: first:35,last:1. (default: none)",
         rich_help_panel=SWEEP,
     ),
 ]
@@ -163,7 +181,7 @@ def with_full_names(sweep: Axes) -> Axes:
 
 def check_scoring(chosen: Mapping[str, Any], sweep: Axes) -> None:
     """UsageError where an option that only pruning has was given and no variant prunes."""
-    idle = [name for name in ("keep", "layers", "operation", "distance", "form") if name in chosen]
+    idle = [name for name in ("keep", "layers", "operation", "distance", "form", "removal") if name in chosen]
     if idle and not any("+" in variant for variant in sweep.variant):
         raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
 
@@ -175,7 +193,8 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     if sweep.data is not None:
         assemble.check_data(sweep.data)
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
-    backends = {backend.name: assemble.backend_for(backend.name, device) for backend, _ in parts}
+    names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
+    backends = {name: assemble.backend_for(name, device) for name in names}
     methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
     return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
 

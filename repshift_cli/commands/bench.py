@@ -16,7 +16,8 @@ from repshift_cli import __version__, axes, machine, store
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _options
 from repshift_cli.commands._output import check_outputs, emit
-from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError, to_plain
+from repshift_cli.plain import to_plain
+from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError
 
 if TYPE_CHECKING:
     from repshift_cli.assemble import Workshop
@@ -42,6 +43,8 @@ def bench(
     operation: _options.Operation = None,
     distance: _options.Distance = None,
     form: _options.Form = None,
+    removal: _options.Removal = None,
+    protect: _options.Protect = None,
     profile: _options.Profile = None,
     weights: _options.Weights = None,
     data: _options.Data = None,

@@ -22,7 +22,8 @@ from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
 from repshift_cli.commands import _options
 from repshift_cli.commands._output import check_outputs, emit
 from repshift_cli.installed import is_installed
-from repshift_cli.records import Case, Progress, UsageError, json_schema, to_json, to_plain
+from repshift_cli.plain import json_schema, to_json, to_plain
+from repshift_cli.records import Case, Progress, UsageError
 
 if TYPE_CHECKING:
     from repshift_cli.axes import Axes
@@ -70,6 +71,8 @@ def profile(
     operation: _options.Operation = None,
     distance: _options.Distance = None,
     form: _options.Form = None,
+    removal: _options.Removal = None,
+    protect: _options.Protect = None,
     profile: _options.Profile = None,
     weights: _options.Weights = None,
     data: _options.Data = None,

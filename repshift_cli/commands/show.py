@@ -14,7 +14,8 @@ from repshift_cli import store
 from repshift_cli.breakdown import ProfileRun
 from repshift_cli.commands import _options
 from repshift_cli.commands._output import emit
-from repshift_cli.records import UsageError, json_schema
+from repshift_cli.plain import json_schema
+from repshift_cli.records import UsageError
 
 FILE_OR_STDOUT = "FILE|-"
 

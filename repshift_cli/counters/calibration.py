@@ -20,7 +20,8 @@ from repshift_cli import __version__, machine
 from repshift_cli.counters import instruments
 from repshift_cli.counters._permission import permission
 from repshift_cli.counters._traffic import CounterError, Traffic
-from repshift_cli.records import Calibration, from_plain, to_plain
+from repshift_cli.plain import from_plain, to_plain
+from repshift_cli.records import Calibration
 
 SIZE = 2**30
 PASSES = 16

@@ -10,7 +10,8 @@ from typing import Any
 
 from repshift_cli.counters import child
 from repshift_cli.counters._traffic import CounterError, Traffic
-from repshift_cli.records import Case, to_plain
+from repshift_cli.plain import to_plain
+from repshift_cli.records import Case
 
 ORDER = ("cupti", "ncu", "gpm")
 """Counters before the sampled rate; in the child itself before a program that has to be installed."""

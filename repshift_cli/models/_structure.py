@@ -1,8 +1,9 @@
 """Finding a model's blocks and branches by what they compute, not by what a library calls them.
 
-A pre-norm block computes x' = x + A and x^ = x' + M. One forward through the first block, with every module inside it
-watched, shows which module put out A and which M: the ones for which both sums hold bit for bit. So LayerScale, qk-norm
-and next year's names are all the same to us, and a block that computes something else is refused, not misread.
+A pre-norm block computes x' = x + A and x^ = x' + M, a post-norm block x' = norm(x + A) and x^ = norm(x' + M). One
+forward through the first block, with every module inside it watched, shows which module put out A and which M: the ones
+for which both sums hold bit for bit. So LayerScale, qk-norm and next year's names are all the same to us, and a block
+that computes something else is refused, not misread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift_cli.models._companions import companions
 from repshift_cli.records import Site, UsageError, call
 
 
@@ -23,8 +25,22 @@ class NoSites(UsageError):
     """The model has no repeated pre-norm block that could be understood; the sentence says what was looked for."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """The blocks in order, the tokens (protected ones included) that enter the first, and `Subject.companions`."""
+
+    sites: tuple[Site, ...]
+    entering: int
+    companions: tuple[str, ...] = ()
+    spread: int = 0
+
+
 class _Seen(Exception):
     """Ends the forward once the first block has been watched."""
+
+
+_Call = tuple[str, Tensor, Tensor]
+"""A module's path inside its block, its input and its output."""
 
 
 @dataclass
@@ -38,15 +54,15 @@ class _Trace:
     tokens: Tensor
     given: tuple[tuple[Any, ...], dict[str, Any]]
     out: Tensor | None = None
-    calls: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
 
 
-def find_sites(module: nn.Module, inputs: Any) -> tuple[tuple[Site, ...], int]:
-    """The blocks of `module` as sites, in order, and the number of tokens (prefix included) that enter the first one.
+def find_sites(module: nn.Module, inputs: Any) -> Found:
+    """The blocks of `module`, from one forward that ends after the first of them.
 
-    `inputs` is a dict or a tuple of tensors; the forward ends after the first block. Raises NoSites.
+    `inputs` is a dict or a tuple of tensors. Raises NoSites.
     """
-    seen = []
+    seen, prefix = [], prefix_tokens(module)
     for blocks in _repeated(module):
         trace = _watch_first(module, blocks[0], inputs)
         if trace is None:
@@ -55,16 +71,17 @@ def find_sites(module: nn.Module, inputs: Any) -> tuple[tuple[Site, ...], int]:
         if paths is None:
             seen.append(type(blocks[0]).__name__)
             continue
-        if not _takes_fewer(blocks[0], trace):
+        beside = companions(blocks[0], trace.x, trace.tokens, trace.given, prefix)
+        if beside is None:
             raise NoSites(
                 f"{type(module).__name__}: its blocks ({type(blocks[0]).__name__}) do not run on a part of their "
                 "tokens: they need the whole grid, or a mask or positions of its size, so none can be dropped"
             )
-        return tuple(_site(block, *paths) for block in blocks), trace.x.shape[1]
+        return Found(tuple(_site(block, *paths) for block in blocks), trace.x.shape[1], *beside)
     looked = f"; looked at {', '.join(seen)}" if seen else ""
     raise NoSites(
-        f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(norm(x')) "
-        f"on tensors (batch, tokens, channels){looked}"
+        f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(x'), with norms "
+        f"in the branches or behind the sums, on tensors (batch, tokens, channels){looked}"
     )
 
 
@@ -138,6 +155,10 @@ def _branches(trace: _Trace) -> tuple[str, str, str] | None:
     """
     times = Counter(path for path, _, _ in trace.calls)
     calls = [c for c in trace.calls if times[c[0]] == 1]
+    return _pre_norm(calls, trace) or _post_norm(calls, trace)
+
+
+def _pre_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
     for start, (middle, candidate, _) in enumerate(calls):
         attention = _last_adding(calls[:start], trace.x, candidate)
         mlp = _last_adding(calls[start:], candidate, trace.out)
@@ -146,23 +167,25 @@ def _branches(trace: _Trace) -> tuple[str, str, str] | None:
     return None
 
 
-def _takes_fewer(block: nn.Module, trace: _Trace) -> bool:
-    """Whether the block runs on the first half of its tokens, everything else that it was given being the same."""
-    fewer = trace.x[:, : max(1, trace.x.shape[1] // 2)]
-    args, kwargs = trace.given
-    args = tuple(fewer if v is trace.tokens else v for v in args)
-    kwargs = {name: fewer if v is trace.tokens else v for name, v in kwargs.items()}
-    try:
-        with torch.inference_mode():
-            out = _rows(block(*args, **kwargs))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return False
-    return out is not None and out.shape == fewer.shape
+def _post_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
+    """As in BERT: one module norms x + A into x', a later one x' + M into the block's output."""
+    last = next((c for c in reversed(calls) if _same(c[2], trace.out)), None)
+    if last is None:
+        return None
+    for end, (_, total, normed) in enumerate(calls):
+        attention = _last_adding(calls[:end], trace.x, total)
+        mlp = _last_adding(calls[end:], normed, last[1])
+        middle = next((path for path, given, _ in calls[end:] if _same(given, normed)), None)
+        if attention is not None and mlp is not None and middle is not None:
+            return attention, middle, mlp
+    return None
 
 
-def _last_adding(calls: list[tuple[str, Tensor, Tensor]], before: Tensor, after: Tensor | None) -> str | None:
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape and torch.equal(one, other)
+
+
+def _last_adding(calls: list[_Call], before: Tensor, after: Tensor | None) -> str | None:
     """The last module whose output added to `before` is `after`, bit for bit."""
     for path, _, result in reversed(calls):
         if after is not None and result.shape == before.shape == after.shape and torch.equal(before + result, after):

@@ -58,15 +58,17 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
         made = recipe(case.model, case.image_size, case.frames)
         module, warnings = _module(made, case)
         inputs, evaluation = _inputs(made, module, case)
-        sites, entering = find_sites(module, inputs)
+        found = find_sites(module, inputs)
         prefix = prefix_tokens(module)
         return Subject(
             module=module,
             inputs=inputs,
             evaluation=evaluation,
-            sites=sites,
+            sites=found.sites,
+            companions=found.companions,
+            spread=found.spread,
             prefix=prefix,
-            tokens=entering - prefix,
+            tokens=found.entering - prefix,
             units=made.units,
             logits=logits,
             pooled=pooled,

@@ -25,11 +25,11 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
             raise UsageError(f"{option} does not apply to {name}: your function makes the model and its inputs")
     module, inputs = _made(name)
     batch = _batch(name, inputs)
-    sites, entering = find_sites(module, inputs)
+    found = find_sites(module, inputs)
     prefix = prefix_tokens(module)
     return Facts(
-        depth=len(sites),
-        tokens=entering - prefix,
+        depth=len(found.sites),
+        tokens=found.entering - prefix,
         prefix=prefix,
         weights="own",
         batch=batch,
@@ -45,9 +45,21 @@ def build(case: Case) -> Subject:
     dtype = TORCH_DTYPES[case.dtype]
     module = module.to(device=case.device, dtype=dtype)
     inputs = _placed(inputs, case.device, dtype)
-    sites, entering = find_sites(module, inputs)
+    found = find_sites(module, inputs)
     prefix = prefix_tokens(module)
-    return Subject(module, inputs, (inputs,), sites, prefix, entering - prefix, "sample", logits, pooled)
+    return Subject(
+        module=module,
+        inputs=inputs,
+        evaluation=(inputs,),
+        sites=found.sites,
+        companions=found.companions,
+        spread=found.spread,
+        prefix=prefix,
+        tokens=found.entering - prefix,
+        units="sample",
+        logits=logits,
+        pooled=pooled,
+    )
 
 
 @lru_cache(maxsize=8)

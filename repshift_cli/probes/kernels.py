@@ -43,6 +43,15 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
     return judge(len(calls), names, _device_kernels(events) if on_cuda else None, ops, kernels)
 
 
+def verify_none(step: Step) -> str:
+    """Run one forward of a model that is said to have no attention; WrongKernel where it calls torch's after all."""
+    with step.active(), _counted() as calls:
+        step.forward()
+    if calls:
+        raise WrongKernel(f"the model calls torch's attention {len(calls)} times; name a back end such as flash")
+    return "no attention"
+
+
 def judge(calls: int, names: Counter[str], device: Counter[str] | None, ops: tuple[str, ...], kernels: str) -> str:
     """The verdict from counts: attention calls, operator names, device kernel names (None on a CPU)."""
     if not calls:

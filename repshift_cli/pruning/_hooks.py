@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from repshift_cli.kernels.select import gather, top
+from repshift_cli.kernels.along import along
+from repshift_cli.pruning._choice import Cut, chosen
 from repshift_cli.ranges import part
-from repshift_cli.records import Case, Site, Subject, kept
+from repshift_cli.records import Case, Site, Subject
 
 Seen = dict[str, Tensor]
-"""What a method asked to see of a block, each (B, P + N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^)."""
+"""What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^)."""
 
 
 @contextmanager
@@ -21,58 +25,122 @@ def pruned(subject: Subject, method: Any, case: Case) -> Iterator[None]:
     """Within it the subject drops tokens at the end of the blocks `case.layers`; afterwards it is as it was.
 
     `method` is None (no pruning) or a module of this room: `needs(case)` names what it must see, then either
-    `score(seen, case)` gives (B, N) with the highest kept, or `cut(hidden, prefix, count)` gives the shorter hidden
-    states itself. At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
+    `score(seen, case)` gives (B, N) with the highest kept, or `choose(tokens, count)` names the places to keep, the
+    same in every sample. At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
     """
     handles: list[Any] = []
     try:
-        if method is not None and case.keep < 1:
-            for layer in case.layers:
-                handles += _hook(subject.sites[layer - 1], subject.prefix, method, case)
+        if method is not None and case.keep < 1 and case.layers:
+            for handle in _hooked(subject, method, case):
+                handles.append(handle)
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(site: Site, prefix: int, method: Any, case: Case) -> list[Any]:
+class _Dropped:
+    """What one forward has dropped so far, and what later modules are given beside the hidden states, cut alike."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.roles: Tensor | None = None
+        self._subject = subject
+        self._tokens = 0
+        self._cuts: list[Cut] = []
+        self._done: dict[int, tuple[Any, Any]] = {}
+
+    def begin(self, module: Any, args: Any, kwargs: Any) -> None:
+        """Pre-hook of the whole model."""
+        self._cuts, self._done = [], {}
+        if self._subject.roles is not None:
+            self.roles = self._subject.roles(kwargs or args)
+
+    def add(self, cut: Cut, length: int) -> None:
+        """One more cut, of `length` tokens."""
+        self._tokens = self._tokens if self._cuts else length
+        self._cuts.append(cut)
+        self._done = {}
+
+    def rest(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Pre-hook of a later block or reader: its arguments with what belongs to dropped tokens taken out."""
+        if not self._cuts:
+            return None
+        hidden = tokens_of((*args, *kwargs.values()))
+        names = (*_names(module.__class__.forward), *[""] * len(args))
+        given = tuple(v if v is hidden else self._shortened(v, n, hidden) for v, n in zip(args, names, strict=False))
+        return given, {n: v if v is hidden else self._shortened(v, n, hidden) for n, v in kwargs.items()}
+
+    def _shortened(self, value: Any, name: str, hidden: Tensor) -> Any:
+        """Once per cut and value; the value is kept, so that its id stays its own."""
+        if not isinstance(value, (Tensor, tuple, list, dict)):
+            return value
+        if id(value) not in self._done:
+            subject, positions = self._subject, self._positions(hidden.device)
+            self._done[id(value)] = (value, along(value, name, self._tokens, subject.prefix, positions, subject.spread))
+        return self._done[id(value)][1]
+
+    def _positions(self, device: torch.device) -> Tensor:
+        """The tokens still there, by their places at the first block: (B | 1, k)."""
+        places = torch.arange(self._tokens, device=device).view(1, -1, 1)
+        return reduce(lambda rows, cut: cut(rows), self._cuts, places).squeeze(-1)
+
+
+@cache
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a module's positional arguments."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)[1:]
+
+
+def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
+    dropped = _Dropped(subject)
+    yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
+    behind = [site.block for site in subject.sites[case.layers[0] :]] + [*subject.readers]
+    for module in behind if subject.companions else subject.readers:
+        yield module.register_forward_pre_hook(dropped.rest, with_kwargs=True)
+    for layer in case.layers:
+        yield from _hook(subject.sites[layer - 1], subject, method, case, dropped)
+
+
+def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
     seen: Seen = {}
-    handles = [_watch(site, name, prefix, seen) for name in method.needs(case) if name != "out"]
+    needed = method.needs(case) if hasattr(method, "needs") else ()
+    for name in needed:
+        if name != "out":
+            yield _watch(site, name, subject, seen)
 
     def at_end(module: Any, args: Any, output: Any) -> Any:
         hidden = tokens_of(output)
-        count = kept(hidden.shape[1] - prefix, case.keep)
-        if hasattr(method, "cut"):
-            with part("cut"):
-                shorter = method.cut(hidden, prefix, count)
-        else:
-            seen["out"] = hidden[:, prefix:]
-            with part("score"):
-                scores = method.score(seen, case)
-            with part("select"):
-                indices = top(scores, count)
-            with part("cut"):
-                shorter = gather(hidden, prefix, indices)
+        seen["out"] = _free(hidden, subject)
+        cut, dropped.roles = chosen(subject, method, case, seen, dropped.roles)
+        dropped.add(cut, hidden.shape[1])
+        with part("cut"):
+            shorter = cut(hidden)
         seen.clear()
         return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
 
-    return [*handles, site.block.register_forward_hook(at_end)]
+    yield site.block.register_forward_hook(at_end)
 
 
-def _watch(site: Site, name: str, prefix: int, seen: Seen) -> Any:
-    """Hook that keeps one tensor of the block, prefix rows cut off: an input (`x`, `middle`) or a branch's output."""
+def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
+    """Hook that keeps one tensor of the block, without protected ends: an input (`x`, `middle`) or an output."""
 
     def see_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[name] = tokens_of((*args, *kwargs.values()))[:, prefix:]
+        seen[name] = _free(tokens_of((*args, *kwargs.values())), subject)
 
     def see_output(module: Any, args: Any, output: Any) -> None:
-        seen[name] = tokens_of(output)[:, prefix:]
+        seen[name] = _free(tokens_of(output), subject)
 
     if name in ("x", "middle"):
         owner = site.block if name == "x" else site.middle
         return owner.register_forward_pre_hook(see_input, with_kwargs=True)
     branch = site.attention if name == "attention" else site.mlp
     return branch.register_forward_hook(see_output)
+
+
+def _free(hidden: Tensor, subject: Subject) -> Tensor:
+    """Without the leading and trailing tokens that stay anyway: a view."""
+    return hidden[:, subject.prefix : hidden.shape[1] - subject.suffix]
 
 
 def tokens_of(value: Any) -> Tensor:

@@ -153,6 +153,7 @@ FIELDS: tuple[Field, ...] = (
     ("operation", ALWAYS, lambda c: c.operation, lambda c: c.operation or MISSING),
     ("distance", ALWAYS, lambda c: c.distance, lambda c: c.distance or MISSING),
     ("form", ALWAYS, lambda c: c.form, lambda c: c.form or MISSING),
+    ("removal", ALWAYS, lambda c: c.removal, lambda c: c.removal or MISSING),
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TextIO
 
 from repshift_cli.breakdown import ProfileRun
-from repshift_cli.records import Run, to_json
+from repshift_cli.plain import to_json
+from repshift_cli.records import Run
 
 
 def render(run: Run | ProfileRun, out: TextIO) -> None:

@@ -93,7 +93,7 @@ def wall_over_forwards(step: Step, parts: runner.Parts, rounds: int = 40) -> flo
             began.append(time.perf_counter())
 
     only_timing = replace(parts, prepare=lambda case: step, verify=lambda s: "", probes=lambda s: ())
-    tokens = (step.subject.tokens + step.subject.prefix,)
+    tokens = (step.subject.tokens + step.subject.protected,)
     settings = runner.Settings(precision=1e-9, budget=1.0, rounds=rounds)
     (record,) = runner.compare([(step.case, tokens)], {step.case}, only_timing, settings, note)
     latency = record.measurement("latency")

@@ -1,0 +1,102 @@
+"""Records to and from plain JSON values, and their JSON Schema. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from typing import Any, get_args, get_origin
+
+from repshift_cli.records import SCHEMA_VERSION, Run
+
+
+def to_plain(value: Any) -> Any:
+    """A record as JSON values: dataclasses to dicts, tuples to lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: to_plain(v) for k, v in value.items()}
+    return value
+
+
+def to_json(run: Any) -> str:
+    """The text of a run file or of any record, numbers of a list on one line; ValueError for a number not finite."""
+    text = json.dumps(to_plain(run), indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+
+
+def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
+    """The record of type `kind` from JSON values; ValueError names the place that does not fit."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass_from(kind, value, where)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else from_plain(args[0], value, where)
+    if origin is tuple:
+        return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
+    if origin is dict:
+        return {k: from_plain(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return _expect(kind, value, where)
+
+
+def _expect(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
+    value = _expect(dict, value, where)
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in known:
+            raise ValueError(f"{where}.{name}: not a field of {kind.__name__}")
+    for name, f in known.items():
+        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}.{name}: missing")
+    return kind(**{name: from_plain(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+
+
+def json_schema(kind: Any = Run, title: str = f"repshift run file, version {SCHEMA_VERSION}") -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a record type, generated from the dataclasses above."""
+    defs: dict[str, Any] = {}
+    top = _schema_of(kind, defs)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
+        **top,
+        "$defs": defs,
+    }
+
+
+def _schema_of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if kind.__name__ not in defs:
+            defs[kind.__name__] = {}
+            hints = typing.get_type_hints(kind)
+            defs[kind.__name__] = {
+                "type": "object",
+                "description": (kind.__doc__ or "").strip().split("\n")[0],
+                "properties": {f.name: _schema_of(hints[f.name], defs) for f in dataclasses.fields(kind)},
+                "required": [f.name for f in dataclasses.fields(kind)],
+                "additionalProperties": False,
+            }
+        return {"$ref": f"#/$defs/{kind.__name__}"}
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return {"anyOf": [_schema_of(args[0], defs), {"type": "null"}]}
+    if origin is tuple:
+        return {"type": "array", "items": _schema_of(args[0], defs)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema_of(args[1], defs)}
+    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    return {"type": names[kind]} if kind in names else {}
