@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from repshift_cli import catalog, machine
 from repshift_cli.attention._seam import attending
 from repshift_cli.counters._traffic import CounterError
 from repshift_cli.counters.choice import Choice
+from repshift_cli.executions import compiled, delayed, graph
 from repshift_cli.models._inputs import image_files
 from repshift_cli.plan import Backend
 from repshift_cli.probes.energy import EnergyProbe
@@ -145,7 +144,7 @@ def _built(case: Case) -> Subject:
 
 def _step(case: Case, subject: Subject) -> Step:
     step = _eager(case, subject)
-    return _graph(step) if case.execution == "graph" else step
+    return {"eager": lambda s: s, "graph": graph, "compile": compiled}[case.execution](step)
 
 
 def _counter(choice: Choice) -> Counter:
@@ -175,88 +174,12 @@ def _eager(case: Case, subject: Subject) -> Step:
     return Step(case, subject, active, lambda: call(module, inputs), lambda given: call(module, given))
 
 
-def _graph(step: Step) -> Step:
-    """The step captured once and replayed; `run` copies other inputs of the same shapes into the captured ones.
-
-    Three forwards on a side stream come first, as torch's documentation of CUDA graphs asks.
-    """
-    subject = step.subject
-    static = _copied(subject.inputs)
-    graph = torch.cuda.CUDAGraph()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with step.active():
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call(subject.module, static)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            output = call(subject.module, static)
-
-    def forward() -> Any:
-        graph.replay()
-        return output
-
-    def run(inputs: Any) -> Any:
-        with torch.inference_mode():
-            for target, given in zip(_leaves(static), _leaves(inputs), strict=True):
-                if isinstance(given, Tensor):
-                    target.copy_(given)
-        return forward()
-
-    active: Any = nullcontext
-    return Step(step.case, subject, active, forward, run, eager=step)
-
-
-def delayed(forward: Callable[[], Any], device: str, share: float) -> Callable[[], Any]:
-    """The forward made longer by `share` of itself: on a CPU the host spins, on CUDA the device does.
-
-    The device's cycles are found once, from events around a forward and around a spin (not yet run on a GPU).
-    """
-    if not device.startswith("cuda"):
-
-        def longer() -> Any:
-            start = time.perf_counter_ns()
-            output = forward()
-            end = start + (time.perf_counter_ns() - start) * (1 + share)
-            while time.perf_counter_ns() < end:
-                pass
-            return output
-
-        return longer
-    timer, cycles = timer_for(device), [0]
-    trial = 1_000_000
-
-    def longer_on_device() -> Any:
-        if not cycles[0]:
-            spin: Any = partial(torch.cuda._sleep, trial)
-            per_cycle = sorted(timer.time(spin, 5))[2] / trial
-            timer.time(forward, 5)
-            cycles[0] = max(1, round(share * sorted(timer.time(forward, 11))[5] / per_cycle))
-        output = forward()
-        torch.cuda._sleep(cycles[0])
-        return output
-
-    return longer_on_device
-
-
-def _leaves(inputs: Any) -> list[Any]:
-    return list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-
-
-def _copied(inputs: Any) -> Any:
-    def copy(value: Any) -> Any:
-        return value.clone() if isinstance(value, Tensor) else value
-
-    return {k: copy(v) for k, v in inputs.items()} if isinstance(inputs, dict) else tuple(map(copy, inputs))
-
-
 def _verified(step: Step) -> str:
     """What attention was seen to run on."""
     if step.case.attention == WITHOUT_ATTENTION:
-        return verify_none(step)
+        return verify_none(step.operators)
     backend = _backend(step.case.attention)
-    return verify(step.operators, backend.OPS, backend.KERNELS)
+    return verify(step, backend.OPS, backend.KERNELS)
 
 
 @cache

@@ -51,6 +51,7 @@ class Axes:
     device: str = "auto"
     seed: int = 0
     cuda_graph: bool = False
+    compile: bool = False
     hbm: str = "auto"
     budget: float | None = None
     precision: float | None = None
@@ -301,6 +302,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "device": _text,
     "seed": _count(0),
     "cuda_graph": _flag,
+    "compile": _flag,
     "hbm": _one_of(HBM_CHOICES),
     "budget": _seconds,
     "precision": _share,

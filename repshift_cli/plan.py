@@ -137,7 +137,7 @@ def _batches(axes: Axes, model: str, facts: Facts) -> tuple[int, ...]:
 
 
 def _cells(axes: Axes, base: Case, facts: Facts, methods: Mapping[str, Sequence[str]]) -> Iterator[Case]:
-    executions = ("eager", "graph") if axes.cuda_graph else ("eager",)
+    executions = ("eager", *["graph"] * axes.cuda_graph, *["compile"] * axes.compile)
     variants = _variants(axes, facts)
     for (attention, method), execution in product(variants, executions):
         if method is None:

@@ -25,7 +25,7 @@ REMOVALS = ("line", "token")
 WITHOUT_ATTENTION = "none"
 """The back end of models that have no attention to choose."""
 DTYPES = ("fp32", "bf16", "fp16")
-EXECUTIONS = ("eager", "graph")
+EXECUTIONS = ("eager", "graph", "compile")
 HBM_CHOICES = ("auto", "cupti", "ncu", "gpm", "model", "off")
 
 
@@ -358,8 +358,9 @@ def call(module: Any, inputs: Any) -> Any:
 class Step:
     """One case made ready: within `active()`, `forward()` runs it once on the subject's inputs and returns the output.
 
-    `run(inputs)` does the same on other inputs of the same shapes. A CUDA graph hides its operators, so its step has an
-    `eager` twin that runs the very ones that were captured; what looks at operators looks at `step.operators`.
+    `run(inputs)` does the same on other inputs of the same shapes. A CUDA graph or compiled code hides its operators,
+    so its step has an `eager` twin that runs the very ones that were captured; what looks at operators looks at
+    `step.operators`. `built` are measurements of making it ready.
     """
 
     case: Case
@@ -368,6 +369,7 @@ class Step:
     forward: Callable[[], Any]
     run: Callable[[Any], Any]
     eager: Step | None = None
+    built: tuple[Measurement, ...] = ()
 
     @property
     def operators(self) -> Step:
@@ -388,13 +390,22 @@ class Progress:
 # --- arithmetic that every room must do alike -------------------------------------------------------------------------
 
 
-def kept(tokens: int, keep: float) -> int:
-    """How many of `tokens` (without prefix) stay at one cut: drop int(n * r), in decimal, and at least one stays.
+def dropped_share(keep: float) -> tuple[int, int]:
+    """1 - keep as a fraction, in decimal: 0.8 -> (1, 5). In binary floats 10 * (1 - 0.8) is 1.9999999999999996."""
+    return (1 - Decimal(str(keep))).as_integer_ratio()
 
-    Decimal because binary floats lose one: 10 * (1 - 0.8) is 1.9999999999999996. (Choi et al. 2025, arXiv 2508.00367;
-    rounding found by reproducing the paper's MACs.)
+
+def kept(tokens: int, keep: float) -> int:
+    """How many of `tokens` (without prefix) stay at one cut: drop int(n * r), and at least one stays.
+
+    (Choi et al. 2025, arXiv 2508.00367; rounding found by reproducing the paper's MACs.)
     """
-    return max(1, tokens - int(tokens * (1 - Decimal(str(keep)))))
+    return left(tokens, *dropped_share(keep))
+
+
+def left(tokens: int, number: int, of: int) -> int:
+    """`kept` with its share worked out before: whole numbers only, so that torch.compile can follow it."""
+    return max(1, tokens - tokens * number // of)
 
 
 def protection(text: str | None) -> tuple[int, int]:

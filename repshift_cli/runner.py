@@ -177,6 +177,7 @@ def _pass(lane: _Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
         entering = lane.step.subject.tokens + lane.step.subject.protected
         if lane.tokens[0] != entering:
             raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
+        lane.measurements += lane.step.built
         if passes:
             lane.kernel = parts.verify(lane.step)
         for probe in parts.probes(lane.step) if wanted and passes else ():

@@ -56,7 +56,7 @@ WALLS: dict[str, set[str]] = {
 }
 """What each room may import besides the standard library and the package's own version."""
 
-FREE = {"worker", "commands", "cli", "assemble", "__init__", "__main__"}
+FREE = {"worker", "commands", "cli", "assemble", "executions", "__init__", "__main__"}
 """The rooms that assemble the others may import anything."""
 
 

@@ -374,3 +374,8 @@ FAMILIES: dict[str, Callable[[], Plain]] = {
     "plain_torch": plain_torch,
     "torch_encoder": torch_encoder,
 }
+
+
+def small_model() -> tuple[nn.Module, Any]:
+    """For the command line: `--model tiny:small_model`."""
+    return roughen(PlainTransformer(depth=2)), (torch.randn(2, 12, WIDTH),)

@@ -141,6 +141,9 @@ Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cud
 CudaGraph = Annotated[
     bool, typer.Option("--cuda-graph", help="Measure every case as a CUDA graph too.", rich_help_panel=MEASURE)
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Measure every case through torch.compile too.", rich_help_panel=MEASURE)
+]
 Seed = Annotated[
     str | None,
     typer.Option(metavar="N", help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE),

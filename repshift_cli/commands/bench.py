@@ -50,6 +50,7 @@ def bench(
     data: _options.Data = None,
     device: _options.Device = None,
     cuda_graph: _options.CudaGraph = False,
+    compile: _options.Compile = False,
     precision: Annotated[
         str | None,
         typer.Option(

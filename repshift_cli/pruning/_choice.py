@@ -11,8 +11,10 @@ from torch import Tensor
 
 from repshift_cli.kernels.select import gather, top
 from repshift_cli.ranges import part
-from repshift_cli.records import Case, Subject, kept
+from repshift_cli.records import Case, Subject, left
 
+Share = tuple[int, int]
+"""What one cut drops of the tokens, as a fraction."""
 Cut = Callable[[Tensor], Tensor]
 """(B | 1, n, C) -> (B | 1, k, C): the rows that stay, of the hidden states or of anything laid out like them."""
 
@@ -44,19 +46,19 @@ def _on(places: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(places, device=device)
 
 
-def scored(scores: Tensor, subject: Subject, length: int, keep: float) -> Cut:
+def scored(scores: Tensor, subject: Subject, length: int, share: Share) -> Cut:
     """The cut that keeps the protected tokens and the highest `scores` (B, N) of the others, in their order.
 
     A token in the centre has a score of its own, which is left out, and comes back to the middle of what stays.
     """
     free = length - subject.protected
-    count, middle = kept(free, keep), free // 2
+    stay, middle = left(free, *share), free // 2
     if not subject.central:
-        indices = top(scores, count)
+        indices = top(scores, stay)
     else:
-        indices = top(torch.cat((scores[:, :middle], scores[:, middle + 1 :]), dim=1), count)
+        indices = top(torch.cat((scores[:, :middle], scores[:, middle + 1 :]), dim=1), stay)
         indices = indices + (indices >= middle)
-        half, centre = count // 2, torch.full_like(indices[:, :1], middle)
+        half, centre = stay // 2, torch.full_like(indices[:, :1], middle)
         indices = torch.cat((indices[:, :half], centre, indices[:, half:]), dim=1)
     if subject.suffix:
         tail = torch.arange(free, free + subject.suffix, device=scores.device)
@@ -68,61 +70,61 @@ def _gathered(rows: Tensor, prefix: int, indices: Tensor) -> Tensor:
     return gather(rows.expand(len(indices), -1, -1), prefix, indices)
 
 
-def marked(scores: Tensor, roles: Tensor, subject: Subject, keep: float) -> tuple[Cut, Tensor]:
+def marked(scores: Tensor, roles: Tensor, subject: Subject, share: Share) -> tuple[Cut, Tensor]:
     """The cut by `scores` (B, n) where `roles` (B, n) name protected tokens (+inf) and padding (-inf), and its roles.
 
-    Every sample keeps `kept` of its own tokens, so that its result is that of the sample alone. The shape is what a
+    Every sample keeps its share of its own tokens, so that its result is that of the sample alone. The shape is what a
     sample without padding needs; where another needs less, more of its padding fills the rest, which its mask hides.
     """
     length = scores.shape[1]
-    count = subject.marked + kept(length - subject.marked, keep)
-    ranked = torch.where(roles == 0, scores, roles).sort(dim=1, descending=True, stable=True).indices[:, :count]
+    stay = subject.marked + left(length - subject.marked, *share)
+    ranked = torch.where(roles == 0, scores, roles).sort(dim=1, descending=True, stable=True).indices[:, :stay]
     free = (roles == 0).sum(1)
-    enough = _counts(length, keep, scores.device)[free] + subject.marked
-    stays = torch.arange(count, device=scores.device) < enough.unsqueeze(1)
+    enough = _counts(length, share, scores.device)[free] + subject.marked
+    stays = torch.arange(stay, device=scores.device) < enough.unsqueeze(1)
     indices = torch.where(stays, ranked, roles.argmin(1, keepdim=True)).sort(dim=1).values
     return partial(_gathered, prefix=0, indices=indices), roles.gather(1, indices)
 
 
 @lru_cache(maxsize=256)
-def _counts(length: int, keep: float, device: torch.device) -> Tensor:
+def _counts(length: int, share: Share, device: torch.device) -> Tensor:
     """How many of 0, 1, ... `length` tokens stay."""
     with torch.inference_mode(False):
-        return torch.tensor([0, *(kept(n, keep) for n in range(1, length + 1))], device=device)
+        return torch.tensor([0, *(left(n, *share) for n in range(1, length + 1))], device=device)
 
 
-def marked_choice(method: Any, roles: Tensor, keep: float) -> Tensor:
+def marked_choice(method: Any, roles: Tensor, share: Share) -> Tensor:
     """Scores (B, n) that make `marked` keep what `method.choose` names among each sample's own tokens."""
     free = roles == 0
     rank = (free.cumsum(1) - 1).clamp_min(0)
-    chosen = _choices(method, roles.shape[1], keep, roles.device)[free.sum(1)]
+    chosen = _choices(method, roles.shape[1], share, roles.device)[free.sum(1)]
     return chosen.gather(1, rank)
 
 
 @lru_cache(maxsize=64)
-def _choices(method: Any, length: int, keep: float, device: torch.device) -> Tensor:
+def _choices(method: Any, length: int, share: Share, device: torch.device) -> Tensor:
     """Row n marks with 1 what the method chooses of n tokens: (length + 1, length)."""
     table = torch.zeros(length + 1, length)
     for n in range(1, length + 1):
-        table[n, list(method.choose(n, kept(n, keep)))] = 1
+        table[n, list(method.choose(n, left(n, *share)))] = 1
     with torch.inference_mode(False):
         return table.to(device, copy=True)
 
 
 def chosen(
-    subject: Subject, method: Any, case: Case, seen: dict[str, Tensor], roles: Tensor | None
+    subject: Subject, method: Any, case: Case, seen: dict[str, Tensor], roles: Tensor | None, share: Share
 ) -> tuple[Cut, Tensor | None]:
     """The cut of one block's output, and the roles of what stays where there are any."""
     length = seen["out"].shape[1] + subject.prefix + subject.suffix
     if hasattr(method, "choose") and roles is None:
         free = length - subject.protected
-        return fixed(method.choose(free, kept(free, case.keep)), subject, length), None
+        return fixed(method.choose(free, left(free, *share)), subject, length), None
     with part("score"):
         if hasattr(method, "choose") and roles is not None:
-            scores = marked_choice(method, roles, case.keep)
+            scores = marked_choice(method, roles, share)
         else:
             scores = method.score(seen, case)
     with part("select"):
         if roles is not None:
-            return marked(scores, roles, subject, case.keep)
-        return scored(scores, subject, length, case.keep), None
+            return marked(scores, roles, subject, share)
+        return scored(scores, subject, length, share), None

@@ -14,7 +14,7 @@ from torch import Tensor
 from repshift_cli.kernels.along import along
 from repshift_cli.pruning._choice import Cut, chosen
 from repshift_cli.ranges import part
-from repshift_cli.records import Case, Site, Subject
+from repshift_cli.records import Case, Site, Subject, dropped_share
 
 Seen = dict[str, Tensor]
 """What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^)."""
@@ -104,6 +104,7 @@ def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
 
 def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
     seen: Seen = {}
+    share = dropped_share(case.keep)
     needed = method.needs(case) if hasattr(method, "needs") else ()
     for name in needed:
         if name != "out":
@@ -112,7 +113,7 @@ def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropp
     def at_end(module: Any, args: Any, output: Any) -> Any:
         hidden = tokens_of(output)
         seen["out"] = _free(hidden, subject)
-        cut, dropped.roles = chosen(subject, method, case, seen, dropped.roles)
+        cut, dropped.roles = chosen(subject, method, case, seen, dropped.roles, share)
         dropped.add(cut, hidden.shape[1])
         with part("cut"):
             shorter = cut(hidden)

@@ -1,0 +1,137 @@
+"""How a forward is carried out: eager, replayed from a CUDA graph, or compiled by torch.compile."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repshift_cli.probes.latency import timer_for
+from repshift_cli.records import Metric, Step, call
+
+COMPILE_TIME = Metric("compile_time", "compile", "s", "lower", "value", 40, "timed")
+GRAPH_BREAKS = Metric("graph_breaks", "graph breaks", "", "lower", "value", 41, "counted")
+
+
+def graph(step: Step) -> Step:
+    """The step captured once and replayed; `run` copies other inputs of the same shapes into the captured ones.
+
+    Three forwards on a side stream come first, as torch's documentation of CUDA graphs asks.
+    """
+    subject = step.subject
+    static = _copied(subject.inputs)
+    recorded = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with step.active():
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call(subject.module, static)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(recorded):
+            output = call(subject.module, static)
+
+    def forward() -> Any:
+        recorded.replay()
+        return output
+
+    def run(inputs: Any) -> Any:
+        with torch.inference_mode():
+            for target, given in zip(_leaves(static), _leaves(inputs), strict=True):
+                if isinstance(given, Tensor):
+                    target.copy_(given)
+        return forward()
+
+    active: Any = nullcontext
+    return Step(step.case, subject, active, forward, run, eager=step)
+
+
+def compiled(step: Step) -> Step:
+    """The step through torch.compile with static shapes, compiled here, its hooks on; the time of that stands apart.
+
+    Every case has compiled code of its own, for torch.compile does not look whether hooks have changed since. Where
+    this torch cannot keep cases apart behind a break of the graph, a break is an error; so is compiling once more
+    within the measurements.
+    """
+    import torch._dynamo as dynamo
+
+    isolating = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    apart: dict[str, Any] = {"isolate_recompiles": True} if isolating else {"fullgraph": True}
+    module = step.subject.module
+    function: Any = torch.compile(_own_code(lambda given: call(module, given)), dynamic=False, **apart)
+    dynamo.utils.counters.clear()
+    begun = time.perf_counter()
+    with step.active(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+        function(step.subject.inputs)
+        seconds = time.perf_counter() - begun
+        function(step.subject.inputs)
+    breaks = sum(dynamo.utils.counters["graph_break"].values())
+
+    @contextmanager
+    def active() -> Iterator[None]:
+        with step.active(), dynamo.config.patch(error_on_recompile=True):
+            yield
+
+    def forward() -> Any:
+        return function(step.subject.inputs)
+
+    built = (COMPILE_TIME.of(seconds), GRAPH_BREAKS.of(breaks))
+    return Step(step.case, step.subject, active, forward, function, eager=step, built=built)
+
+
+def _own_code(function: Any) -> Any:
+    """The function with a code object of its own, to which torch.compile ties what it compiled."""
+    code = function.__code__.replace()
+    return types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
+
+
+def delayed(forward: Callable[[], Any], device: str, share: float) -> Callable[[], Any]:
+    """The forward made longer by `share` of itself: on a CPU the host spins, on CUDA the device does.
+
+    The device's cycles are found once, from events around a forward and around a spin (not yet run on a GPU).
+    """
+    if not device.startswith("cuda"):
+
+        def longer() -> Any:
+            start = time.perf_counter_ns()
+            output = forward()
+            end = start + (time.perf_counter_ns() - start) * (1 + share)
+            while time.perf_counter_ns() < end:
+                pass
+            return output
+
+        return longer
+    timer, cycles = timer_for(device), [0]
+    trial = 1_000_000
+
+    def longer_on_device() -> Any:
+        if not cycles[0]:
+            spin: Any = partial(torch.cuda._sleep, trial)
+            per_cycle = sorted(timer.time(spin, 5))[2] / trial
+            timer.time(forward, 5)
+            cycles[0] = max(1, round(share * sorted(timer.time(forward, 11))[5] / per_cycle))
+        output = forward()
+        torch.cuda._sleep(cycles[0])
+        return output
+
+    return longer_on_device
+
+
+def _leaves(inputs: Any) -> list[Any]:
+    return list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+
+
+def _copied(inputs: Any) -> Any:
+    def copy(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return {k: copy(v) for k, v in inputs.items()} if isinstance(inputs, dict) else tuple(map(copy, inputs))

@@ -1,0 +1,186 @@
+"""Compiled forwards: code of their own for every case, breaks counted; and nothing in pruning waits for the device."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from tiny import FAMILIES, case, one_thread  # noqa: F401
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
+
+from repshift_cli import assemble, executions
+from repshift_cli.cli import app
+from repshift_cli.probes.kernels import WrongKernel, verify
+from repshift_cli.records import Case, Step, Subject
+
+METHODS = ("repshift", "lowest", "random", "stride", "oracle")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile without its code generator: the same capture, guards and breaks, in a moment."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
+def compiled(given: Case, subject: Subject) -> Step:
+    return executions.compiled(assemble._eager(given, subject))
+
+
+def subject_of(family: str) -> Subject:
+    plain = FAMILIES[family]()
+    return tiny.subject(plain.module, plain.inputs)
+
+
+def output(step: Step, compared: Any) -> Tensor:
+    with step.active():
+        return compared(step.forward()).clone()
+
+
+@pytest.mark.parametrize("family", ["vit", "videomae", "torch_encoder"])
+def test_interleaved_cases_keep_code_of_their_own(family: str, quick: None) -> None:
+    plain = FAMILIES[family]()
+    subject = tiny.subject(plain.module, plain.inputs)
+    cases = [
+        case(attention="vanilla"),
+        case(attention="flash"),
+        case(attention="flash", pruning="repshift", keep=0.5, layers=(1, 2)),
+        case(attention="flash", pruning="repshift", keep=0.5, layers=(2,)),
+        case(attention="flash", pruning="lowest", keep=0.5, layers=(2,)),
+        case(attention="flash", pruning="oracle", keep=0.7, layers=(1,)),
+    ]
+    steps = [compiled(given, subject) for given in cases]
+    expected = [output(step.operators, plain.compared) for step in steps]
+    for _ in range(2):
+        for step, wanted in zip(steps, expected, strict=True):
+            torch.testing.assert_close(output(step, plain.compared), wanted, rtol=0, atol=1e-12)
+    assert not torch.equal(expected[2], expected[3])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["vit", "torch_encoder"])
+def test_pruning_breaks_no_graph(family: str, method: str, quick: None) -> None:
+    step = compiled(case(attention="flash", pruning=method, keep=0.5, layers=(1, 2)), subject_of(family))
+    breaks = {m.metric: m.samples for m in step.built}
+    assert breaks["graph_breaks"] == (0.0,)
+    assert breaks["compile_time"][0] > 0
+
+
+class Broken(tiny.PreNorm):
+    """A block in which torch.compile cannot go on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return super().forward(x)
+
+
+def test_breaks_are_counted_and_cases_kept_apart_behind_them(quick: None) -> None:
+    model = tiny.roughen(tiny.PlainTransformer(Broken)).double()
+    inputs = (tiny.pixels(2, 12, tiny.WIDTH),)
+    subject = tiny.subject(model, inputs)
+    cases = [case(), case(pruning="repshift", keep=0.5, layers=(1,)), case(pruning="lowest", keep=0.5, layers=(1,))]
+    if "isolate_recompiles" not in executions.inspect.signature(torch.compile).parameters:
+        with pytest.raises(Exception, match="graph_break"):
+            compiled(cases[0], subject)
+        return
+    steps = [compiled(given, subject) for given in cases]
+    assert [step.built[1].samples[0] for step in steps] == [steps[0].built[1].samples[0]] * 3
+    assert steps[0].built[1].samples[0] >= 1
+    for step in steps:
+        torch.testing.assert_close(output(step, torch.clone), output(step.operators, torch.clone), rtol=0, atol=1e-12)
+
+
+def test_compiling_again_within_the_measurements_is_an_error(quick: None) -> None:
+    step = compiled(case(), subject_of("plain_torch"))
+    longer = (tiny.pixels(tiny.BATCH, 14, tiny.WIDTH),)
+    with step.active(), pytest.raises(Exception, match=r"(?i)recompil"):
+        step.run(longer)
+
+
+def test_compiled_attention_is_verified() -> None:
+    """The calls of the eager twin, the operators of the compiled forward."""
+    step = assemble._eager(case(attention="flash"), subject_of("vit"))
+    other = assemble._eager(case(attention="math"), subject_of("vit"))
+    flash = assemble._backend("flash")
+
+    def pretended(forward: Step) -> Step:
+        return Step(
+            case(attention="flash", execution="compile"),
+            step.subject,
+            forward.active,
+            forward.forward,
+            forward.run,
+            eager=step,
+        )
+
+    assert verify(pretended(step), flash.OPS, "") == f"flash_attention_for_cpu ×{tiny.DEPTH}"
+    with pytest.raises(WrongKernel, match="attention_math instead"):
+        verify(pretended(other), flash.OPS, "")
+    vanilla = assemble._backend("vanilla")
+    with pytest.raises(WrongKernel, match="flash_attention_for_cpu instead"):
+        verify(pretended(step), vanilla.OPS, "")
+
+
+@pytest.mark.slow
+def test_bench_measures_every_case_compiled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.chdir(tmp_path)
+    torch._dynamo.reset()
+    given = ["bench", "--model", "tiny:small_model", "--keep", "0.5", "--layers", "1", "--rounds", "3", "--hbm", "off"]
+    done = CliRunner().invoke(app, [*given, "--variant", "flash,flash+repshift", "--compile", "--json", "-"])
+    assert done.exit_code == 0, done.output
+    records = json.loads(done.stdout)["records"]
+    assert [r["case"]["execution"] for r in records] == ["eager", "compile"] * 2
+    for record in records:
+        found = {m["metric"]: m for m in record["measurements"]}
+        assert ("compile_time" in found) == (record["case"]["execution"] == "compile")
+        assert found["speedup_vs_flash"]["samples"] or record["case"]["pruning"] == "none"
+        assert found.get("graph_breaks", {"samples": [0.0]})["samples"] == [0.0]
+
+
+# --- nothing waits for the device -------------------------------------------------------------------------------------
+
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "item")
+
+
+class Waits(TorchDispatchMode):
+    """Raises where an operator would make the host wait for the device's data."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
+        if masks or name.startswith(WAITING):
+            raise AssertionError(f"aten::{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [lambda t: t[t > 0], lambda t: t.sum().item(), lambda t: t.nonzero()])
+def test_waiting_is_noticed(rows: Any) -> None:
+    with pytest.raises(AssertionError, match="waits for the device"), Waits():
+        rows(torch.ones(3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pruning_never_waits_for_the_device(family: str, method: str) -> None:
+    given = case(attention="flash", pruning=method, keep=0.5, layers=(1, 2))
+    options: list[dict[str, str]] = [{}]
+    if method == "repshift":
+        options = [
+            {"operation": o, "distance": d, "form": f}
+            for o in ("mlp", "attention", "block")
+            for d in ("l2", "l1", "cosine")
+            for f in ("paper", "update")
+        ]
+    subject = subject_of(family)
+    for chosen in options:
+        step = assemble._eager(Case(**{**vars(given), **chosen}), subject)
+        with step.active(), Waits():
+            step.forward()
