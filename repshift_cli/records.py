@@ -116,7 +116,7 @@ class Measurement:
     `samples`, and `reason` says why; it is never 0 for "not measured".
 
     `statistic` names how a single figure comes from the samples: `median` (times: of the rounds' medians),
-    `hodges-lehmann` or `geomean` (paired ratios, see `stats`), `value` (one exact number). `source` labels its origin:
+    `hodges-lehmann` (paired ratios, see `stats`), `value` (one exact number). `source` labels its origin:
     `timed`, `counted`, `modelled`, `counter`, `sampled`, `allocator`, `driver`, `compared`. `rank` orders columns, most
     wanted first. `provider` names the instrument where several could have measured it (`cupti`, `ncu`, `gpm`). `parts`
     splits an exact figure, each way on its own: {"operator": {"aten.addmm": 6e6, ...}, "block": {"1": 2e6, ...}}.

@@ -50,8 +50,6 @@ def estimate(measurement: Measurement) -> Estimate | None:
         return median_interval(rounds)
     if measurement.statistic == "hodges-lehmann":
         return hodges_lehmann(rounds)
-    if measurement.statistic == "geomean":
-        return geometric_mean(rounds)
     return Estimate(statistics.fmean(rounds))
 
 
@@ -147,16 +145,6 @@ def signed_rank_p(ratios: Sequence[float], bound: float) -> float:
     logs = [math.log(r / bound) for r in ratios]
     above = sum(a + b > 0 for i, a in enumerate(logs) for b in logs[i:])
     return _signed_rank_distribution(len(logs))[len(logs) * (len(logs) + 1) // 2 - above]
-
-
-def geometric_mean(ratios: Sequence[float]) -> Estimate:
-    """The geometric mean of ratios with Student's interval on their logarithms."""
-    logs = [math.log(r) for r in ratios]
-    mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return Estimate(math.exp(mean))
-    half = student_t(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
 def paired_ratios(reference: Sequence[float], other: Sequence[float]) -> list[float]:

@@ -14,7 +14,9 @@ def axes_of(name: str) -> Axes:
 
 
 def test_the_promised_profiles_ship() -> None:
-    assert {"quick", "paper-deit", "paper-umt", "keep-sweep", "layer-sweep", "ci"} <= set(shipped_profiles())
+    assert {"quick", "break-even", "paper-deit", "paper-umt", "keep-sweep", "layer-sweep", "ci"} <= set(
+        shipped_profiles()
+    )
 
 
 @pytest.mark.parametrize("name", shipped_profiles())

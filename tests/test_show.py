@@ -16,7 +16,7 @@ from repshift_cli import store
 from repshift_cli.commands._output import check_outputs, emit
 from repshift_cli.commands.show import show
 from repshift_cli.plain import json_schema
-from repshift_cli.records import UsageError
+from repshift_cli.records import SCHEMA_VERSION, UsageError
 
 app = typer.Typer()
 app.command()(show)
@@ -61,7 +61,7 @@ def test_files_are_written_beside_the_table(run_file: Path, tmp_path: Path) -> N
 
 def test_a_file_and_stdout_at_once(run_file: Path, tmp_path: Path) -> None:
     text = output(run_file, "--csv", tmp_path / "t.csv", "--json", "-")
-    assert json.loads(text)["schema"] == 2 and (tmp_path / "t.csv").exists()
+    assert json.loads(text)["schema"] == SCHEMA_VERSION and (tmp_path / "t.csv").exists()
 
 
 def test_two_outputs_to_one_place_are_refused(run_file: Path, tmp_path: Path) -> None:

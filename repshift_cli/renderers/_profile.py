@@ -12,6 +12,7 @@ from repshift_cli import balance
 from repshift_cli.breakdown import Breakdown, ProfileRun
 from repshift_cli.ranges import SELECTION
 from repshift_cli.records import Run
+from repshift_cli.renderers._map import maps
 from repshift_cli.renderers._rows import ALWAYS, Cell, Column, Sheet, header_of, sheets, short_kernel
 
 MOST_ROWS = 20
@@ -23,7 +24,7 @@ NOT_WORTH_A_ROW = 5e-4
 
 def sheets_of(run: Run | ProfileRun) -> list[Sheet]:
     """What the table and Markdown show of either file."""
-    return profile_sheets(run) if isinstance(run, ProfileRun) else sheets(run)
+    return profile_sheets(run) if isinstance(run, ProfileRun) else [*sheets(run), *maps(run)]
 
 
 def profile_sheets(run: ProfileRun) -> list[Sheet]:

@@ -232,7 +232,7 @@ def _metric_columns(records: Sequence[Record]) -> list[Column]:
 def _metric_column(like: Measurement, row: Sequence[Measurement | None], name_source: bool) -> Column:
     estimates = [estimate(m) if m else None for m in row]
     unit, factor = scale(like.unit, [e.value for e in estimates if e])
-    cells = tuple(_metric_cell(m, e, factor) for m, e in zip(row, estimates, strict=True))
+    cells = tuple(metric_cell(m, e, factor) for m, e in zip(row, estimates, strict=True))
     words = [like.label, f"({like.source})" if name_source else "", "" if unit in SILENT_UNITS else unit]
     return Column(" ".join(filter(None, words)), like.rank, cells, numeric=True, metric=True)
 
@@ -245,7 +245,8 @@ def scale(unit: str, values: Sequence[float]) -> tuple[str, float]:
     return next((scale for scale in SCALES[unit] if largest >= scale[1]), SCALES[unit][-1])
 
 
-def _metric_cell(measurement: Measurement | None, figure: Estimate | None, factor: float) -> Cell:
+def metric_cell(measurement: Measurement | None, figure: Estimate | None, factor: float) -> Cell:
+    """A measurement in its column, its figure divided by `factor`."""
     if measurement is None:
         return Cell()
     if figure is None:

@@ -13,7 +13,7 @@ from repshift_cli.renderers._rows import find, metrics_of, ordered_records
 from repshift_cli.stats import estimate
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
-WITH_INTERVAL = ("median", "hodges-lehmann", "geomean")
+WITH_INTERVAL = ("median", "hodges-lehmann")
 RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by")
 
 
