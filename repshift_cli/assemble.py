@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from repshift_cli import catalog, machine
 from repshift_cli.attention._seam import attending
 from repshift_cli.counters._traffic import CounterError
 from repshift_cli.counters.choice import Choice
 from repshift_cli.executions import compiled, delayed, graph
+from repshift_cli.kernels import paths
+from repshift_cli.kernels.select import not_finite
 from repshift_cli.models._inputs import image_files
 from repshift_cli.plan import Backend
 from repshift_cli.probes.energy import EnergyProbe
@@ -27,6 +30,7 @@ from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.launches import LaunchProbe
 from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
+from repshift_cli.pruning._choice import listening
 from repshift_cli.pruning._hooks import pruned
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
@@ -90,6 +94,7 @@ class Workshop:
         self.parts = Parts(
             prepare=self.prepare,
             verify=_verified,
+            look=_looked,
             probes=lambda step: self._probes,
             timer=timer_for(device),
             watch=self._watch.sample,
@@ -182,6 +187,20 @@ def _verified(step: Step) -> str:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)
     return verify(step, backend.OPS, backend.KERNELS)
+
+
+def _looked(step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths that pruning's kernels took in one forward, and where its scores were not finite."""
+    found: list[Tensor] = []
+    with step.operators.active(), paths.seen() as ran, listening(lambda scores: found.append(not_finite(scores).sum())):
+        step.operators.forward()
+    counts = [(layer, int(count)) for layer, count in zip(step.case.layers, found, strict=False)]
+    words = (
+        f"{count} scores after block {layer} are not finite: such tokens count as highest and stay"
+        for layer, count in counts
+        if count
+    )
+    return tuple(ran), tuple(words)
 
 
 @cache

@@ -77,7 +77,8 @@ class Parts:
 
     `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
     `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
-    milliseconds: more of them, and warnings.
+    milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
+    said of its scores.
     """
 
     prepare: Callable[[Case], Step]
@@ -88,6 +89,7 @@ class Parts:
     now: Callable[[], float] = time.perf_counter
     derive: Callable[[Step, Sequence[Measurement], float], Derived] = lambda *_: ((), ())
     before: Callable[[], Any] = lambda: None
+    look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
 
 
 @dataclass
@@ -98,6 +100,8 @@ class _Lane:
     tokens: tuple[int, ...]
     step: Step | None = None
     kernel: str | None = None
+    paths: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
     steady: bool = True
@@ -180,6 +184,7 @@ def _pass(lane: _Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
         lane.measurements += lane.step.built
         if passes:
             lane.kernel = parts.verify(lane.step)
+            lane.paths, lane.words = parts.look(lane.step)
         for probe in parts.probes(lane.step) if wanted and passes else ():
             lane.measurements += probe.measure(lane.step)
     except UsageError:
@@ -364,6 +369,7 @@ def _record(lane: _Lane, lanes: list[_Lane], rounds: _Rounds, parts: Parts, sett
         "ok",
         tokens=lane.tokens,
         kernel=lane.kernel,
+        paths=lane.paths,
         rounds=rounds.count,
         warmup=lane.warmup,
         stopped_by=rounds.stopped_by,
@@ -407,6 +413,7 @@ def _why_unpaired(name: str, lane: _Lane, lanes: list[_Lane]) -> str:
 def _warnings(lane: _Lane, rounds: _Rounds, settings: Settings) -> Iterator[str]:
     assert lane.step is not None
     yield from lane.step.subject.warnings
+    yield from lane.words
     if not lane.steady:
         yield "warm-up did not settle; close other programs or raise --budget"
     if rounds.stopped_by == "budget":

@@ -46,6 +46,11 @@ def gather_add(middle: Tensor, branch: Tensor, prefix: int, indices: Tensor) -> 
     return _select(middle, rows) + _select(branch, rows)
 
 
+def worth_adding_late(branch: Tensor, stay: int) -> bool:
+    """Whether `gather_add` of `stay` rows moves fewer bytes than the whole sum and its `gather`."""
+    return paths.path_for("cut", branch) == "triton" or 5 * stay < 3 * branch.shape[1]
+
+
 def _rows(hidden: Tensor, prefix: int, indices: Tensor) -> Tensor:
     """Which rows of the flattened batch: (B, P + k)."""
     batch, tokens, _ = hidden.shape
