@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -75,7 +75,7 @@ def close(scores: Tensor, expected: Tensor) -> None:
 
 
 @on_each_device
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 70)),
     prefix=st.integers(0, 2),
@@ -125,7 +125,7 @@ rows = st.integers(1, 40).flatmap(
 
 
 @on_each_device
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=40)
 @given(drawn=rows, dtype=st.sampled_from(DTYPES))
 def test_selection(device: str, drawn: tuple[list[list[float]], int], dtype: torch.dtype) -> None:
     """NaN counts as +inf, -0.0 as 0.0, and of equal scores the lower position is kept."""
@@ -154,7 +154,7 @@ def test_selection_from_many(device: str, tokens: int) -> None:
 
 
 @on_each_device
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 3, 8, 1025])),
     prefix=st.integers(0, 3),
