@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,11 +49,19 @@ from repshift_cli.records import (
 from repshift_cli.runner import Derived, Parts, Probe, reason_of
 
 
-def facts_of(weights: str | None, name: str, image_size: int | None, frames: int | None) -> Facts:
-    """What planning must know of a model, from the family that builds it; UsageError where the model does not say."""
+def facts_of(
+    weights: str | None, name: str, image_size: int | None, frames: int | None, length: int | None = None
+) -> Facts:
+    """What planning must know of a model, from the family that builds it; UsageError where the model does not say.
+
+    `length` goes to families whose `facts` take it: those of sequences of tokens.
+    """
     family = catalog.load(catalog.resolve_model(name))
+    if length is not None and "length" not in inspect.signature(family.facts).parameters:
+        raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
+    extra = {} if length is None else {"length": length}
     try:
-        facts: Facts = family.facts(name, image_size, frames, weights)
+        facts: Facts = family.facts(name, image_size, frames, weights, **extra)
     except RepshiftError:
         raise
     except Exception as error:

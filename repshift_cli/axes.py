@@ -28,8 +28,8 @@ MOST_DIGITS = 12
 class Axes:
     """A sweep.
 
-    An empty `image_size` or `frames` means the model's own, an empty `batch` 1 or that of your own inputs, an empty
-    `layers` one layer at a quarter of the depth, an empty `operation` or `removal` the model's default, an empty
+    An empty `image_size`, `frames` or `tokens` means the model's own, an empty `batch` 1 or that of your own inputs, an
+    empty `layers` one layer at a quarter of the depth, an empty `operation` or `removal` the model's default, an empty
     `dtype` bf16 on CUDA and fp32 on a CPU; a None means the default of whoever reads it.
     """
 
@@ -38,6 +38,7 @@ class Axes:
     dtype: tuple[str, ...] = ()
     image_size: tuple[int, ...] = ()
     frames: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
     keep: tuple[float, ...] = (0.6,)
     layers: tuple[tuple[int, ...], ...] = ()
     variant: tuple[str, ...] = ("vanilla", "flash", "flash+repshift")
@@ -289,6 +290,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "dtype": _choice_axis(DTYPES),
     "image_size": _whole_axis,
     "frames": _whole_axis,
+    "tokens": _whole_axis,
     "keep": _keep_axis,
     "layers": _layers_axis,
     "variant": _variant_axis,

@@ -18,8 +18,8 @@ from repshift_cli.records import (
     tokens_along,
 )
 
-FactsOf = Callable[[str, int | None, int | None], Facts]
-"""(model, image size or None, frames or None) -> what planning must know of it."""
+FactsOf = Callable[[str, int | None, int | None, int | None], Facts]
+"""(model, image size or None, frames or None, tokens of a sequence or None) -> what planning must know of it."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ def expand(
     what no cell can have: a layer beyond a model's depth, a batch or data beside the user's own inputs.
     """
     planned = []
-    for model, size, frames in product(axes.model, axes.image_size or (None,), axes.frames or (None,)):
-        facts = facts_of(model, size, frames)
+    sizes = (axes.image_size or (None,), axes.frames or (None,), axes.tokens or (None,))
+    for model, size, frames, length in product(axes.model, *sizes):
+        facts = facts_of(model, size, frames, length)
         _check_layers(axes, model, facts)
         _check_data(axes, model, facts)
         _check_removal(axes, model, facts)
@@ -71,6 +72,7 @@ def expand(
                 attention="",
                 seed=axes.seed,
                 protect=axes.protect,
+                length=facts.length,
             )
             planned += [_judged(case, facts, backends) for case in _cells(axes, base, facts, methods)]
     return tuple(planned)

@@ -15,8 +15,8 @@ from typing import Any
 
 SCHEMA_VERSION = 3
 """Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
-measurement; 3 adds `protect` and `removal` of a case, `paths` of a record. Older files are read: what they lack has
-its default."""
+measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record. Older files are read: what they
+lack has its default."""
 
 METHODS_WITHOUT_PRUNING = "none"
 OPERATIONS = ("mlp", "attention", "block")
@@ -48,7 +48,8 @@ class Case:
 
     `keep` is the share of the tokens still there (prefix tokens apart) that stays at each layer of `layers`; `layers`
     count blocks from 1 and the cut is at the block's end. `protect` names leading and trailing tokens that stay beside
-    the model's own protected ones (`first:35,last:1`); `removal` says how a grid (of a CNN) gets smaller.
+    the model's own protected ones (`first:35,last:1`); `removal` says how a grid (of a CNN) gets smaller, `length`
+    how many tokens a sequence (of text) has.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Case:
     seed: int = 0
     protect: str | None = None
     removal: str | None = None
+    length: int | None = None
 
     @property
     def variant(self) -> str:
@@ -90,6 +92,7 @@ class Case:
             self.device,
             self.seed,
             self.protect,
+            self.length,
         )
 
     @property
@@ -270,6 +273,8 @@ class Facts:
     head_dim: int | None = None
     image_size: int | None = None
     frames: int | None = None
+    length: int | None = None
+    """The tokens of a sequence, where the inputs are sequences of tokens."""
     weights: str = "random"
     batch: int | None = None
     """The batch that the inputs have, where the user's own function fixes it."""

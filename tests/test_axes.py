@@ -97,6 +97,7 @@ def test_every_axis_has_a_parser() -> None:
         ("batch", "1e999999999", "is not a whole number"),
         ("image_size", "0", "^--image-size: 0 is too small"),
         ("frames", "-1", "too small"),
+        ("tokens", "0", "^--tokens: 0 is too small"),
         ("layers", "0", "layers count blocks from 1"),
         ("layers", "4,1", "must go up without repeats"),
         ("layers", "4,4", "must go up without repeats"),

@@ -556,6 +556,7 @@ def test_bad_input_gets_one_sentence_before_torch_is_imported(here: Path) -> Non
         ("--model nosuch.module:f", "cannot import nosuch.module:f: No module named 'nosuch'"),
         (f"--model {NAME}:broken", f"{NAME}:broken cannot be built or run: RuntimeError: "),
         ("--model vit_t --frames 4", "vit_t takes images: --frames does not apply to it"),
+        ("--model vit_t --tokens 16", "vit_t takes no sequence of tokens: --tokens does not apply to it"),
         ("--model vit_t --layers 13", "--layers 13 is beyond the depth of vit_t, which has 12 blocks"),
         ("--model vit_t --weights w.pt", "w.pt is a pickle, and loading one can run any code"),
     ],

@@ -28,8 +28,9 @@ BACKENDS = {
 
 
 def planned(facts: Facts | dict[str, Facts] = FACTS, device: str = "cpu", **axes: Any) -> tuple[Planned, ...]:
-    def facts_of(model: str, size: int | None, frames: int | None) -> Facts:
+    def facts_of(model: str, size: int | None, frames: int | None, length: int | None) -> Facts:
         own = facts[model] if isinstance(facts, dict) else facts
+        own = replace(own, length=length or own.length)
         return replace(own, image_size=size or own.image_size, frames=frames or own.frames)
 
     return expand(Axes(**axes), device, facts_of, BACKENDS, METHODS)
@@ -147,6 +148,7 @@ def test_tokens_along_the_depth_prefix_included() -> None:
 def test_the_case_says_what_it_runs_on() -> None:
     (case,) = [p.case for p in planned(variant=("flash",), image_size=(384,), frames=(8,), seed=5, data="photos")]
     assert (case.image_size, case.frames, case.batch, case.dtype, case.device) == (384, 8, 1, "fp32", "cpu")
+    assert [p.case.length for p in planned(variant=("flash",), tokens=(16, 32))] == [16, 32]
     assert (case.input, case.weights, case.seed) == ("photos", "random", 5)
     (own,) = [p.case for p in planned(replace(FACTS, weights="own", batch=4), variant=("flash",))]
     assert (own.input, own.weights, own.batch) == ("own", "own", 4)

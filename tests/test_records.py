@@ -70,6 +70,7 @@ def test_variant_group_and_key() -> None:
     assert (ON_CPU.variant, case.variant) == ("vanilla", "flash+repshift")
     assert case.group == ON_CPU.group
     assert replace(case, batch=2).group != case.group
+    assert replace(case, length=16).group != case.group
     assert len({c.key for c in sweep_run().planned}) == len(sweep_run().planned)
     assert "layers=1,4,7" in replace(case, layers=(1, 4, 7)).key
     assert "frames" not in case.key

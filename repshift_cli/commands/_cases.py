@@ -32,5 +32,6 @@ def show_cases(planned: tuple[Planned, ...]) -> None:
 def setting(case: Case) -> str:
     """What else tells cases apart, in a few words."""
     size = (f"{case.frames}×" if case.frames else "") + (f"{case.image_size} px" if case.image_size else "")
+    size = size or (f"{case.length} tokens" if case.length else "")
     words = (size, f"batch {case.batch}", case.dtype, case.operation, case.distance, case.form, case.removal)
     return " ".join([w for w in words if w] + [case.execution] * (case.execution != "eager"))

@@ -77,6 +77,10 @@ Frames = Annotated[
     list[str] | None,
     typer.Option(metavar="LIST", help="Frames of a video. (default: the model's)", rich_help_panel=SWEEP),
 ]
+Tokens = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Tokens of a sequence (of text). (default: the model's)", rich_help_panel=SWEEP),
+]
 Operation = Annotated[
     list[str] | None,
     typer.Option(

@@ -40,6 +40,7 @@ def bench(
     dtype: _options.Dtype = None,
     image_size: _options.ImageSize = None,
     frames: _options.Frames = None,
+    tokens: _options.Tokens = None,
     operation: _options.Operation = None,
     distance: _options.Distance = None,
     form: _options.Form = None,

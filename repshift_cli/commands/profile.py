@@ -68,6 +68,7 @@ def profile(
     dtype: _options.Dtype = None,
     image_size: _options.ImageSize = None,
     frames: _options.Frames = None,
+    tokens: _options.Tokens = None,
     operation: _options.Operation = None,
     distance: _options.Distance = None,
     form: _options.Form = None,
@@ -280,13 +281,14 @@ def _names(cases: list[Case]) -> Any:
     label = labeller(cases)
     several = {
         name
-        for name in ("model", "batch", "dtype", "image_size", "frames")
+        for name in ("model", "batch", "dtype", "image_size", "frames", "length")
         if len({getattr(c, name) for c in cases}) > 1
     }
 
     def name_of(case: Case) -> str:
         fields = {"model": case.model, "batch": f"batch {case.batch}", "dtype": case.dtype}
         fields |= {"image_size": f"{case.image_size} px", "frames": f"{case.frames} frames"}
+        fields |= {"length": f"{case.length} tokens"}
         return " ".join([*(text for name, text in fields.items() if name in several), label(case)])
 
     return name_of

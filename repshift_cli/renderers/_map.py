@@ -9,8 +9,8 @@ from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Measurement, Rec
 from repshift_cli.renderers._rows import ALWAYS, Cell, Column, Sheet, metric_cell, ordered_records
 from repshift_cli.stats import estimate
 
-Workload = tuple[int, int, int, int]
-"""Tokens that enter, frames, image size, batch."""
+Workload = tuple[int, int, int, int, int]
+"""Tokens that enter, frames, image size, batch, length of a sequence."""
 Place = tuple[Workload, float]
 """A workload and a keep ratio."""
 
@@ -39,12 +39,12 @@ def _ratio(record: Record) -> Measurement | None:
 
 def _alike(case: Case) -> Case:
     """The case without what a map's rows and columns vary."""
-    return dataclasses.replace(case, batch=0, image_size=None, frames=None, keep=1.0)
+    return dataclasses.replace(case, batch=0, image_size=None, frames=None, length=None, keep=1.0)
 
 
 def _workload(record: Record) -> Workload:
     case = record.case
-    return (record.tokens[0], case.frames or 0, case.image_size or 0, case.batch)
+    return (record.tokens[0], case.frames or 0, case.image_size or 0, case.batch, case.length or 0)
 
 
 def _sheet(case: Case, cells: dict[Place, Measurement], eager: dict[Place, Measurement]) -> Sheet:
@@ -63,8 +63,9 @@ def _sheet(case: Case, cells: dict[Place, Measurement], eager: dict[Place, Measu
 
 
 def _input(workload: Workload) -> str:
-    _, frames, size, _ = workload
-    return (f"{frames}×" if frames else "") + (f"{size} px" if size else "") or "own"
+    _, frames, size, _, length = workload
+    picture = (f"{frames}×" if frames else "") + (f"{size} px" if size else "")
+    return picture or (f"{length} tokens" if length else "own")
 
 
 def _column(keep: float, found: Sequence[Measurement | None]) -> Column:

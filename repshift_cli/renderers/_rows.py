@@ -134,7 +134,8 @@ def header_of(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
 def _input(case: Case) -> str:
     size = [f"{case.image_size} px"] if case.image_size else []
     frames = [f"{case.frames} frames"] if case.frames else []
-    return ", ".join([f"input {case.input}", *size, *frames])
+    length = [f"{case.length} tokens"] if case.length else []
+    return ", ".join([f"input {case.input}", *size, *frames, *length])
 
 
 def _computer(machine: Machine, device: str) -> list[str]:
