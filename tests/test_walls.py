@@ -36,7 +36,7 @@ WALLS: dict[str, set[str]] = {
     "conditions": {"records"},
     "counters": {"records", "plain", "machine", "catalog", "counters"},
     "kernels": {"records", "kernels", "triton", *TENSORS},
-    "models": {"records", "kernels", "models", "timm", "torchvision", "mamba_ssm", *TENSORS},
+    "models": {"records", "kernels", "models", "av", "timm", "torchvision", "mamba_ssm", *TENSORS},
     "attention": {"records", "installed", "kernels", "attention", "flash_attn", "flash_attn_interface", *TENSORS},
     "pruning": {"records", "kernels", "ranges", "pruning", *TENSORS},
     "probes": {"records", "kernels", "ranges", "probes", "pynvml", *TENSORS},
