@@ -21,6 +21,7 @@ from repshift_cli.counters.choice import Choice
 from repshift_cli.executions import compiled, delayed, graph
 from repshift_cli.kernels import paths
 from repshift_cli.kernels.select import not_finite
+from repshift_cli.lanes import Derived
 from repshift_cli.models._clips import clip_files
 from repshift_cli.models._inputs import image_files
 from repshift_cli.plan import Backend
@@ -47,7 +48,7 @@ from repshift_cli.records import (
     call,
     protection,
 )
-from repshift_cli.runner import Derived, Parts, Probe, reason_of
+from repshift_cli.runner import Parts, Probe, reason_of
 
 
 def facts_of(
