@@ -78,7 +78,8 @@ class _Dropped:
             return value
         if id(value) not in self._done:
             subject, positions = self._subject, self._positions(hidden.device)
-            self._done[id(value)] = (value, along(value, name, self._tokens, subject.prefix, positions, subject.spread))
+            cut = along(value, name, self._tokens, subject.prefix, positions, subject.spread, len(hidden))
+            self._done[id(value)] = (value, cut)
         return self._done[id(value)][1]
 
     def _positions(self, device: torch.device) -> Tensor:
