@@ -348,6 +348,8 @@ class Subject:
     companions: tuple[str, ...] = ()
     spread: int = 0
     readers: tuple[Any, ...] = ()
+    own_prefix: int | None = None
+    """The leading tokens for which a companion may have no entry: those of the model, where --protect adds others."""
     grid: bool = False
     """Whether the sites put out (B, C, H, W), whose lines are cut (a CNN), instead of (B, N, C)."""
 

@@ -11,6 +11,7 @@ import typer
 from repshift_cli import axes, catalog
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _complete
+from repshift_cli.models._images import image_files
 from repshift_cli.records import WITHOUT_ATTENTION, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ Model = Annotated[
     typer.Option(
         metavar="LIST",
         help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
-        "package.module:function. (default: vit_b)",
+        "package.module:function or FILE.toml (`repshift explain`). (default: vit_b)",
         rich_help_panel=SWEEP,
         autocompletion=_complete.model_names,
     ),
@@ -178,11 +179,13 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_full_names(sweep: Axes) -> Axes:
-    """The sweep with its variants by their parts' own names, every name checked: no import here takes time."""
+    """The sweep with its variants by their parts' own names, every name and path checked: no import here takes time."""
     for name in sweep.model:
         catalog.resolve_model(name)
     if sweep.weights is not None and len(sweep.model) > 1:
         raise UsageError("--weights fits one model; name one with --model")
+    if sweep.data is not None:
+        image_files(sweep.data)
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
     return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))

@@ -73,7 +73,7 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
             units=made.units,
             logits=logits,
             pooled=pooled,
-            warnings=warnings,
+            warnings=(*warnings, *found.warnings),
         )
 
     return facts, build

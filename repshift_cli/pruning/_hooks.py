@@ -78,7 +78,8 @@ class _Dropped:
             return value
         if id(value) not in self._done:
             subject, positions = self._subject, self._positions(hidden.device)
-            cut = along(value, name, self._tokens, subject.prefix, positions, subject.spread, len(hidden))
+            prefix = subject.prefix if subject.own_prefix is None else subject.own_prefix
+            cut = along(value, name, self._tokens, prefix, positions, subject.spread, len(hidden))
             self._done[id(value)] = (value, cut)
         return self._done[id(value)][1]
 
