@@ -188,6 +188,9 @@ BRANCHES: dict[str, tuple[str, str, str]] = {
     "vivit": ("attention", "layernorm_after", "mlp"),
     "plain_torch": ("mix", "second", "feed"),
     "torch_encoder": ("dropout1", "norm2", "dropout2"),
+    "dinov3": ("layer_scale1", "norm2", "layer_scale2"),
+    "post_norm": ("dropout1", "linear1", "dropout2"),
+    "post_norm_padded": ("dropout1", "linear1", "dropout2"),
 }
 
 
