@@ -22,6 +22,7 @@ def explain(
     layers: _options.Layers = None,
     image_size: _options.ImageSize = None,
     frames: _options.Frames = None,
+    tokens: _options.Tokens = None,
     removal: _options.Removal = None,
     protect: _options.Protect = None,
     weights: _options.Weights = None,
@@ -36,6 +37,10 @@ def explain(
     chosen = _options.given(locals())
     check_outputs(json_to, None, None)
     sweep = _options.sweep_of({"variant": ["flash+repshift"], **chosen}, None)
+    if max(map(len, (sweep.model, sweep.image_size, sweep.frames, sweep.tokens))) > 1:
+        raise UsageError(
+            "one model at one size is explained at a time; give --model, --image-size, --frames, --tokens one value"
+        )
     prepare_stdout()
     from repshift_cli.models._structure import NoSites
     from repshift_cli.renderers._explain import render, render_refused
@@ -66,8 +71,6 @@ def _found(sweep: Axes) -> dict[str, Any]:
     from repshift_cli.models._explain import explained
 
     cases = [p for p in planned if p.case.layers]
-    if len({p.case.group for p in cases}) > 1:
-        raise UsageError("one model at one size is explained at a time; give --model, --image-size, --frames one value")
     case = cases[0].case
     schedules = [{"keep": p.case.keep, "layers": list(p.case.layers), "tokens": list(p.tokens)} for p in cases]
     return {
