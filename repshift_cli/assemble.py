@@ -129,6 +129,8 @@ class Workshop:
             _free()
             try:
                 subject = _built(case)
+            except UsageError:
+                raise
             except Exception as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise

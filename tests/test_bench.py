@@ -550,7 +550,7 @@ def test_bad_input_gets_one_sentence_before_torch_is_imported(here: Path) -> Non
         ("--layers 5", f"--layers 5 is beyond the depth of {NAME}:tiny, which has 4 blocks"),
         ("--batch 3", f"--batch does not apply to {NAME}:tiny: its own inputs have a batch of 2"),
         ("--image-size 32", f"--image-size does not apply to {NAME}:tiny"),
-        ("--data nophoto.jpg", "no such image or folder: nophoto.jpg"),
+        ("--data nophoto.jpg", "no such file or folder: nophoto.jpg"),
         ("--data photo.png", f"--data does not apply to {NAME}:tiny: your function makes the inputs"),
         (f"--model {NAME}:nosuch", f"cannot import {NAME}:nosuch: "),
         ("--model nosuch.module:f", "cannot import nosuch.module:f: No module named 'nosuch'"),

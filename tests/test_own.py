@@ -366,4 +366,4 @@ def test_a_missing_photo_is_refused_before_torch_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "2 False"
-    assert done.stderr == "error: no such image or folder: nowhere.png\n"
+    assert done.stderr == "error: --data: no such file or folder: nowhere.png\n"

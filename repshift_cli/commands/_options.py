@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,6 @@ import typer
 from repshift_cli import axes, catalog
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _complete
-from repshift_cli.models._images import image_files
 from repshift_cli.records import WITHOUT_ATTENTION, UsageError
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ def with_full_names(sweep: Axes) -> Axes:
         catalog.resolve_model(name)
     if sweep.weights is not None and len(sweep.model) > 1:
         raise UsageError("--weights fits one model; name one with --model")
-    if sweep.data is not None:
-        image_files(sweep.data)
+    if sweep.data is not None and not Path(sweep.data).exists():
+        raise UsageError(f"--data: no such file or folder: {sweep.data}")
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
     return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
@@ -202,6 +202,8 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     """The sweep's cells, `sweep.variant` being full names."""
     from repshift_cli import assemble, plan
 
+    if sweep.data is not None:
+        assemble.check_data(sweep.data)
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: assemble.backend_for(name, device) for name in names}
