@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -356,14 +355,3 @@ def test_protected_tokens_do_not_shift_what_is_cut_along(monkeypatch: pytest.Mon
     with pruning(subject, repshift, given):
         got = plain.compared(call(plain.module, plain.inputs))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
-
-
-def test_a_missing_photo_is_refused_before_torch_is_imported() -> None:
-    code = (
-        "import sys\nfrom repshift_cli.cli import run\n"
-        "code = run(['bench', '--data', 'nowhere.png'], False)\n"
-        "print(code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "2 False"
-    assert done.stderr == "error: --data: no such file or folder: nowhere.png\n"

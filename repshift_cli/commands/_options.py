@@ -202,8 +202,6 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     """The sweep's cells, `sweep.variant` being full names."""
     from repshift_cli import assemble, plan
 
-    if sweep.data is not None:
-        assemble.check_data(sweep.data)
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: assemble.backend_for(name, device) for name in names}
