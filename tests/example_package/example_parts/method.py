@@ -8,7 +8,7 @@ OPTIONS = ()  # of --operation, --distance, --form those that it takes
 
 
 def needs(case: Case) -> tuple[str, ...]:
-    return ()  # besides the block's output: x, attention, middle, mlp
+    return ("out",)  # of x, attention, middle (x'), mlp, out: each (B, N, C), without protected ends
 
 
 def score(seen: dict[str, torch.Tensor], case: Case) -> torch.Tensor:
