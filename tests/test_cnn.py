@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -435,7 +436,7 @@ def planned(**options: Any) -> Any:
     return expand(
         axes,
         "cpu",
-        lambda model, size, frames: assemble.facts_of(None, model, size, frames),
+        partial(assemble.facts_of, None),
         {name: Backend(None) for name in names},
         METHODS,
     )

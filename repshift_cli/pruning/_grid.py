@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repshift_cli.kernels.select import gather
-from repshift_cli.pruning._choice import on_device
+from repshift_cli.pruning._choice import _on
 from repshift_cli.ranges import part
 from repshift_cli.records import Case, Site, UsageError, dropped_share, lines_left
 
@@ -117,7 +117,7 @@ def _chosen(grid: Tensor, rows: Any, columns: Any) -> Tensor:
     size = len(rows), len(columns)
     if rows == range(size[0]) and columns == range(size[1]):
         return grid[:, :, : size[0], : size[1]]
-    one, other = (on_device(tuple(places), grid.device).unsqueeze(0) for places in (rows, columns))
+    one, other = (_on(tuple(places), grid.device).unsqueeze(0) for places in (rows, columns))
     return picked(grid, _crossings(one, other, grid.shape[3]), size)
 
 
