@@ -533,3 +533,29 @@ def test_no_break_even_keep_for_stages() -> None:
     assert balance.tokens_in(own, 2) is None
     as_tokens = replace(own, parts=tuple(replace(p, part=p.part.replace("convolution", "mlp")) for p in parts))
     assert balance.break_even_keep(as_tokens, plain) is not None
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("removal", ["line", "token"])
+def test_a_gpu_cuts_as_written(removal: str) -> None:
+    plain, given = FAMILIES["bottleneck"](), shifted(removal=removal)
+    expected = reference(plain, given)
+    plain.module.cuda()
+    found = run(replace(plain, pixels=plain.pixels.cuda()), repshift, given)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("removal", ["line", "token"])
+def test_a_cuda_graph_replays_the_cut(removal: str) -> None:
+    workshop = assemble.Workshop("cuda")
+    given = shifted(model="resnet18", image_size=64, device="cuda", dtype="bf16", removal=removal)
+    outputs = []
+    for execution in ("eager", "graph"):
+        step = workshop.prepare(replace(given, execution=execution))
+        with step.active():
+            outputs.append(step.forward().logits.float().clone())
+    torch.testing.assert_close(*outputs)
