@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repshift_cli.kernels.select import gather
-from repshift_cli.pruning._choice import _on
+from repshift_cli.kernels.cut import gather
+from repshift_cli.kernels.select import top
+from repshift_cli.pruning._choice import _on, tell
 from repshift_cli.ranges import part
 from repshift_cli.records import Case, Site, UsageError, dropped_share, lines_left
 
@@ -41,11 +42,12 @@ def hooks(site: Site, method: Any, case: Case) -> Iterator[Any]:
         if hasattr(method, "choose"):
             with part("cut"):
                 return _chosen(output, method.choose(height, size[0]), method.choose(width, size[1]))
-        seen["out"] = _tokens(output)
+        seen["out"] = seen["rows"] = _tokens(output)
         with part("score"):
-            scores = method.score(seen, case).unflatten(1, (height, width))
+            scores = method.score(seen, case)
+        tell(scores)
         with part("select"):
-            places = REMOVE[case.removal or "line"](scores, size)
+            places = REMOVE[case.removal or "line"](scores.unflatten(1, (height, width)), size)
         seen.clear()
         with part("cut"):
             return picked(output, places, size)
@@ -80,7 +82,7 @@ def by_line(scores: Tensor, size: Size) -> Tensor:
 
     Choi et al. 2025 (arXiv 2508.00367), "line-wise"; of equal lines the first stay, and all keep their order.
     """
-    return _crossings(_highest(scores.mean(2), size[0], 1), _highest(scores.mean(1), size[1], 1), scores.shape[2])
+    return _crossings(top(scores.mean(2), size[0]), top(scores.mean(1), size[1]), scores.shape[2])
 
 
 def by_token(scores: Tensor, size: Size) -> Tensor:
@@ -89,19 +91,18 @@ def by_token(scores: Tensor, size: Size) -> Tensor:
     Choi et al. 2025 (arXiv 2508.00367), "token-wise"; of equal tokens the first stay, and all keep their order.
     """
     height, width = scores.shape[1:]
-    inside = _highest(scores, size[1], 2)
+    inside = _top_of_each(scores, size[1])
     rows = torch.arange(0, height * width, width, device=scores.device).unsqueeze(1)
-    columns = _highest(scores.gather(2, inside), size[0], 1)
+    columns = _top_of_each(scores.gather(2, inside).transpose(1, 2), size[0]).transpose(1, 2)
     return (inside + rows).gather(1, columns).flatten(1)
 
 
 REMOVE: dict[str, Callable[[Tensor, Size], Tensor]] = {"line": by_line, "token": by_token}
 
 
-def _highest(scores: Tensor, stay: int, dim: int) -> Tensor:
-    """Indices of the `stay` highest along a dimension, in rising order; NaN counts as highest, as in `top`."""
-    ranked = scores.sort(dim=dim, descending=True, stable=True).indices
-    return ranked.narrow(dim, 0, stay).sort(dim=dim).values
+def _top_of_each(scores: Tensor, stay: int) -> Tensor:
+    """`top` of every line: (B, lines, N) -> (B, lines, stay)."""
+    return top(scores.flatten(0, 1), stay).unflatten(0, scores.shape[:2])
 
 
 def _crossings(rows: Tensor, columns: Tensor, width: int) -> Tensor:
