@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from repshift_cli.kernels.along import along
+from repshift_cli.pruning import _grid
 from repshift_cli.pruning._choice import Cut, chosen
 from repshift_cli.pruning._sum import awaiting
 from repshift_cli.ranges import part
@@ -103,7 +104,8 @@ def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
     for module in behind if subject.companions else subject.readers:
         yield module.register_forward_pre_hook(dropped.rest, with_kwargs=True)
     for layer in case.layers:
-        yield from _hook(subject.sites[layer - 1], subject, method, case, dropped)
+        site = subject.sites[layer - 1]
+        yield from _grid.hooks(site, method, case) if subject.grid else _hook(site, subject, method, case, dropped)
 
 
 def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
