@@ -113,7 +113,7 @@ def test_what_each_part_holds(tmp_path: Path) -> None:
     assert held[("mlp", "aten::gelu")] == tiny.DEPTH
     assert held[("norm", "aten::layer_norm")] == 2 * tiny.DEPTH
     assert held[("attention", "aten::_scaled_dot_product_flash_attention_for_cpu")] == tiny.DEPTH
-    assert held[("score", "aten::linalg_vector_norm")] == held[("select", "aten::topk")] == 1
+    assert held[("score", "aten::linalg_vector_norm")] == 1 and held[("select", "aten::sort")] >= 1
     assert held[("cut", "aten::index_select")] == 1
     assert held[("block", "aten::add")] == 2 * tiny.DEPTH, "the residual sums"
 
