@@ -11,8 +11,8 @@ OPTIONS = ()
 
 
 def needs(case: Case) -> tuple[str, ...]:
-    """Only what is cut, the block's output."""
-    return ()
+    """What is cut, the block's output."""
+    return ("out",)
 
 
 def score(seen: dict[str, Tensor], case: Case) -> Tensor:
