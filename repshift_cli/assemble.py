@@ -21,6 +21,8 @@ from repshift_cli.counters.choice import Choice
 from repshift_cli.executions import compiled, delayed, graph
 from repshift_cli.kernels import paths
 from repshift_cli.kernels.select import not_finite
+from repshift_cli.lanes import Derived
+from repshift_cli.models._clips import clip_files
 from repshift_cli.models._inputs import image_files
 from repshift_cli.plan import Backend
 from repshift_cli.probes.energy import EnergyProbe
@@ -47,7 +49,7 @@ from repshift_cli.records import (
     call,
     protection,
 )
-from repshift_cli.runner import Derived, Parts, Probe, reason_of
+from repshift_cli.runner import Parts, Probe, reason_of
 
 
 def facts_of(
@@ -76,9 +78,12 @@ def backend_for(name: str, device: str) -> Backend:
     return Backend(part.OFFERS, part.unavailable(device))
 
 
-def check_data(place: str) -> None:
-    """UsageError where there is no image to read."""
-    image_files(place)
+def check_data(place: str, frames: int | None) -> None:
+    """UsageError where there is no image to read, or no clip for a model that takes `frames` of one."""
+    if frames is None:
+        image_files(place)
+    else:
+        clip_files(place)
 
 
 class Workshop:

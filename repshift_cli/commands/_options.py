@@ -138,7 +138,9 @@ Weights = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="Image or folder of images as input. (default: random pixels)", rich_help_panel=SWEEP
+        metavar="PATH",
+        help="Image or clip as input, or a folder of such. (default: random pixels)",
+        rich_help_panel=SWEEP,
     ),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", rich_help_panel=MEASURE)]
@@ -197,13 +199,15 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     """The sweep's cells, `sweep.variant` being full names."""
     from repshift_cli import assemble, plan
 
-    if sweep.data is not None:
-        assemble.check_data(sweep.data)
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: assemble.backend_for(name, device) for name in names}
     methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
-    return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+    planned = plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+    if sweep.data is not None:
+        for frames in dict.fromkeys(p.case.frames for p in planned):
+            assemble.check_data(sweep.data, frames)
+    return planned
 
 
 def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:
