@@ -29,6 +29,7 @@ from repshift_cli.probes.energy import EnergyProbe
 from repshift_cli.probes.fidelity import FidelityProbe
 from repshift_cli.probes.hbm import Counter, HbmProbe, rates
 from repshift_cli.probes.kernels import verify, verify_none
+from repshift_cli.probes.kv_cache import KvCacheProbe
 from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.launches import LaunchProbe
 from repshift_cli.probes.macs import MacsProbe
@@ -138,6 +139,7 @@ class Workshop:
                 FidelityProbe(subject),
                 MemoryProbe(partial(machine.process_bytes, case.device), partial(machine.card_bytes, case.device)),
                 MacsProbe(),
+                KvCacheProbe(),
                 LaunchProbe(),
                 HbmProbe(self._counter),
                 EnergyProbe(partial(machine.millijoules, case.device), _synchronize),

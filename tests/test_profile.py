@@ -114,8 +114,9 @@ def test_what_each_part_holds(tmp_path: Path) -> None:
     assert held[("norm", "aten::layer_norm")] == 2 * tiny.DEPTH
     assert held[("attention", "aten::_scaled_dot_product_flash_attention_for_cpu")] == tiny.DEPTH
     assert held[("score", "aten::linalg_vector_norm")] == 1 and held[("select", "aten::sort")] >= 1
-    assert held[("cut", "aten::index_select")] == 2, "of x' and of the branch, added for the rows that stay"
-    assert held[("block", "aten::add")] == 2 * tiny.DEPTH, "the residual sums"
+    late = "of x' and of the branch, added for the rows that stay"
+    assert held[("cut", "aten::index_select")] == 2 and held[("cut", "aten::add")] >= 1, late
+    assert held[("block", "aten::add")] == 2 * tiny.DEPTH - 1, "the residual sums, but for the one in the cut"
 
 
 def test_a_methods_own_cut_is_a_cut(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
-"""Any ViT-like checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
+"""Any ViT-like, Llama or Qwen2 checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from repshift_cli.models import _decoder
 from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models._transformers import Recipe, family, first_line, weights_file
 from repshift_cli.models.videomae import place_positions
-from repshift_cli.records import UsageError
+from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
+_DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 
 
@@ -18,8 +20,6 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     import transformers
 
     place = name.removeprefix("hf:")
-    if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
-        weights_file(place)
     config = _config(place)
     model = getattr(transformers, _class_name(config, place), None)
     if model is None:
@@ -41,6 +41,8 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
 def _config(place: str) -> Any:
     from transformers import AutoConfig
 
+    if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
+        weights_file(place)
     try:
         return AutoConfig.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
@@ -71,4 +73,33 @@ def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(stored.get("image_mean", IMAGENET_MEAN)), tuple(stored.get("image_std", IMAGENET_STD))
 
 
-facts, build = family(_recipe)
+def _prompted(name: str) -> _decoder.Decoder:
+    place = name.removeprefix("hf:")
+    return _decoder.Decoder(_config(place), checkpoint=place)
+
+
+_ENCODERS, _CAUSAL = family(_recipe), _decoder.family(_prompted)
+
+
+def _is_decoder(name: str) -> bool:
+    return _config(name.removeprefix("hf:")).model_type in _DECODERS
+
+
+def facts(
+    name: str,
+    image_size: int | None = None,
+    frames: int | None = None,
+    weights: str | None = None,
+    length: int | None = None,
+) -> Facts:
+    """What planning must know, by the family that the checkpoint's configuration names."""
+    if _is_decoder(name):
+        return _CAUSAL[0](name, image_size, frames, weights, length)
+    if length is not None:
+        raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
+    return _ENCODERS[0](name, image_size, frames, weights)
+
+
+def build(case: Case) -> Subject:
+    """The checkpoint's model and its inputs."""
+    return (_CAUSAL if _is_decoder(case.model) else _ENCODERS)[1](case)

@@ -16,7 +16,7 @@ from repshift_cli.pruning import _grid
 from repshift_cli.pruning._choice import Cut, chosen
 from repshift_cli.pruning._sum import awaiting
 from repshift_cli.ranges import part
-from repshift_cli.records import Case, Site, Subject, dropped_share
+from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
 
 Seen = dict[str, Tensor]
 """What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^); and
@@ -165,6 +165,8 @@ def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
         owner = site.block if name == "x" else site.middle
         return owner.register_forward_pre_hook(see_input, with_kwargs=True)
     branch = site.attention if name == "attention" else site.mlp
+    if branch is None:
+        raise UsageError(f"the blocks of this model have no {name} branch, which the method scores by")
     return branch.register_forward_hook(see_output)
 
 
