@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -346,6 +346,8 @@ class Subject:
     companions: tuple[str, ...] = ()
     spread: int = 0
     readers: tuple[Any, ...] = ()
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What every variant alike runs within (a scan put in the place of a library's), and what it leaves undone."""
     grid: bool = False
     """Whether the sites put out (B, C, H, W), whose lines are cut (a CNN), instead of (B, N, C)."""
 

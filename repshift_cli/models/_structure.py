@@ -1,9 +1,9 @@
 """Finding a model's blocks and branches by what they compute, not by what a library calls them.
 
-A pre-norm block computes x' = x + A and x^ = x' + M, a post-norm block x' = norm(x + A) and x^ = norm(x' + M). One
-forward through the first block, with every module inside it watched, shows which module put out A and which M: the ones
-for which both sums hold bit for bit. So LayerScale, qk-norm and next year's names are all the same to us, and a block
-that computes something else is refused, not misread.
+A pre-norm block computes x' = x + A and x^ = x' + M, a post-norm block x' = norm(x + A) and x^ = norm(x' + M), a block
+of a state space model x^ = x + A. One forward through the first block, with every module inside it watched, shows which
+module put out A and which M: the ones for which the sums hold bit for bit. So LayerScale, qk-norm and next year's names
+are all the same to us, and a block that computes something else is refused, not misread.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def find_sites(module: nn.Module, inputs: Any) -> Found:
         if trace is None:
             continue
         paths = _branches(trace)
-        if paths is None:
+        if paths is None or (paths[2] is None and not _alike(blocks, paths[0])):
             seen.append(type(blocks[0]).__name__)
             continue
         beside = companions(blocks[0], trace.x, trace.tokens, trace.given, prefix)
@@ -146,8 +146,11 @@ def _rows(value: Any) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor) and v.ndim == 3), None)
 
 
-def _branches(trace: _Trace) -> tuple[str, str, str] | None:
-    """Paths of (attention, middle, mlp) inside the block, or None where the two sums do not hold.
+_Paths = tuple[str, str | None, str | None]
+
+
+def _branches(trace: _Trace) -> _Paths | None:
+    """Paths of (attention, middle, mlp) inside the block, or None where neither sum holds.
 
     `middle` is the first module that reads x'; of several modules with the same output (a dropout behind a linear) the
     last is taken, so that LayerScale and the like belong to the branch. Modules that run more than once in a block (one
@@ -155,10 +158,10 @@ def _branches(trace: _Trace) -> tuple[str, str, str] | None:
     """
     times = Counter(path for path, _, _ in trace.calls)
     calls = [c for c in trace.calls if times[c[0]] == 1]
-    return _pre_norm(calls, trace) or _post_norm(calls, trace)
+    return _pre_norm(calls, trace) or _post_norm(calls, trace) or _single(calls, trace)
 
 
-def _pre_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
+def _pre_norm(calls: list[_Call], trace: _Trace) -> _Paths | None:
     for start, (middle, candidate, _) in enumerate(calls):
         attention = _last_adding(calls[:start], trace.x, candidate)
         mlp = _last_adding(calls[start:], candidate, trace.out)
@@ -167,7 +170,7 @@ def _pre_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
     return None
 
 
-def _post_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
+def _post_norm(calls: list[_Call], trace: _Trace) -> _Paths | None:
     """As in BERT: one module norms x + A into x', a later one x' + M into the block's output."""
     last = next((c for c in reversed(calls) if _same(c[2], trace.out)), None)
     if last is None:
@@ -181,20 +184,37 @@ def _post_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None
     return None
 
 
+def _single(calls: list[_Call], trace: _Trace) -> _Paths | None:
+    """As in Mamba: one branch, x^ = x + Y, which stands in the place of attention."""
+    branch = _last_adding(calls, trace.x, trace.out)
+    return None if branch is None else (branch, None, None)
+
+
+def _alike(blocks: list[nn.Module], path: str) -> bool:
+    """Whether it is the same in all blocks: where attention and MLP take turns, a block is but half of one."""
+    return len({type(dict(block.named_modules()).get(path)) for block in blocks}) == 1
+
+
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.shape == other.shape and torch.equal(one, other)
+    if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(one, other)
 
 
 def _last_adding(calls: list[_Call], before: Tensor, after: Tensor | None) -> str | None:
-    """The last module whose output added to `before` is `after`, bit for bit."""
+    """The last module whose output added to `before` is `after`, bit for bit, in the dtype of `after`.
+
+    A residual may be held in fp32 beside branches in half precision (Mamba's `residual_in_fp32`).
+    """
     for path, _, result in reversed(calls):
-        if after is not None and result.shape == before.shape == after.shape and torch.equal(before + result, after):
+        if after is not None and result.shape == before.shape and _same(before.to(after.dtype) + result, after):
             return path
     return None
 
 
-def _site(block: nn.Module, attention: str, middle: str, mlp: str) -> Site:
-    return Site(block, block.get_submodule(attention), block.get_submodule(middle), block.get_submodule(mlp))
+def _site(block: nn.Module, *paths: str | None) -> Site:
+    """The block with its attention, middle and MLP; a part that it lacks is None."""
+    return Site(block, *(None if path is None else block.get_submodule(path) for path in paths))
 
 
 _PREFIX_NAMES = ("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token")

@@ -148,7 +148,8 @@ class _Block:
     def __enter__(self) -> None:
         block = self._site.block
         self._handles.append(block.register_forward_pre_hook(self._begin_block, prepend=True))
-        self._handles.append(self._site.middle.register_forward_pre_hook(self._turn, prepend=True))
+        if self._site.middle is not None:
+            self._handles.append(self._site.middle.register_forward_pre_hook(self._turn, prepend=True))
         direct = set(block.children())
         for module in block.modules():
             if module is not block and not isinstance(module, SILENT) and (module in direct or _is_part(module)):
