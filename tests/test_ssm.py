@@ -231,10 +231,11 @@ def test_mamba_is_the_plain_forward(
         with pruned(language, repshift, asked(keep, layers, operation, form)):
             logits = language.logits(call(language.module, language.inputs))
         assert torch.equal(call(language.module, language.inputs).logits, before)
+        through_head = (expected @ language.module.lm_head.weight.T).float()
     assert logits.shape == (BATCH, language.module.config.vocab_size)
     assert read[1].dtype == torch.float64
     torch.testing.assert_close(read[1][:, -1], expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(logits, (expected @ language.module.lm_head.weight.T).float(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(logits, through_head, rtol=1e-6, atol=1e-5)
     assert not torch.allclose(logits, before[:, -1], rtol=1e-3, atol=1e-3)
 
 
