@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from repshift_cli import catalog, machine
 from repshift_cli.attention._seam import attending
 from repshift_cli.counters._traffic import CounterError
 from repshift_cli.counters.choice import Choice
 from repshift_cli.executions import compiled, delayed, graph
+from repshift_cli.kernels import paths
+from repshift_cli.kernels.select import not_finite
+from repshift_cli.lanes import Derived
+from repshift_cli.models._clips import clip_files
 from repshift_cli.models._inputs import image_files
 from repshift_cli.plan import Backend
 from repshift_cli.probes.energy import EnergyProbe
@@ -28,6 +33,7 @@ from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.launches import LaunchProbe
 from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
+from repshift_cli.pruning._choice import listening
 from repshift_cli.pruning._hooks import pruned
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
@@ -42,7 +48,7 @@ from repshift_cli.records import (
     call,
     protection,
 )
-from repshift_cli.runner import Derived, Parts, Probe, reason_of
+from repshift_cli.runner import Parts, Probe, reason_of
 
 
 def facts_of(
@@ -71,9 +77,12 @@ def backend_for(name: str, device: str) -> Backend:
     return Backend(part.OFFERS, part.unavailable(device))
 
 
-def check_data(place: str) -> None:
-    """UsageError where there is no image to read."""
-    image_files(place)
+def check_data(place: str, frames: int | None) -> None:
+    """UsageError where there is no image to read, or no clip for a model that takes `frames` of one."""
+    if frames is None:
+        image_files(place)
+    else:
+        clip_files(place)
 
 
 class Workshop:
@@ -95,10 +104,12 @@ class Workshop:
         self._watch = machine.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
+        self._broken: tuple[tuple[Any, ...], Exception] | None = None
         self._probes: tuple[Probe, ...] = ()
         self.parts = Parts(
             prepare=self.prepare,
             verify=_verified,
+            look=_looked,
             probes=lambda step: self._probes,
             timer=timer_for(device),
             watch=self._watch.sample,
@@ -107,11 +118,22 @@ class Workshop:
         )
 
     def subject(self, case: Case) -> Subject:
-        """The built model of the case's group, built once for all cases of the group that come after each other."""
+        """The built model of the case's group, built once for all cases of the group that come after each other.
+
+        A model that could not be built is not tried again: the error is raised anew.
+        """
+        if self._broken is not None and self._broken[0] == case.group:
+            raise self._broken[1]
         if self._group != case.group:
             self._subject, self._probes, self._group = None, (), None
             _free()
-            subject = _built(case)
+            try:
+                subject = _built(case)
+            except UsageError:
+                raise
+            except Exception as error:
+                self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
+                raise
             self._probes = (
                 FidelityProbe(subject),
                 MemoryProbe(partial(machine.process_bytes, case.device), partial(machine.card_bytes, case.device)),
@@ -149,8 +171,8 @@ def _built(case: Case) -> Subject:
         return subject
     if subject.roles is not None or subject.central or subject.grid:
         raise UsageError(f"--protect does not apply to {case.model}: its tokens are not a row from first to last")
-    rest = subject.tokens - first - last
-    return replace(subject, prefix=subject.prefix + first, suffix=subject.suffix + last, tokens=rest)
+    prefix, suffix, rest = subject.prefix + first, subject.suffix + last, subject.tokens - first - last
+    return replace(subject, prefix=prefix, suffix=suffix, tokens=rest, own_prefix=subject.prefix)
 
 
 def _step(case: Case, subject: Subject) -> Step:
@@ -191,6 +213,20 @@ def _verified(step: Step) -> str:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)
     return verify(step, backend.OPS, backend.KERNELS)
+
+
+def _looked(step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths that pruning's kernels took in one forward, and where its scores were not finite."""
+    found: list[Tensor] = []
+    with step.operators.active(), paths.seen() as ran, listening(lambda scores: found.append(not_finite(scores).sum())):
+        step.operators.forward()
+    counts = [(layer, int(count)) for layer, count in zip(step.case.layers, found, strict=False)]
+    words = (
+        f"{count} scores after block {layer} are not finite: such tokens count as highest and stay"
+        for layer, count in counts
+        if count
+    )
+    return tuple(ran), tuple(words)
 
 
 @cache

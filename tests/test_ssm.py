@@ -77,7 +77,7 @@ def small_vim(request: pytest.FixtureRequest) -> tuple[VisionMamba, Subject]:
 
 
 def vim_subject(module: VisionMamba, inputs: Any) -> Subject:
-    sites = find_sites(module, inputs).sites
+    sites = find_sites(module, inputs, scanning=True).sites
     return Subject(module, inputs, (inputs,), sites, 0, 0, "img", vim.itself, vim.itself, central=1)
 
 

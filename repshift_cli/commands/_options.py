@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +28,7 @@ Model = Annotated[
     typer.Option(
         metavar="LIST",
         help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
-        "package.module:function. (default: vit_b)",
+        "package.module:function or FILE.toml (`repshift explain`). (default: vit_b)",
         rich_help_panel=SWEEP,
         autocompletion=_complete.model_names,
     ),
@@ -138,7 +139,9 @@ Weights = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="Image or folder of images as input. (default: random pixels)", rich_help_panel=SWEEP
+        metavar="PATH",
+        help="Image or clip as input, or a folder of such. (default: random pixels)",
+        rich_help_panel=SWEEP,
     ),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", rich_help_panel=MEASURE)]
@@ -176,11 +179,13 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_full_names(sweep: Axes) -> Axes:
-    """The sweep with its variants by their parts' own names, every name checked: no import here takes time."""
+    """The sweep with its variants by their parts' own names, every name and path checked: no import here takes time."""
     for name in sweep.model:
         catalog.resolve_model(name)
     if sweep.weights is not None and len(sweep.model) > 1:
         raise UsageError("--weights fits one model; name one with --model")
+    if sweep.data is not None and not Path(sweep.data).exists():
+        raise UsageError(f"--data: no such file or folder: {sweep.data}")
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
     return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
@@ -197,13 +202,15 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     """The sweep's cells, `sweep.variant` being full names."""
     from repshift_cli import assemble, plan
 
-    if sweep.data is not None:
-        assemble.check_data(sweep.data)
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: assemble.backend_for(name, device) for name in names}
     methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
-    return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+    planned = plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+    if sweep.data is not None:
+        for frames in dict.fromkeys(p.case.frames for p in planned):
+            assemble.check_data(sweep.data, frames)
+    return planned
 
 
 def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:

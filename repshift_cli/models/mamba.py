@@ -68,7 +68,7 @@ def build(case: Case) -> Subject:
     inputs = {"input_ids": _prompts(module, case), "use_cache": False, "logits_to_keep": 1}
     context, scan = _scan_of(module)
     with context():
-        found = find_sites(module, inputs)
+        found = find_sites(module, inputs, scanning=True)
     return Subject(
         module=module,
         inputs=inputs,

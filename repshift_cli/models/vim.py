@@ -47,7 +47,7 @@ def build(case: Case) -> Subject:
     """The model and its inputs on the case's device, in the case's dtype, with its blocks found."""
     module, warnings = _module(case)
     evaluation = tuple({"pixel_values": images} for images in _images(case))
-    found = find_sites(module, evaluation[0])
+    found = find_sites(module, evaluation[0], scanning=True)
     return Subject(
         module=module,
         inputs=evaluation[0],

