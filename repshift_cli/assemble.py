@@ -202,7 +202,7 @@ def _eager(case: Case, subject: Subject) -> Step:
 
     @contextmanager
     def active() -> Iterator[None]:
-        with torch.inference_mode(), attending(backend), pruned(subject, method, case):
+        with torch.inference_mode(), subject.context(), attending(backend), pruned(subject, method, case):
             yield
 
     module, inputs = subject.module, subject.inputs

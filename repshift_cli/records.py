@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from decimal import Decimal
 from math import isqrt
@@ -351,6 +351,8 @@ class Subject:
     companions: tuple[str, ...] = ()
     spread: int = 0
     readers: tuple[Any, ...] = ()
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What every variant alike runs within (a scan put in the place of a library's); afterwards all is as it was."""
     own_prefix: int | None = None
     """The leading tokens for which a companion may have no entry: those of the model, where --protect adds others."""
     grid: bool = False

@@ -1,9 +1,9 @@
 """Finding a model's blocks and branches by what they compute, not by what a library calls them.
 
-A pre-norm block computes x' = x + A and x^ = x' + M, a post-norm block x' = norm(x + A) and x^ = norm(x' + M). One
-forward through the first block, with every module inside it watched, shows which module put out A and which M: the ones
-for which both sums hold bit for bit. So LayerScale, qk-norm and next year's names are all the same to us, and a block
-that computes something else is refused, not misread.
+A pre-norm block computes x' = x + A and x^ = x' + M, a post-norm block x' = norm(x + A) and x^ = norm(x' + M), a block
+of a state space model x^ = x + A. One forward through the first block, with every module inside it watched, shows which
+module put out A and which M: the ones for which the sums hold bit for bit. So LayerScale, qk-norm and next year's names
+are all the same to us, and a block that computes something else is refused, not misread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models._companions import Companions, companions
+from repshift_cli.models._companions import PLACES, Companions, companions
 from repshift_cli.models._companions import rows_of as _rows
 from repshift_cli.records import Site, UsageError, call
 
@@ -68,24 +68,26 @@ class Trace:
     calls: list[_Call] = field(default_factory=list)
 
 
-def find_sites(module: nn.Module, inputs: Any) -> Found:
+def find_sites(module: nn.Module, inputs: Any, scanning: bool = False) -> Found:
     """The blocks of `module`, from one forward that ends after the first of them.
 
-    `inputs` is a dict or a tuple of tensors. Raises NoSites.
+    `inputs` is a dict or a tuple of tensors. `scanning`: the family knows that its blocks go by the order of their
+    tokens alone, in a scan or a convolution over whatever tokens there are, which dropping is meant to shorten. Raises
+    NoSites.
     """
     looked: list[tuple[str, str]] = []
     seen: list[str] = []
     prefix = prefix_tokens(module)
     for blocks in _repeated(module):
         trace = watch_first(module, blocks[0], inputs)
-        paths = _branches(trace) if trace is not None else None
+        paths = _branches(trace, blocks) if trace is not None else None
         if trace is None or paths is None:
             looked.append((pattern(module, blocks), _why_not(trace)))
             seen += [type(blocks[0]).__name__ + _folding(trace)] if trace is not None else []
             continue
         site = site_of(blocks[0], *paths)
         beside = companions(blocks[0], site.attention, trace.x, trace.tokens, trace.given, prefix)
-        if beside.unfit is not None:
+        if beside.unfit is not None and not (scanning and beside.unfit == PLACES):
             name = type(blocks[0]).__name__
             looked.append((pattern(module, blocks), f"they {beside.unfit}"))
             raise NoSites(f"{type(module).__name__}: its blocks ({name}) {beside.unfit}; none can be dropped", looked)
@@ -190,14 +192,17 @@ def _hooked(handles: list[Any], block: tuple[nn.Module, Any, Any]) -> Iterator[N
             handle.remove()
 
 
-def _branches(trace: Trace) -> tuple[str, str, str] | None:
-    """Paths of (attention, middle, mlp) inside the block, or None where the two sums do not hold.
+_Paths = tuple[str, str | None, str | None]
+
+
+def _branches(trace: Trace, blocks: list[nn.Module]) -> _Paths | None:
+    """Paths of (attention, middle, mlp) inside the first block, or None where neither sum holds.
 
     `middle` is the first module that reads x'; of several modules with the same output (a dropout behind a linear) the
     last is taken, so that LayerScale and the like belong to the branch. Modules that run more than once in a block (one
     dropout for both branches) are passed over: a hook on them could not tell the branches apart.
     """
-    return _pre_norm(once(trace), trace) or _post_norm(once(trace), trace)
+    return _pre_norm(once(trace), trace) or _post_norm(once(trace), trace) or _single(trace, blocks)
 
 
 def once(trace: Trace) -> list[_Call]:
@@ -206,7 +211,7 @@ def once(trace: Trace) -> list[_Call]:
     return [c for c in trace.calls if times[c[0]] == 1]
 
 
-def _pre_norm(calls: list[_Call], trace: Trace) -> tuple[str, str, str] | None:
+def _pre_norm(calls: list[_Call], trace: Trace) -> _Paths | None:
     for start, (middle, candidate, _) in enumerate(calls):
         attention = last_adding(calls[:start], trace.x, candidate)
         mlp = last_adding(calls[start:], candidate, trace.out)
@@ -215,7 +220,7 @@ def _pre_norm(calls: list[_Call], trace: Trace) -> tuple[str, str, str] | None:
     return None
 
 
-def _post_norm(calls: list[_Call], trace: Trace) -> tuple[str, str, str] | None:
+def _post_norm(calls: list[_Call], trace: Trace) -> _Paths | None:
     """As in BERT: one module norms x + A into x', a later one x' + M into the block's output."""
     totals = [given for _, given, result in reversed(calls) if _same(result, trace.out)]
     for end, (_, total, normed) in enumerate(calls):
@@ -227,14 +232,30 @@ def _post_norm(calls: list[_Call], trace: Trace) -> tuple[str, str, str] | None:
     return None
 
 
+def _single(trace: Trace, blocks: list[nn.Module]) -> _Paths | None:
+    """As in Mamba: one branch, x^ = x + Y, which stands in the place of attention.
+
+    It must be the same in all blocks: where attention and MLP take turns, a block is but half of one.
+    """
+    branch = last_adding(once(trace), trace.x, trace.out)
+    if branch is None or len({type(dict(block.named_modules()).get(branch)) for block in blocks}) > 1:
+        return None
+    return branch, None, None
+
+
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.shape == other.shape and torch.equal(one, other)
+    if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(one, other)
 
 
 def last_adding(calls: list[_Call], before: Tensor, after: Tensor | None) -> str | None:
-    """The last module whose output added to `before` is `after`, bit for bit."""
+    """The last module whose output added to `before` is `after`, bit for bit, in the dtype of `after`.
+
+    A residual may be held in fp32 beside branches in half precision (Mamba's `residual_in_fp32`).
+    """
     for path, _, result in reversed(calls):
-        if after is not None and result.shape == before.shape == after.shape and torch.equal(before + result, after):
+        if after is not None and result.shape == before.shape and _same(before.to(after.dtype) + result, after):
             return path
     return None
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from repshift_cli.ranges import BLOCK, CONVOLUTION, listening, part
+from repshift_cli.ranges import BLOCK, CONVOLUTION, MIXER, listening, part
 from repshift_cli.records import Site, Step
 
 try:  # a tenth of record_function's cost on the host; torch's compiler opens its own ranges by it
@@ -136,8 +136,8 @@ class _Block:
     """Hooks on one block that open a range around it, and around each module in it that is a part.
 
     Before the module that reads x', modules belong to attention (linear ones there are projections); from it on they
-    belong to the MLP; in a CNN's stage they are convolutions. Norms are norms anywhere.
-    Bare parameters (LayerScale) and the residual sums stay with the block.
+    belong to the MLP; in a CNN's stage they are convolutions. The only branch of a block is its mixer. Norms are norms
+    anywhere. Bare parameters (LayerScale) and the residual sums stay with the block.
     """
 
     def __init__(self, site: Site, number: int, grid: bool) -> None:
@@ -191,7 +191,9 @@ class _Block:
             return CONVOLUTION
         if self._behind:
             return "mlp"
-        return "projection" if isinstance(module, LINEAR) or _is_transposed_linear(module) else "attention"
+        if isinstance(module, LINEAR) or _is_transposed_linear(module):
+            return "projection"
+        return MIXER if self._site.attention is not None and self._site.mlp is None else "attention"
 
 
 def _is_part(module: nn.Module) -> bool:
