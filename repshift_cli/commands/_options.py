@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -138,7 +139,10 @@ Weights = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="Image or folder of images as input. (default: random pixels)", rich_help_panel=SWEEP
+        metavar="PATH",
+        help="Image or folder of images as input; for text models a text file with one sentence per line, or a folder "
+        "of such .txt files. (default: random pixels or tokens)",
+        rich_help_panel=SWEEP,
     ),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", rich_help_panel=MEASURE)]
@@ -197,13 +201,12 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     """The sweep's cells, `sweep.variant` being full names."""
     from repshift_cli import assemble, plan
 
-    if sweep.data is not None:
-        assemble.check_data(sweep.data)
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: assemble.backend_for(name, device) for name in names}
     methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
-    return plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+    facts_of = partial(assemble.facts_of, sweep.weights, data=sweep.data)
+    return plan.expand(sweep, device, facts_of, backends, methods)
 
 
 def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:

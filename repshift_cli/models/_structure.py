@@ -169,13 +169,11 @@ def _pre_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
 
 def _post_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
     """As in BERT: one module norms x + A into x', a later one x' + M into the block's output."""
-    last = next((c for c in reversed(calls) if _same(c[2], trace.out)), None)
-    if last is None:
-        return None
+    totals = [given for _, given, result in reversed(calls) if _same(result, trace.out)]
     for end, (_, total, normed) in enumerate(calls):
         attention = _last_adding(calls[:end], trace.x, total)
-        mlp = _last_adding(calls[end:], normed, last[1])
         middle = next((path for path, given, _ in calls[end:] if _same(given, normed)), None)
+        mlp = next((path for out in totals if (path := _last_adding(calls[end:], normed, out))), None)
         if attention is not None and mlp is not None and middle is not None:
             return attention, middle, mlp
     return None

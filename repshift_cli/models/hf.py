@@ -1,24 +1,33 @@
-"""Any ViT-like checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
+"""Any ViT-like or BERT-like checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD
+from repshift_cli.models import _text
+from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD, image_files
 from repshift_cli.models._transformers import Recipe, family, first_line, weights_file
-from repshift_cli.records import UsageError
+from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+_ENCODERS = {
+    "bert": "BertModel",
+    "electra": "ElectraModel",
+    "modernbert": "ModernBertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+}
+"""The text encoders, by what their configurations call them."""
+LENGTH = 512
+"""The most random tokens of a sequence where nothing else is said."""
 
 
 def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     import transformers
 
     place = name.removeprefix("hf:")
-    if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
-        weights_file(place)
     config = _config(place)
     model = getattr(transformers, _class_name(config, place), None)
     if model is None:
@@ -37,6 +46,8 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
 def _config(place: str) -> Any:
     from transformers import AutoConfig
 
+    if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
+        weights_file(place)
     try:
         return AutoConfig.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
@@ -67,4 +78,44 @@ def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(stored.get("image_mean", IMAGENET_MEAN)), tuple(stored.get("image_std", IMAGENET_STD))
 
 
-facts, build = family(_recipe)
+def _encoder(name: str) -> _text.Encoder:
+    import transformers
+
+    place = name.removeprefix("hf:")
+    config = _config(place)
+    model = getattr(transformers, _ENCODERS[config.model_type])
+    positions = config.max_position_embeddings
+    if "roberta" in config.model_type:
+        positions -= config.pad_token_id + 1  # it counts positions from behind the padding's
+    recipe = _text.transformers_recipe(model, config, place)
+    return _text.Encoder(recipe, LENGTH, positions, window=getattr(config, "sliding_window", None))
+
+
+_IMAGES, _TEXT = family(_recipe), _text.family(_encoder)
+
+
+def _is_text(name: str) -> bool:
+    return _config(name.removeprefix("hf:")).model_type in _ENCODERS
+
+
+def facts(
+    name: str,
+    image_size: int | None = None,
+    frames: int | None = None,
+    weights: str | None = None,
+    length: int | None = None,
+    data: str | None = None,
+) -> Facts:
+    """What planning must know, by the family that the checkpoint's configuration names."""
+    if _is_text(name):
+        return _TEXT[0](name, image_size, frames, weights, length, data)
+    if length is not None:
+        raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
+    if data is not None:
+        image_files(data)
+    return _IMAGES[0](name, image_size, frames, weights)
+
+
+def build(case: Case) -> Subject:
+    """The checkpoint's model and its inputs."""
+    return (_TEXT if _is_text(case.model) else _IMAGES)[1](case)
