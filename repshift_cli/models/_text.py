@@ -75,38 +75,47 @@ def family(encoder: Callable[[str], Encoder]) -> tuple[Callable[..., Facts], Cal
         """The encoder and its sentences on the case's device, in the case's dtype, with its blocks found."""
         made = encoder(case.model)
         module, warnings = in_place(made.recipe, case)
-        whole = SentenceEncoder(module).eval()
         evaluation, more = _inputs(made, case)
-        found = find_sites(whole, evaluation[0])
-        return Subject(
-            module=whole,
-            inputs=evaluation[0],
-            evaluation=evaluation,
-            sites=found.sites,
-            companions=found.companions,
-            spread=found.spread,
-            prefix=0,
-            tokens=found.entering - SPECIAL,
-            marked=SPECIAL,
-            roles=roles,
-            readers=(whole.pool,),
-            units="seq",
-            logits=logits,
-            pooled=pooled,
-            warnings=(*warnings, *more),
-        )
+        return subject_of(SentenceEncoder(module).eval(), evaluation, (*warnings, *more))
 
     return facts, build
 
 
+def subject_of(
+    whole: SentenceEncoder, evaluation: tuple[dict[str, Tensor], ...], warnings: tuple[str, ...] = ()
+) -> Subject:
+    """The encoder with its blocks found, the ends of each sentence protected, and the mask cut for the mean too."""
+    found = find_sites(whole, evaluation[0])
+    return Subject(
+        module=whole,
+        inputs=evaluation[0],
+        evaluation=evaluation,
+        sites=found.sites,
+        companions=found.companions,
+        spread=found.spread,
+        prefix=0,
+        tokens=found.entering - SPECIAL,
+        marked=SPECIAL,
+        roles=roles,
+        readers=(whole.pool,),
+        units="seq",
+        logits=logits,
+        pooled=pooled,
+        warnings=warnings,
+    )
+
+
 def transformers_recipe(model: type, config: Any, checkpoint: str | None = None) -> Recipe:
     """A recipe without the library's own pooler, which reads the first token only and is not used here."""
-    return Recipe(model, config, checkpoint, units="seq", unused=("pooler.",), prepare=_without_pooler)
+    return Recipe(model, config, checkpoint, units="seq", unused=("pooler.",), prepare=_prepared)
 
 
-def _without_pooler(module: Any) -> None:
+def _prepared(module: Any) -> None:
+    """No pooler; rotary frequencies made anew, for they are fp32 in every dtype and have been rounded like weights."""
     if hasattr(module, "pooler"):
         module.pooler = None
+    if hasattr(module, "rotary_emb"):
+        module.rotary_emb = type(module.rotary_emb)(module.config).to(module.device)
 
 
 def _facts(name: str, made: Encoder, weights: str | None, length: int | None, data: str | None) -> Facts:
