@@ -4,8 +4,9 @@
 
 writes FOLDER/dinov2_s (a DINOv2 ViT-S/14 checkpoint for `Dinov2Model.from_pretrained`, at 224 pixels),
 FOLDER/photos (24 colour photos) and FOLDER/minilm (the sentence encoder all-MiniLM-L6-v2 with its tokenizer, for which
-tests/real/sentences.txt has 24 pairs of sentences of similar meaning, written for this purpose). Needs `onnx`, and with --verify also `onnxruntime`. Exit status 3 says that the
-packages could not be downloaded, 1 that something else went wrong.
+tests/real/sentences.txt has 24 pairs of sentences of similar meaning, written for this purpose). Needs `onnx`, and with
+--verify also `onnxruntime`. Exit status 3 says that the packages could not be downloaded, 1 that something else went
+wrong.
 """
 
 import argparse
