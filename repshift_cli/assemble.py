@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from repshift_cli import catalog, machine
 from repshift_cli.attention._seam import attending
 from repshift_cli.counters._traffic import CounterError
 from repshift_cli.counters.choice import Choice
 from repshift_cli.executions import compiled, delayed, graph
+from repshift_cli.kernels import paths
+from repshift_cli.kernels.select import not_finite
+from repshift_cli.lanes import Derived
+from repshift_cli.models._clips import clip_files
 from repshift_cli.models._inputs import image_files
 from repshift_cli.plan import Backend
 from repshift_cli.probes.energy import EnergyProbe
@@ -28,6 +33,7 @@ from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.launches import LaunchProbe
 from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
+from repshift_cli.pruning._choice import listening
 from repshift_cli.pruning._hooks import pruned
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
@@ -42,7 +48,7 @@ from repshift_cli.records import (
     call,
     protection,
 )
-from repshift_cli.runner import Derived, Parts, Probe, reason_of
+from repshift_cli.runner import Parts, Probe, reason_of
 
 
 def facts_of(
@@ -55,14 +61,12 @@ def facts_of(
 ) -> Facts:
     """What planning must know of a model, from the family that builds it; UsageError where the model does not say.
 
-    `length` and `data` go to families whose `facts` take them: those of sequences of tokens. Others read images.
+    `length` and `data` go to families whose `facts` take them: those of sequences of tokens.
     """
     family = catalog.load(catalog.resolve_model(name))
     taken = inspect.signature(family.facts).parameters
     if length is not None and "length" not in taken:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
-    if data is not None and "data" not in taken:
-        image_files(data)
     given = {"length": length, "data": data}
     extra = {option: value for option, value in given.items() if value is not None and option in taken}
     try:
@@ -78,6 +82,14 @@ def backend_for(name: str, device: str) -> Backend:
     """An attention back end as planning sees it."""
     part = catalog.load(catalog.find("attention", name))
     return Backend(part.OFFERS, part.unavailable(device))
+
+
+def check_data(place: str, frames: int | None) -> None:
+    """UsageError where there is no image to read, or no clip for a model that takes `frames` of one."""
+    if frames is None:
+        image_files(place)
+    else:
+        clip_files(place)
 
 
 class Workshop:
@@ -103,6 +115,7 @@ class Workshop:
         self.parts = Parts(
             prepare=self.prepare,
             verify=_verified,
+            look=_looked,
             probes=lambda step: self._probes,
             timer=timer_for(device),
             watch=self._watch.sample,
@@ -195,6 +208,20 @@ def _verified(step: Step) -> str:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)
     return verify(step, backend.OPS, backend.KERNELS)
+
+
+def _looked(step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths that pruning's kernels took in one forward, and where its scores were not finite."""
+    found: list[Tensor] = []
+    with step.operators.active(), paths.seen() as ran, listening(lambda scores: found.append(not_finite(scores).sum())):
+        step.operators.forward()
+    counts = [(layer, int(count)) for layer, count in zip(step.case.layers, found, strict=False)]
+    words = (
+        f"{count} scores after block {layer} are not finite: such tokens count as highest and stay"
+        for layer, count in counts
+        if count
+    )
+    return tuple(ran), tuple(words)
 
 
 @cache

@@ -15,8 +15,8 @@ from typing import Any
 
 SCHEMA_VERSION = 3
 """Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
-measurement; 3 adds `protect`, `removal` and `length` of a case. Older files are read: what they lack has its
-default."""
+measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record. Older files are read: what they
+lack has its default."""
 
 METHODS_WITHOUT_PRUNING = "none"
 OPERATIONS = ("mlp", "attention", "block")
@@ -193,7 +193,8 @@ class Record:
     """What became of one case: `ok`, `skipped` (impossible here, never tried) or `failed` (tried), with the reason.
 
     `tokens` are the tokens, prefix included, at the input and after each cut: (197, 119). `kernel` is what attention
-    was seen to run on; `stopped_by` is `precision` or `budget`; `warmup` counts the untimed forwards.
+    was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
+    `budget`; `warmup` counts the untimed forwards.
     """
 
     case: Case
@@ -201,6 +202,7 @@ class Record:
     reason: str | None = None
     tokens: tuple[int, ...] = ()
     kernel: str | None = None
+    paths: tuple[str, ...] = ()
     rounds: int = 0
     warmup: int = 0
     stopped_by: str | None = None

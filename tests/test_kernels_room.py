@@ -10,9 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from repshift_cli.kernels.select import gather, top
-from repshift_cli.kernels.shift import distance, length
+from repshift_cli.kernels import paths
+from repshift_cli.kernels.cut import gather, gather_add
+from repshift_cli.kernels.select import not_finite, top
+from repshift_cli.kernels.shift import distance, length, moved_from
+from repshift_cli.records import UsageError
 
 KINDS = ("l2", "l1", "cosine")
 
@@ -132,3 +136,110 @@ def test_shapes_never_depend_on_values() -> None:
         kept = gather(hidden, 1, top(distance(hidden[:, 1:], hidden[:, 1:], "l2"), 4))
     assert kept.shape == (2, 5, 8)
     assert kept.device.type == "meta"
+
+
+@pytest.mark.parametrize("tokens", [50, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_of_equal_scores_the_lower_position_is_kept(tokens: int, dtype: torch.dtype) -> None:
+    """Short rows are sorted, long ones cut at a threshold; NaN counts as +inf, -0.0 as 0.0."""
+    kinds = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 2.0, -3.0], dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    scores = kinds[torch.randint(len(kinds), (3, tokens), generator=generator)]
+    rank = [[math.inf if s != s else s for s in row] for row in scores.tolist()]
+    for count in (1, tokens // 3, tokens - 1, tokens, tokens + 5):
+        expected = [sorted(sorted(range(tokens), key=lambda i, r=row: -r[i])[:count]) for row in rank]
+        assert top(scores, count).tolist() == expected
+
+
+def test_scores_that_are_not_finite_are_counted() -> None:
+    scores = torch.tensor([[1.0, math.nan, math.inf], [0.0, 2.0, -math.inf], [1.0, 2.0, 3.0]])
+    assert not_finite(scores).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_moved_is_summed_without_rounding(dtype: torch.dtype) -> None:
+    before = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]], dtype=dtype)
+    branch = torch.tensor([[[-1.0, 2.0], [3e-4, 0.0]]], dtype=dtype)
+    assert moved_from(before, branch, "cosine").tolist() == [[1.0, 0.0]]
+    assert moved_from(before, branch, "l1")[0, 0] == 3
+    large = torch.full((1, 1, 1), 6e4, dtype=dtype)
+    assert distance(large, -large, "l1").item() == 120000
+
+
+def test_adding_only_what_is_kept() -> None:
+    middle, branch = torch.randn(2, 3, 6, 4).to(torch.bfloat16)
+    indices = torch.tensor([[0, 3], [1, 2], [2, 4]])
+    assert torch.equal(gather_add(middle, branch, 1, indices), gather(middle + branch, 1, indices))
+
+
+def test_the_path_on_a_cpu() -> None:
+    """Plain torch, seen as such; Triton is refused in a sentence, also where it is installed."""
+    with paths.seen() as ran, paths.seen() as inner:
+        top(torch.zeros(1, 3), 2)
+        length(torch.zeros(1, 3, 2), "l2")
+    assert ran == inner == ["score:torch", "select:torch"]
+    with paths.using("triton", "select"):
+        length(torch.zeros(1, 3, 2), "l2")
+        with paths.using("torch"):
+            top(torch.zeros(1, 3), 2)
+        with pytest.raises(UsageError, match="TRITON_INTERPRET=1"):
+            top(torch.zeros(1, 3), 2)
+    top(torch.zeros(1, 3), 2)
+    with pytest.raises(UsageError, match="unknown kernel path"), paths.using("cuda"):
+        pass
+
+
+def test_compiles_without_a_break() -> None:
+    def chain(middle: Tensor, branch: Tensor) -> Tensor:
+        return gather_add(middle, branch, 1, top(moved_from(middle[:, 1:], branch[:, 1:], "cosine"), 5))
+
+    middle, branch = torch.randn(2, 2, 9, 4)
+    with torch.inference_mode():
+        compiled = torch.compile(chain, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(middle, branch), chain(middle, branch))
+
+
+class Launches(TorchDispatchMode):
+    """Counts operators that compute: no views, no allocations, nothing about types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = f(*args, **(kwargs or {}))
+        free = out is args[0] and f.overloadpacket is torch.ops.aten.to
+        alias = any(r.alias_info is not None and not r.alias_info.is_write for r in f._schema.returns)
+        view = alias and isinstance(out, Tensor) and any(isinstance(a, Tensor) and out.dtype == a.dtype for a in args)
+        named = f.name().startswith(("aten::empty", "aten::new_empty", "aten::promote_types"))
+        self.count += not (free or view or named)
+        return out
+
+
+ROWS = torch.zeros(1, 5, 3)
+HALF = ROWS.bfloat16()
+LONG = torch.zeros(1, 300)
+SOME = torch.zeros(1, 2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("launches", "call"),
+    [
+        (2, lambda: distance(ROWS, ROWS, "l2")),
+        (3, lambda: distance(HALF, HALF, "l2")),
+        (9, lambda: distance(ROWS, ROWS, "cosine")),
+        (11, lambda: distance(HALF, HALF, "cosine")),
+        (10, lambda: moved_from(ROWS, ROWS, "cosine")),
+        (11, lambda: moved_from(HALF, HALF, "cosine")),
+        (1, lambda: length(ROWS, "l2")),
+        (3, lambda: top(ROWS[..., 0], 2)),
+        (14, lambda: top(LONG, 2)),
+        (3, lambda: gather(ROWS, 0, SOME)),
+        (6, lambda: gather(ROWS, 2, SOME)),
+        (5, lambda: gather_add(ROWS, ROWS, 0, SOME)),
+    ],
+)
+def test_launches_are_as_documented(launches: int, call: Any) -> None:
+    with torch.inference_mode(), Launches() as seen:
+        call()
+    assert seen.count == launches

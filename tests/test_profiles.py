@@ -14,9 +14,8 @@ def axes_of(name: str) -> Axes:
 
 
 def test_the_promised_profiles_ship() -> None:
-    assert {"quick", "break-even", "paper-deit", "paper-umt", "keep-sweep", "layer-sweep", "ci"} <= set(
-        shipped_profiles()
-    )
+    papers = {"paper-deit", "paper-retrieval", "paper-qa"}
+    assert {"quick", "break-even", *papers, "keep-sweep", "layer-sweep", "ci"} <= set(shipped_profiles())
 
 
 @pytest.mark.parametrize("name", shipped_profiles())
@@ -32,10 +31,11 @@ def test_paper_deit_is_table_5() -> None:
     assert axes.layers == ((1, 4, 7),)
 
 
-def test_paper_umt_is_tables_2_and_4() -> None:
-    axes = axes_of("paper-umt")
+@pytest.mark.parametrize(("name", "keep"), [("paper-retrieval", 0.8), ("paper-qa", 0.9)])
+def test_the_papers_video_tables_2_and_4(name: str, keep: float) -> None:
+    axes = axes_of(name)
     assert (axes.model, axes.batch, axes.frames) == (("umt_b", "umt_l"), (20,), (12,))
-    assert (axes.keep, axes.layers) == ((0.8, 0.9), ((1, 2, 3),))
+    assert (axes.keep, axes.layers) == ((keep,), ((1, 2, 3),))
 
 
 def test_a_range_in_a_profile_is_the_command_lines() -> None:

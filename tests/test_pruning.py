@@ -232,7 +232,7 @@ def test_random_follows_the_seed() -> None:
 
 def test_random_takes_every_token_alike() -> None:
     torch.manual_seed(0)
-    seen = {"out": torch.zeros(4000, 8, 1)}
+    seen = {"rows": torch.zeros(4000, 8, 1)}
     chosen = random.score(seen, case()).topk(4).indices.flatten().bincount()
     assert chosen.sum() == 16000
     assert (chosen - 2000).abs().max() < 6 * math.sqrt(4000 * 0.25)
@@ -262,7 +262,7 @@ def test_a_method_looks_at_no_more_than_it_needs(
 def kept_rows(plain: Plain, method: Any, given: Case) -> list[list[int]]:
     """For each sample the tokens (counted after the prefix) that enter the block after the first cut.
 
-    The blocks' input is watched, and its rows are looked up among the rows that the block before put out.
+    The blocks' input is watched, and its rows are looked up among those that the block before puts out unpruned.
     """
     subject = tiny.subject(plain.module, plain.inputs)
     layer = given.layers[0]
@@ -274,11 +274,14 @@ def kept_rows(plain: Plain, method: Any, given: Case) -> list[list[int]]:
         subject.sites[layer].block.register_forward_pre_hook(lambda m, args: shorter.append(args[0].clone())),
     ]
     try:
+        with pruning(subject, None, given):
+            call(plain.module, plain.inputs)
         with pruning(subject, method, given):
             call(plain.module, plain.inputs)
     finally:
         for handle in handles:
             handle.remove()
+    shorter = shorter[1:]
     assert torch.equal(whole[0][:, : plain.prefix], shorter[0][:, : plain.prefix]), "the prefix stays in its place"
     found = []
     for before, after in zip(whole[0][:, plain.prefix :], shorter[0][:, plain.prefix :], strict=True):

@@ -262,6 +262,29 @@ def videomae() -> Plain:
     )
 
 
+def vivit() -> Plain:
+    """Joint attention over 3 tubelets of 2 frames, 16 positions each, under a class token."""
+    from transformers import VivitConfig, VivitForVideoClassification
+
+    sizes = {**{n: v for n, v in SIZES.items() if n != "patch_size"}, "tubelet_size": [2, 8, 8], "num_frames": 6}
+    module: Module = roughen(VivitForVideoClassification(VivitConfig(**sizes, num_labels=7))).double()
+    body = module.vivit
+
+    def block(b: Module) -> Block:
+        return (lambda x: first(b.attention(b.layernorm_before(x)))), (lambda x: b.mlp(b.layernorm_after(x)))
+
+    return Plain(
+        module,
+        {"pixel_values": pixels(BATCH, 6, 3, 32, 32)},
+        prefix=1,
+        tokens=3 * TOKENS,
+        embed=lambda inputs: body.embeddings(inputs["pixel_values"]),
+        blocks=[block(b) for b in body.layers],
+        finish=lambda x: module.classifier(body.layernorm(x)[:, 0]),
+        compared=lambda out: out.logits,
+    )
+
+
 # --- plain torch ----------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +394,7 @@ FAMILIES: dict[str, Callable[[], Plain]] = {
     "clip": clip,
     "siglip": siglip,
     "videomae": videomae,
+    "vivit": vivit,
     "plain_torch": plain_torch,
     "torch_encoder": torch_encoder,
 }

@@ -140,8 +140,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="Image or folder of images as input; for text models a text file with one sentence per line, or a folder "
-        "of such .txt files. (default: random pixels or tokens)",
+        help="Image or clip as input, or a folder of such; for text encoders a text file with one sentence per line, or "
+        "a folder of .txt files. (default: random pixels or tokens)",
         rich_help_panel=SWEEP,
     ),
 ]
@@ -206,7 +206,11 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     backends = {name: assemble.backend_for(name, device) for name in names}
     methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
     facts_of = partial(assemble.facts_of, sweep.weights, data=sweep.data)
-    return plan.expand(sweep, device, facts_of, backends, methods)
+    planned = plan.expand(sweep, device, facts_of, backends, methods)
+    if sweep.data is not None:
+        for frames in dict.fromkeys(p.case.frames for p in planned if p.case.length is None):
+            assemble.check_data(sweep.data, frames)
+    return planned
 
 
 def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:

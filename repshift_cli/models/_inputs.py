@@ -1,9 +1,10 @@
-"""Inputs: random pixels, or real images read from a file or a folder."""
+"""Inputs: random pixels, or real images read from a file or a folder (clips: `_clips`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from repshift_cli.records import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 
 
 def random_pixels(shape: Sequence[int], seed: int) -> Tensor:
@@ -24,12 +26,14 @@ def image_files(place: str) -> list[Path]:
     """The images of a file or a folder, sorted by name; UsageError where there is none."""
     path = Path(place)
     if path.is_file():
+        if path.suffix.lower() in VIDEOS:
+            raise UsageError(f"the model takes images, and {place} is a clip; give an image or a folder of images")
         return [path]
     if not path.is_dir():
         raise UsageError(f"no such image or folder: {place}")
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in _IMAGES)
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES)
     if not files:
-        raise UsageError(f"no images in {place} (looked for {', '.join(sorted(_IMAGES))})")
+        raise UsageError(f"the model takes images; no images in {place} (looked for {', '.join(sorted(IMAGES))})")
     return files
 
 
@@ -37,19 +41,29 @@ def load_images(
     place: str, size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Tensor:
     """All images of a file or folder as (M, 3, size, size): short side resized (bicubic), centre crop, normalised."""
-    pixels = np.stack([_one(file, size) for file in image_files(place)])
+    return normalised(np.stack([_one(file, size) for file in image_files(place)]), mean, std)
+
+
+def normalised(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(..., H, W, 3) of 0 to 255 as (..., 3, H, W), less `mean` and over `std` of 0 to 1."""
     scaled = (pixels.astype(np.float32) / 255 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(scaled).movedim(-1, -3).contiguous()
+
+
+def fitted(image: Any, size: int) -> np.ndarray:
+    """(size, size, 3) of an image: short side resized (bicubic), centre crop."""
+    from PIL import Image, ImageOps
+
+    fit = ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC)
+    return np.asarray(fit, dtype=np.uint8)
 
 
 def _one(file: Path, size: int) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(file) as image:
-            return np.asarray(
-                ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC), dtype=np.uint8
-            )
+            return fitted(image, size)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the image {file}: {error}") from error
 

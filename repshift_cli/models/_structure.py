@@ -69,7 +69,7 @@ def find_sites(module: nn.Module, inputs: Any) -> Found:
             continue
         paths = _branches(trace)
         if paths is None:
-            seen.append(type(blocks[0]).__name__)
+            seen.append(type(blocks[0]).__name__ + _folding(trace))
             continue
         beside = companions(blocks[0], trace.x, trace.tokens, trace.given, prefix)
         if beside is None:
@@ -83,6 +83,13 @@ def find_sites(module: nn.Module, inputs: Any) -> Found:
         f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(x'), with norms "
         f"in the branches or behind the sums, on tensors (batch, tokens, channels){looked}"
     )
+
+
+def _folding(trace: _Trace) -> str:
+    """What is said of a block in which some module sees another batch than the block: windows, divided attention."""
+    if all(len(result) == len(trace.x) for _, _, result in trace.calls):
+        return ""
+    return " (which folds its tokens into the batch, as windows or frames and positions apart, and needs all of them)"
 
 
 def _repeated(module: nn.Module) -> Iterator[list[nn.Module]]:

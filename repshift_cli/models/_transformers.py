@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift_cli.models._clips import load_clips
 from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD, batches, load_images, random_pixels
 from repshift_cli.models._structure import find_sites, prefix_tokens
 from repshift_cli.records import Case, Facts, Subject, UsageError
@@ -84,19 +85,27 @@ def _facts(made: Recipe, image_size: int | None, weights: str | None) -> Facts:
     config = made.config
     with torch.device("meta"):
         module = made.model(config)
-    size = image_size or config.image_size
-    if image_size is not None and size % config.patch_size:
-        raise UsageError(f"image size {size} is no multiple of the patch size {config.patch_size}")
-    steps = (config.num_frames // config.tubelet_size) if hasattr(config, "num_frames") else 1
+    size, frames = image_size or config.image_size, getattr(config, "num_frames", 1)
+    tubelet, patch = spans(config)
+    if image_size is not None and size % patch:
+        raise UsageError(f"image size {size} is no multiple of the patch size {patch}")
+    if frames % tubelet:
+        raise UsageError(f"{frames} frames are no multiple of the tubelet's {tubelet}")
     return Facts(
         depth=config.num_hidden_layers,
-        tokens=(size // config.patch_size) ** 2 * steps,
+        tokens=(size // patch) ** 2 * (frames // tubelet),
         prefix=prefix_tokens(module),
         head_dim=config.hidden_size // config.num_attention_heads,
         image_size=size,
         frames=getattr(config, "num_frames", None),
         weights=weights or made.checkpoint or "random",
     )
+
+
+def spans(config: Any) -> tuple[int, Any]:
+    """What one token spans: frames, and pixels of a side. A tubelet is a number of frames, or (frames, side, side)."""
+    tubelet = getattr(config, "tubelet_size", 1)
+    return (tubelet, config.patch_size) if isinstance(tubelet, int) else (tubelet[0], tubelet[1])
 
 
 def in_place(made: Recipe, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
@@ -177,17 +186,17 @@ def load_weights(module: nn.Module, place: str) -> None:
 
 
 def _inputs(made: Recipe, module: nn.Module, case: Case) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
-    """What is timed (one batch), and what fidelity is taken on (every image given, in batches of the same shape)."""
+    """What is timed (one batch), and what fidelity is taken on (all images or clips given, in batches of its shape)."""
     config = made.config
     size, channels = case.image_size or config.image_size, getattr(config, "num_channels", 3)
     video = hasattr(config, "num_frames")
-    if case.input != "random":
-        if video:
-            raise UsageError(f"{case.model} takes video; --data reads images")
-        groups = batches(load_images(case.input, size, made.mean, made.std), case.batch)
-    else:
+    if case.input == "random":
         shape = (case.batch, config.num_frames) if video else (case.batch,)
         groups = [random_pixels((*shape, channels, size, size), case.seed)]
+    elif video:
+        groups = batches(load_clips(case.input, config.num_frames, size, made.mean, made.std), case.batch)
+    else:
+        groups = batches(load_images(case.input, size, made.mean, made.std), case.batch)
     extra = {"interpolate_pos_encoding": True} if _interpolates(module, size, config) else {}
     dtype = TORCH_DTYPES[case.dtype]
     made_inputs = tuple({"pixel_values": g.to(case.device, dtype), **extra} for g in groups)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli.models import _text
-from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD, image_files
+from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models._transformers import Recipe, family, first_line, weights_file
+from repshift_cli.models.videomae import place_positions
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
@@ -33,14 +34,17 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     if model is None:
         raise UsageError(f"transformers {transformers.__version__} has no {_class_name(config, place)} for {place}")
     config = getattr(config, "vision_config", config)
-    for needed in ("image_size", "patch_size", "num_hidden_layers"):
+    patch = () if isinstance(getattr(config, "tubelet_size", None), (list, tuple)) else ("patch_size",)
+    for needed in ("image_size", "num_hidden_layers", *patch):
         if not isinstance(getattr(config, needed, None), int):
             raise UsageError(f"{place} is no plain vision transformer: its configuration has no whole {needed}")
-    if frames is not None and hasattr(config, "num_frames"):
-        config.num_frames = frames
     mean, std = _normalisation(place)
-    units = "video" if hasattr(config, "num_frames") else "img"
-    return Recipe(model, config, checkpoint=place, units=units, mean=mean, std=std)
+    if not hasattr(config, "num_frames"):
+        return Recipe(model, config, checkpoint=place, mean=mean, std=std)
+    if image_size not in (None, config.image_size):
+        raise UsageError(f"{place} takes video of {config.image_size} pixels only; leave out --image-size {image_size}")
+    config.num_frames = frames or config.num_frames
+    return Recipe(model, config, place, "video", mean, std, prepare=place_positions)
 
 
 def _config(place: str) -> Any:
@@ -111,8 +115,6 @@ def facts(
         return _TEXT[0](name, image_size, frames, weights, length, data)
     if length is not None:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
-    if data is not None:
-        image_files(data)
     return _IMAGES[0](name, image_size, frames, weights)
 
 

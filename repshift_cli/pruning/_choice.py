@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repshift_cli.kernels.select import gather, top
+from repshift_cli.kernels.cut import gather, gather_add
+from repshift_cli.kernels.select import top
 from repshift_cli.ranges import part
 from repshift_cli.records import Case, Subject, left
 
 Share = tuple[int, int]
 """What one cut drops of the tokens, as a fraction."""
-Cut = Callable[[Tensor], Tensor]
-"""(B | 1, n, C) -> (B | 1, k, C): the rows that stay, of the hidden states or of anything laid out like them."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The rows that stay, of anything laid out like the hidden states: (B | 1, n, C) -> (B | 1, k, C).
+
+    `added(middle, branch)` are those rows of the sum, bit for bit, and no others are added; `stay` is k; `view` says
+    that the rows cost nothing.
+    """
+
+    rows: Callable[[Tensor], Tensor]
+    added: Callable[[Tensor, Tensor], Tensor]
+    stay: int
+    view: bool = False
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.rows(hidden)
 
 
 def fixed(chosen: Sequence[int], subject: Subject, length: int) -> Cut:
@@ -24,10 +42,15 @@ def fixed(chosen: Sequence[int], subject: Subject, length: int) -> Cut:
 
     The first ones without anything behind them are a slice, which costs nothing.
     """
-    if isinstance(chosen, range) and chosen == range(len(chosen)) and not (subject.suffix or subject.central):
-        return lambda rows: rows[:, : subject.prefix + len(chosen)]
+    stay = len(chosen) + subject.protected
     places = tuple(_in_place(list(chosen), subject, length))
-    return lambda rows: rows.index_select(1, _on(places, rows.device))
+
+    view = places == tuple(range(stay))
+
+    def rows(hidden: Tensor) -> Tensor:
+        return hidden[:, :stay] if view else hidden.index_select(1, _on(places, hidden.device))
+
+    return Cut(rows, lambda middle, branch: rows(middle) + rows(branch), stay, view)
 
 
 def _in_place(chosen: list[int], subject: Subject, length: int) -> list[int]:
@@ -63,11 +86,17 @@ def scored(scores: Tensor, subject: Subject, length: int, share: Share) -> Cut:
     if subject.suffix:
         tail = torch.arange(free, free + subject.suffix, device=scores.device)
         indices = torch.cat((indices, tail.expand(len(indices), -1)), dim=1)
-    return partial(_gathered, prefix=subject.prefix, indices=indices)
+    return _gathering(subject.prefix, indices)
 
 
-def _gathered(rows: Tensor, prefix: int, indices: Tensor) -> Tensor:
-    return gather(rows.expand(len(indices), -1, -1), prefix, indices)
+def _gathering(prefix: int, indices: Tensor) -> Cut:
+    def rows(hidden: Tensor) -> Tensor:
+        return gather(hidden.expand(len(indices), -1, -1), prefix, indices)
+
+    def added(middle: Tensor, branch: Tensor) -> Tensor:
+        return gather_add(middle, branch, prefix, indices)
+
+    return Cut(rows, added, prefix + indices.shape[1])
 
 
 def marked(scores: Tensor, roles: Tensor, subject: Subject, share: Share) -> tuple[Cut, Tensor]:
@@ -83,7 +112,7 @@ def marked(scores: Tensor, roles: Tensor, subject: Subject, share: Share) -> tup
     enough = _counts(length, share, scores.device)[free] + subject.marked
     stays = torch.arange(stay, device=scores.device) < enough.unsqueeze(1)
     indices = torch.where(stays, ranked, roles.argmin(1, keepdim=True)).sort(dim=1).values
-    return partial(_gathered, prefix=0, indices=indices), roles.gather(1, indices)
+    return _gathering(0, indices), roles.gather(1, indices)
 
 
 @lru_cache(maxsize=256)
@@ -112,10 +141,15 @@ def _choices(method: Any, length: int, share: Share, device: torch.device) -> Te
 
 
 def chosen(
-    subject: Subject, method: Any, case: Case, seen: dict[str, Tensor], roles: Tensor | None, share: Share
+    subject: Subject,
+    method: Any,
+    case: Case,
+    seen: dict[str, Tensor],
+    length: int,
+    roles: Tensor | None,
+    share: Share,
 ) -> tuple[Cut, Tensor | None]:
-    """The cut of one block's output, and the roles of what stays where there are any."""
-    length = seen["out"].shape[1] + subject.prefix + subject.suffix
+    """The cut of `length` tokens at the end of one block, and the roles of what stays where there are any."""
     if hasattr(method, "choose") and roles is None:
         free = length - subject.protected
         return fixed(method.choose(free, left(free, *share)), subject, length), None
@@ -124,7 +158,23 @@ def chosen(
             scores = marked_choice(method, roles, share)
         else:
             scores = method.score(seen, case)
+    if _listener is not None:
+        _listener(scores)
     with part("select"):
         if roles is not None:
             return marked(scores, roles, subject, share)
         return scored(scores, subject, length, share), None
+
+
+_listener: Callable[[Tensor], None] | None = None
+
+
+@contextmanager
+def listening(listener: Callable[[Tensor], None]) -> Iterator[None]:
+    """Within it `listener` is given the scores (B, N) of every cut, in order."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before

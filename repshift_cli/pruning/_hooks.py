@@ -13,11 +13,13 @@ from torch import Tensor
 
 from repshift_cli.kernels.along import along
 from repshift_cli.pruning._choice import Cut, chosen
+from repshift_cli.pruning._sum import awaiting
 from repshift_cli.ranges import part
 from repshift_cli.records import Case, Site, Subject, dropped_share
 
 Seen = dict[str, Tensor]
-"""What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^)."""
+"""What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^); and
+`rows`, any of them, for its shape and device."""
 
 
 @contextmanager
@@ -103,23 +105,46 @@ def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
 
 
 def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
+    """Hooks of one pruned block: they look at what the method needs, choose as soon as all of it is there, and cut."""
     seen: Seen = {}
+    chosen_early: list[Cut] = []
     share = dropped_share(case.keep)
     needed = method.needs(case) if hasattr(method, "needs") else ()
     for name in needed:
         if name != "out":
             yield _watch(site, name, subject, seen)
 
+    def choose(hidden: Tensor) -> Cut:
+        seen["rows"] = _free(hidden, subject)
+        length = hidden.shape[1]
+        cut, dropped.roles = chosen(subject, method, case, seen, length, dropped.roles, share)
+        dropped.add(cut, length)
+        seen.clear()
+        return cut
+
+    def at_branch(module: Any, args: Any, output: Any) -> Any:
+        chosen_early.clear()
+        branch = tokens_of(output)
+        if torch.compiler.is_compiling() or type(branch) is not Tensor:
+            return None
+        chosen_early.append(choose(branch))
+        later = awaiting(branch, chosen_early[0])
+        return later if isinstance(output, Tensor) else tuple(later if v is branch else v for v in output)
+
     def at_end(module: Any, args: Any, output: Any) -> Any:
         hidden = tokens_of(output)
-        seen["out"] = _free(hidden, subject)
-        cut, dropped.roles = chosen(subject, method, case, seen, dropped.roles, share)
-        dropped.add(cut, hidden.shape[1])
+        if chosen_early and hidden.shape[1] == chosen_early[0].stay:
+            return None
+        if "out" in needed:
+            seen["out"] = _free(hidden, subject)
+        cut = chosen_early[0] if chosen_early else choose(hidden)
         with part("cut"):
             shorter = cut(hidden)
-        seen.clear()
         return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
 
+    last = site.mlp if site.mlp is not None else site.attention
+    if last is not None and "out" not in needed:
+        yield last.register_forward_hook(at_branch)
     yield site.block.register_forward_hook(at_end)
 
 

@@ -11,11 +11,11 @@ OPTIONS = ()
 
 
 def needs(case: Case) -> tuple[str, ...]:
-    """Only the number of tokens, which the block's output tells."""
+    """Only the number of tokens."""
     return ()
 
 
 def score(seen: dict[str, Tensor], case: Case) -> Tensor:
     """Uniform scores (B, N) from torch's default generator, which the fidelity pass seeds with the case's seed."""
-    batch, tokens, _ = seen["out"].shape
-    return torch.rand(batch, tokens, device=seen["out"].device)
+    batch, tokens, _ = seen["rows"].shape
+    return torch.rand(batch, tokens, device=seen["rows"].device)

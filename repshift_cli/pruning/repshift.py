@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from repshift_cli.kernels.shift import distance, length
+from repshift_cli.kernels.shift import distance, length, moved_from
 from repshift_cli.records import Case
 
 OPTIONS = ("operation", "distance", "form")
@@ -35,7 +35,5 @@ def score(seen: dict[str, Tensor], case: Case) -> Tensor:
     before, branch = _SEES[case.operation or "mlp"]
     kind = case.distance or "l2"
     if case.form == "update":
-        if kind != "cosine":
-            return length(seen[branch], kind)
-        return distance(seen[before] + seen[branch], seen[before], kind)
+        return length(seen[branch], kind) if before not in seen else moved_from(seen[before], seen[branch], kind)
     return distance(seen[branch], seen[before], kind)

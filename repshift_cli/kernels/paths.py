@@ -1,0 +1,92 @@
+"""Which path the kernels take, Triton or plain torch: decided in one place, forced by name, noted for the record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from repshift_cli.records import UsageError
+
+PARTS = ("score", "select", "cut")
+PATHS = ("triton", "torch")
+
+TRITON = find_spec("triton") is not None
+CAPABILITY = (8, 0)
+"""The oldest NVIDIA architecture that Triton supports."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+_forced: dict[str, str] = {}
+_seen: set[str] = set()
+
+
+def path_for(part: str, *tensors: Tensor, limit: str | None = None) -> str:
+    """`triton` or `torch` for these inputs of one of PARTS; `limit` says why the caller's kernel cannot take them.
+
+    Triton where it is installed and the tensors are fp16, bf16 or fp32 on the current CUDA device; plain torch
+    elsewhere. `using` overrules it, and UsageError says why what it asks for cannot run.
+    """
+    forced = _forced.get(part)
+    path = forced or "torch"
+    if forced != "torch":
+        why_not = limit or _why_not(tensors, interpreted=forced == "triton")
+        if forced and why_not:
+            raise UsageError(f"the Triton {part} kernel cannot run here: {why_not}; choose the path torch")
+        path = "torch" if why_not else "triton"
+    _seen.add(f"{part}:{path}")
+    return path
+
+
+def _why_not(tensors: tuple[Tensor, ...], interpreted: bool) -> str | None:
+    """Why Triton cannot take the tensors, or None; CPU tensors it takes only where its interpreter was asked for."""
+    first = tensors[0]
+    if not (first.is_cuda or (interpreted and first.is_cpu)):
+        return f"the tensors are on {first.device.type}"
+    if first.is_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+        return "on a CPU it needs TRITON_INTERPRET=1"
+    if any(t.device != first.device for t in tensors):
+        return "the tensors are on several devices"
+    if any(t.dtype not in DTYPES for t in tensors):
+        return f"it takes fp16, bf16 and fp32, not {first.dtype}"
+    if not TRITON:
+        return "the package triton is not installed"
+    if first.is_cuda and first.device.index != torch.cuda.current_device():
+        return f"{first.device} is not the current device"
+    if first.is_cuda and torch.cuda.get_device_capability(first.device) < CAPABILITY:
+        return "Triton needs compute capability 8.0"
+    return None
+
+
+@contextmanager
+def using(path: str, *parts: str) -> Iterator[None]:
+    """Within it these parts (without any: all of PARTS) take this path; the others stay as they were.
+
+    `triton` on CPU tensors runs Triton's interpreter, for which TRITON_INTERPRET=1 must be set before triton is
+    imported; it is for tests, being thousands of times slower.
+    """
+    if path not in PATHS or not set(parts) <= set(PARTS):
+        raise UsageError(f"unknown kernel path {path!r} for {parts}: choose {', '.join(PATHS)} for {', '.join(PARTS)}")
+    before = dict(_forced)
+    _forced.update(dict.fromkeys(parts or PARTS, path))
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+@contextmanager
+def seen() -> Iterator[list[str]]:
+    """On leaving, the list holds what ran within it, like `score:triton`; the replay of a CUDA graph adds nothing."""
+    ran: list[str] = []
+    before = set(_seen)
+    _seen.clear()
+    try:
+        yield ran
+    finally:
+        ran += sorted(_seen)
+        _seen.update(before)
