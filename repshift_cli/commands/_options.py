@@ -140,7 +140,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="Image or clip as input, or a folder of such; for text encoders a text file with one sentence per line, or "
+        help="Image or clip as input, or a folder of such; for text encoders a text file with a sentence per line, or "
         "a folder of .txt files. (default: random pixels or tokens)",
         rich_help_panel=SWEEP,
     ),
