@@ -107,6 +107,7 @@ def test_minilm_finds_the_sentence_that_means_the_same(
 
 def test_the_readmes_commands_on_real_input_run(tmp_path: Path, real_folder: Path) -> None:
     (tmp_path / "real").symlink_to(real_folder)
+    (tmp_path / "tests").symlink_to(Path(__file__).parent)
     made, *others = [command for command in commands() if NEEDS_REAL_INPUT in command or command.endswith(" real")]
     assert made == "python tests/real/prepare.py real", "the fixture runs this one"
     assert others
