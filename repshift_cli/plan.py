@@ -125,6 +125,8 @@ def _check_removal(axes: Axes, model: str, facts: Facts) -> None:
 def _protecting(axes: Axes, model: str, facts: Facts) -> Facts:
     """The facts with what --protect takes away from the tokens that may go."""
     more = sum(protection(axes.protect))
+    if more and facts.removals:
+        raise UsageError(f"--protect does not apply to {model}: a grid has no first and no last tokens")
     if more >= facts.tokens:
         raise UsageError(f"--protect leaves none of the {facts.tokens} tokens of {model} to drop")
     return replace(facts, tokens=facts.tokens - more, prefix=facts.prefix + more)
@@ -188,7 +190,10 @@ def _with(base: Case, **changes: object) -> Case:
 
 
 def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend]) -> Planned:
-    tokens = tokens_along(facts, case.keep, case.layers)
+    try:
+        tokens = tokens_along(facts, case.keep, case.layers)
+    except UsageError as error:
+        return Planned(case, refused=str(error))
     return Planned(case, tokens, refused=_refusal(case, facts, backends[case.attention]))
 
 

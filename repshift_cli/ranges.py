@@ -14,7 +14,8 @@ Opener = Callable[[str], AbstractContextManager[Any]]
 
 PREFIX = "repshift/"
 BLOCK = "block "
-PARTS = ("attention", "projection", "mlp", "norm", "score", "select", "cut")
+CONVOLUTION = "convolution"
+PARTS = ("attention", "projection", "mlp", CONVOLUTION, "norm", "score", "select", "cut")
 """The parts that ranges name; what lies outside all of them is `other`."""
 SELECTION = ("score", "select", "cut")
 """The parts that pruning adds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +29,7 @@ Model = Annotated[
     typer.Option(
         metavar="LIST",
         help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
-        "package.module:function. (default: vit_b)",
+        "package.module:function or FILE.toml (`repshift explain`). (default: vit_b)",
         rich_help_panel=SWEEP,
         autocompletion=_complete.model_names,
     ),
@@ -180,11 +181,13 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_full_names(sweep: Axes) -> Axes:
-    """The sweep with its variants by their parts' own names, every name checked: no import here takes time."""
+    """The sweep with its variants by their parts' own names, every name and path checked: no import here takes time."""
     for name in sweep.model:
         catalog.resolve_model(name)
     if sweep.weights is not None and len(sweep.model) > 1:
         raise UsageError("--weights fits one model; name one with --model")
+    if sweep.data is not None and not Path(sweep.data).exists():
+        raise UsageError(f"--data: no such file or folder: {sweep.data}")
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
     return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))

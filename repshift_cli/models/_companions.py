@@ -1,8 +1,15 @@
-"""What a block is given beside its hidden states and belongs to tokens, found by running the block on fewer of them."""
+"""What a block is given beside its hidden states and belongs to tokens, found by running it on fewer and on mixed ones.
+
+A block may be cut where it takes fewer tokens, and where it tells their places by its arguments alone: then it gives
+mixed tokens, with the arguments mixed alike, the mixed output. One that counts its tokens by itself (rotary embeddings
+of `arange(length)`, a table of biases sliced by length) would go on as if nothing had been cut: wrong in silence.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,66 +20,176 @@ from repshift_cli.kernels.along import along
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 
+WHOLE = "do not run on a part of their tokens: they need the whole grid, or a mask or positions of its size"
+PLACES = (
+    "tell their tokens' places by themselves, not by an argument that could be cut along (positions or biases made "
+    "inside, a convolution, a scan), or are given one whose shape does not tell its tokens"
+)
+"""What is wrong with blocks that cannot be cut: it follows `its blocks (ViTLayer)`."""
+
+
+@dataclass(frozen=True)
+class Companions:
+    """`Subject.companions` and `spread` of a block, or `unfit`: why its tokens cannot be dropped.
+
+    `causal` blocks have an order of their own, so whether they count their tokens beyond it cannot be told this way.
+    """
+
+    names: tuple[str, ...] = ()
+    spread: int = 0
+    causal: bool = False
+    unfit: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One block with the arguments of a forward: `tokens` is the one among `given` that x (B, N, C) is a copy of."""
+
+    block: nn.Module
+    mixer: nn.Module | None
+    x: Tensor
+    tokens: Tensor
+    given: Given
+    prefix: int
+
+    def named(self) -> dict[str, Any]:
+        """The arguments by name; positional ones that have none (`*args`) by number."""
+        args, kwargs = self.given
+        names = [*inspect.signature(self.block.forward).parameters, *map(str, range(len(args)))]
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def at(self, positions: Tensor, spread: int) -> dict[str, Any]:
+        """The arguments with the tokens at `positions` (B, k) only."""
+        rows, named = self.x.take_along_dim(positions.unsqueeze(-1), 1), self.named()
+        length = self.x.shape[1]
+        return {n: rows if v is self.tokens else along(v, n, length, self.prefix, positions, spread)
+                for n, v in named.items()}  # fmt: skip
+
+    def run(self, named: dict[str, Any]) -> tuple[Tensor, Tensor | None] | None:
+        """The block's (B, N, C) output and its mixer's, or None where it does not run."""
+        args, kwargs = self.given
+        seen: list[Tensor | None] = []
+        hook = self.mixer.register_forward_hook(lambda m, a, out: seen.append(rows_of(out))) if self.mixer else None
+        try:
+            with torch.inference_mode():
+                output = self.block(*list(named.values())[: len(args)], **{name: named[name] for name in kwargs})
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return None
+        finally:
+            if hook is not None:
+                hook.remove()
+        rows = rows_of(output)
+        return None if rows is None else (rows, seen[0] if seen else None)
+
 
 def companions(
-    block: nn.Module, x: Tensor, tokens: Tensor, given: Given, prefix: int
-) -> tuple[tuple[str, ...], int] | None:
-    """The names of the arguments that go along with the tokens and their `spread`, or None: it takes no fewer tokens.
+    block: nn.Module, mixer: nn.Module | None, x: Tensor, tokens: Tensor, given: Given, prefix: int
+) -> Companions:
+    """The arguments that go along with the tokens, from a few runs of the block; `mixer` is its attention, if known.
 
-    `x` (B, N, C) is the block's input and `tokens` the very tensor among `given` that it is a copy of. The block must
-    run on half of the tokens, another half in every second sample, and give each sample what it gives it alone: so an
-    argument that is broadcast over the wrong dimension is noticed. `spread` is how many dimensions of size one what all
-    samples shared needs behind the batch: 0, or 1 where the block lays it over (B, heads, N, d).
+    Every sample gets other tokens, so an argument that is cut at the wrong dimension or laid over the wrong one is
+    noticed. `spread` is how many dimensions of size one what all samples shared needs behind the batch: 0, or 1 where
+    the block lays it over (B, heads, N, d).
     """
-    args, kwargs = given
-    names = [*inspect.signature(block.forward).parameters, *map(str, range(len(args)))]
-    named = {**dict(zip(names, args, strict=False)), **kwargs}
-    kept = max(1, prefix, x.shape[1] // 2)
-    leading, trailing = _halves(x, kept, prefix)
-    for spread in (0, 1):
-
-        def shorter(positions: Tensor, spread: int = spread) -> dict[str, Any]:
-            rows = x.take_along_dim(positions.unsqueeze(-1), 1)
-            values = {
-                n: along(v, n, x.shape[1], prefix, positions, spread) for n, v in named.items() if v is not tokens
-            }
-            return {n: rows if named[n] is tokens else values[n] for n in named}
-
-        one = shorter(leading)
-        beside = tuple(n for n, v in named.items() if v is not tokens and _differ(v, one[n]))
-        out = _run(block, one, args, kwargs)
-        if out is None or out.shape != (len(x), kept, x.shape[2]):
-            continue
-        if not beside or len(x) == 1 or _same_first(out, _run(block, shorter(trailing), args, kwargs)):
-            return beside, spread
-    return None
+    trial = Trial(block, mixer, x, tokens, given, prefix)
+    running = [found for spread in (0, 1) if (found := _on_fewer(trial, spread)) is not None]
+    for found in running:
+        if _equivariant(trial, found.spread):
+            return found
+    if not running:
+        return Companions(unfit=WHOLE)
+    if not _causal(trial):
+        return Companions(running[0].names, running[0].spread, unfit=PLACES)
+    apart = next((f for f in running if _samples_apart(trial, f.spread)), None)
+    return Companions(apart.names, apart.spread, causal=True) if apart else Companions(unfit=WHOLE)
 
 
-def _halves(x: Tensor, kept: int, prefix: int) -> tuple[Tensor, Tensor]:
-    """Positions (B, kept): the leading ones everywhere; then, in all but the first sample, prefix and trailing ones."""
-    length = x.shape[1]
-    leading = torch.arange(kept, device=x.device)
-    trailing = torch.arange(length - kept, length, device=x.device)
-    trailing[:prefix] = leading[:prefix]
-    others = trailing.expand(len(x) - 1, -1)
-    return leading.expand(len(x), -1), torch.cat((leading.unsqueeze(0), others))
-
-
-def _run(block: nn.Module, named: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The block's (B, N, C) output, or None where it does not run."""
-    try:
-        with torch.inference_mode():
-            output = block(*list(named.values())[: len(args)], **{name: named[name] for name in kwargs})
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+def _on_fewer(trial: Trial, spread: int) -> Companions | None:
+    """What was cut along with half of the tokens, or None where the block does not run on it."""
+    leading, _ = _halves(trial)
+    named, shorter = trial.named(), trial.at(leading, spread)
+    ran = trial.run(shorter)
+    if ran is None or ran[0].shape != (*leading.shape, trial.x.shape[2]):
         return None
-    values = output if isinstance(output, (tuple, list)) else (output,)
+    return Companions(tuple(n for n, v in named.items() if v is not trial.tokens and _differ(v, shorter[n])), spread)
+
+
+def _halves(trial: Trial) -> tuple[Tensor, Tensor]:
+    """Positions (B, k): the leading ones everywhere; then, in all but the first sample, prefix and trailing ones."""
+    batch, length, _ = trial.x.shape
+    kept = max(1, trial.prefix, length // 2)
+    leading = torch.arange(kept, device=trial.x.device)
+    trailing = torch.arange(length - kept, length, device=trial.x.device)
+    trailing[: trial.prefix] = leading[: trial.prefix]
+    others = trailing.expand(batch - 1, -1)
+    return leading.expand(batch, -1), torch.cat((leading.unsqueeze(0), others))
+
+
+def _equivariant(trial: Trial, spread: int) -> bool:
+    """Whether mixed tokens (behind the prefix, in each sample otherwise) give the mixed output."""
+    batch, length, _ = trial.x.shape
+    generator = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(length - trial.prefix, generator=generator) for _ in range(batch)])
+    head = torch.arange(trial.prefix).expand(batch, -1)
+    positions = torch.cat((head, order + trial.prefix), dim=1).to(trial.x.device)
+
+    def mixed(rows: Tensor) -> Tensor:
+        return rows.take_along_dim(positions.unsqueeze(-1), 1)
+
+    return _alike(trial, trial.run(trial.named()), trial.run(trial.at(positions, spread)), mixed)
+
+
+def _causal(trial: Trial) -> bool:
+    """Whether the first half of the tokens comes out as it does with other tokens behind it."""
+    half = trial.x.shape[1] // 2
+    other = torch.cat((trial.x[:, :half], trial.x[:, half:].flip(-1)), dim=1)
+    named = {n: other if v is trial.tokens else v for n, v in trial.named().items()}
+    return _alike(trial, trial.run(trial.named()), trial.run(named), lambda rows: rows, half)
+
+
+def _samples_apart(trial: Trial, spread: int) -> bool:
+    """Whether the first sample comes out the same where the other samples keep other tokens."""
+    one, other = (trial.run(trial.at(positions, spread)) for positions in _halves(trial))
+    return one is not None and other is not None and _close(one[0][:1], other[0][:1], one[0])
+
+
+Ran = tuple[Tensor, Tensor | None] | None
+"""What `Trial.run` gives."""
+
+
+def _alike(trial: Trial, plain: Ran, other: Ran, mixed: Callable[[Tensor], Tensor], most: int | None = None) -> bool:
+    """Whether two runs give the same but for rounding, the first one `mixed`: what the block adds and its mixer gives.
+
+    Looked at on its own, what the mixer gives is not drowned by the rounding of the sums.
+    """
+    if plain is None or other is None or plain[0].shape != trial.x.shape or other[0].shape != trial.x.shape:
+        return False
+    expected = mixed(plain[0])[:, :most]
+    rounding = 2 * torch.finfo(trial.x.dtype).eps * _lengths(expected)
+    if not _close(expected, other[0][:, :most], plain[0] - trial.x, rounding):
+        return False
+    one, two = plain[1], other[1]
+    if one is None or two is None or one.shape[:2] != trial.x.shape[:2] or two.shape != one.shape:
+        return True
+    return _close(mixed(one)[:, :most], two[:, :most], one)
+
+
+def _close(one: Tensor, other: Tensor, scale: Tensor, rounding: Tensor | float = 0.0) -> bool:
+    """Whether no token (B, N, C) differs by more than a thousandth, or eight roundings, of the mean one of `scale`."""
+    share = max(1e-3, 8 * torch.finfo(one.dtype).eps)
+    return bool((_lengths(one - other) <= share * _lengths(scale).mean() + rounding).all())
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    return rows.nan_to_num().float().norm(dim=-1)
+
+
+def rows_of(value: Any) -> Tensor | None:
+    """The first (B, N, C) tensor of a call's arguments or result."""
+    values = value if isinstance(value, (tuple, list)) else (value,)
     return next((v for v in values if isinstance(v, Tensor) and v.ndim == 3), None)
-
-
-def _same_first(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and torch.allclose(one[0], other[0], rtol=1e-3, atol=1e-3 * float(one[0].abs().max()))
 
 
 def _differ(one: Any, other: Any) -> bool:

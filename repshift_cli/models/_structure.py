@@ -9,7 +9,7 @@ that computes something else is refused, not misread.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models._companions import companions
+from repshift_cli.models._companions import Companions, companions
+from repshift_cli.models._companions import rows_of as _rows
 from repshift_cli.records import Site, UsageError, call
+
+CAUSAL = "its blocks are causal: whether they count their tokens by themselves, not by an argument, cannot be told"
 
 
 class NoSites(UsageError):
-    """The model has no repeated pre-norm block that could be understood; the sentence says what was looked for."""
+    """The model has no repeated block that could be understood; the sentence says what was looked for.
+
+    `looked` has a pair for every list of repeated modules that was looked at: what it is, and why it will not do.
+    """
+
+    def __init__(self, message: str, looked: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.looked = tuple(looked)
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Found:
     entering: int
     companions: tuple[str, ...] = ()
     spread: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class _Seen(Exception):
@@ -44,7 +55,7 @@ _Call = tuple[str, Tensor, Tensor]
 
 
 @dataclass
-class _Trace:
+class Trace:
     """One forward of a block: its input x, its output, and (path, input, output) of each module inside.
 
     `given` are the positional and the keyword arguments, with `tokens` among them, of which x is a copy.
@@ -62,34 +73,66 @@ def find_sites(module: nn.Module, inputs: Any) -> Found:
 
     `inputs` is a dict or a tuple of tensors. Raises NoSites.
     """
-    seen, prefix = [], prefix_tokens(module)
+    looked: list[tuple[str, str]] = []
+    seen: list[str] = []
+    prefix = prefix_tokens(module)
     for blocks in _repeated(module):
-        trace = _watch_first(module, blocks[0], inputs)
-        if trace is None:
+        trace = watch_first(module, blocks[0], inputs)
+        paths = _branches(trace) if trace is not None else None
+        if trace is None or paths is None:
+            looked.append((pattern(module, blocks), _why_not(trace)))
+            seen += [type(blocks[0]).__name__ + _folding(trace)] if trace is not None else []
             continue
-        paths = _branches(trace)
-        if paths is None:
-            seen.append(type(blocks[0]).__name__ + _folding(trace))
-            continue
-        beside = companions(blocks[0], trace.x, trace.tokens, trace.given, prefix)
-        if beside is None:
-            raise NoSites(
-                f"{type(module).__name__}: its blocks ({type(blocks[0]).__name__}) do not run on a part of their "
-                "tokens: they need the whole grid, or a mask or positions of its size, so none can be dropped"
-            )
-        return Found(tuple(_site(block, *paths) for block in blocks), trace.x.shape[1], *beside)
-    looked = f"; looked at {', '.join(seen)}" if seen else ""
+        site = site_of(blocks[0], *paths)
+        beside = companions(blocks[0], site.attention, trace.x, trace.tokens, trace.given, prefix)
+        if beside.unfit is not None:
+            name = type(blocks[0]).__name__
+            looked.append((pattern(module, blocks), f"they {beside.unfit}"))
+            raise NoSites(f"{type(module).__name__}: its blocks ({name}) {beside.unfit}; none can be dropped", looked)
+        return found(blocks, paths, trace.x.shape[1], beside)
+    names = ", ".join(seen)
     raise NoSites(
         f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(x'), with norms "
-        f"in the branches or behind the sums, on tensors (batch, tokens, channels){looked}"
+        "in the branches or behind the sums, on tensors (batch, tokens, channels)"
+        + (f"; looked at {names}" if names else ""),
+        looked,
     )
 
 
-def _folding(trace: _Trace) -> str:
+def _folding(trace: Trace) -> str:
     """What is said of a block in which some module sees another batch than the block: windows, divided attention."""
     if all(len(result) == len(trace.x) for _, _, result in trace.calls):
         return ""
     return " (which folds its tokens into the batch, as windows or frames and positions apart, and needs all of them)"
+
+
+def found(blocks: Sequence[nn.Module], paths: Sequence[str | None], entering: int, beside: Companions) -> Found:
+    """What was found, of blocks whose parts lie at the same `paths` (attention, middle, mlp) in all of them."""
+    warnings = (CAUSAL,) if beside.causal else ()
+    sites = tuple(site_of(block, *paths) for block in blocks)
+    return Found(sites, entering, beside.names, beside.spread, warnings)
+
+
+NEVER = "never ran, or not on one tensor (batch, tokens, channels) to another"
+
+
+def _why_not(trace: Trace | None) -> str:
+    """Why the two sums do not hold in a block."""
+    if trace is None:
+        return NEVER
+    calls = once(trace)
+    sums = [(a, m) for i, (m, given, _) in enumerate(calls) if (a := last_adding(calls[:i], trace.x, given))]
+    if not sums:
+        return "no module's output A makes x + A the input of a later module" + _folding(trace)
+    named = f"x + {sums[0][0]}(...) is the input of {sums[0][1]}"
+    return f"{named}, but no later module's output M makes the sum with that input the block's output"
+
+
+def pattern(module: nn.Module, blocks: Sequence[nn.Module]) -> str:
+    """`vit.layers.0 ... vit.layers.11 (ViTLayer)`."""
+    names = {id(m): name for name, m in module.named_modules(remove_duplicate=False)}
+    ends = [names.get(id(block), "?") for block in (blocks[0], blocks[-1])]
+    return f"{' ... '.join(dict.fromkeys(ends))} ({type(blocks[0]).__name__})"
 
 
 def _repeated(module: nn.Module) -> Iterator[list[nn.Module]]:
@@ -103,15 +146,15 @@ def _repeated(module: nn.Module) -> Iterator[list[nn.Module]]:
     return iter(sorted(groups, key=lambda g: -sum(p.numel() for m in g for p in m.parameters())))
 
 
-def _watch_first(module: nn.Module, block: nn.Module, inputs: Any) -> _Trace | None:
+def watch_first(module: nn.Module, block: nn.Module, inputs: Any) -> Trace | None:
     """The trace of the first forward of `block`, or None where it never runs on (B, N, C) alone."""
-    traces: list[_Trace] = []
+    traces: list[Trace] = []
 
     def begin(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = _rows((*args, *kwargs.values()))
         if x is None:
             raise _Seen
-        traces.append(_Trace(x.clone(), x, (args, kwargs)))
+        traces.append(Trace(x.clone(), x, (args, kwargs)))
 
     def end(m: nn.Module, args: Any, output: Any) -> None:
         traces[0].out = _rows(output)
@@ -122,7 +165,7 @@ def _watch_first(module: nn.Module, block: nn.Module, inputs: Any) -> _Trace | N
     return traces[0] if traces and traces[0].out is not None else None
 
 
-def _inside(block: nn.Module, traces: list[_Trace]) -> list[Any]:
+def _inside(block: nn.Module, traces: list[Trace]) -> list[Any]:
     handles = []
     for path, child in block.named_modules():
 
@@ -147,40 +190,38 @@ def _hooked(handles: list[Any], block: tuple[nn.Module, Any, Any]) -> Iterator[N
             handle.remove()
 
 
-def _rows(value: Any) -> Tensor | None:
-    """The first (B, N, C) tensor of a call's arguments or result."""
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    return next((v for v in values if isinstance(v, Tensor) and v.ndim == 3), None)
-
-
-def _branches(trace: _Trace) -> tuple[str, str, str] | None:
+def _branches(trace: Trace) -> tuple[str, str, str] | None:
     """Paths of (attention, middle, mlp) inside the block, or None where the two sums do not hold.
 
     `middle` is the first module that reads x'; of several modules with the same output (a dropout behind a linear) the
     last is taken, so that LayerScale and the like belong to the branch. Modules that run more than once in a block (one
     dropout for both branches) are passed over: a hook on them could not tell the branches apart.
     """
+    return _pre_norm(once(trace), trace) or _post_norm(once(trace), trace)
+
+
+def once(trace: Trace) -> list[_Call]:
+    """The calls of modules that ran once in the block."""
     times = Counter(path for path, _, _ in trace.calls)
-    calls = [c for c in trace.calls if times[c[0]] == 1]
-    return _pre_norm(calls, trace) or _post_norm(calls, trace)
+    return [c for c in trace.calls if times[c[0]] == 1]
 
 
-def _pre_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
+def _pre_norm(calls: list[_Call], trace: Trace) -> tuple[str, str, str] | None:
     for start, (middle, candidate, _) in enumerate(calls):
-        attention = _last_adding(calls[:start], trace.x, candidate)
-        mlp = _last_adding(calls[start:], candidate, trace.out)
+        attention = last_adding(calls[:start], trace.x, candidate)
+        mlp = last_adding(calls[start:], candidate, trace.out)
         if attention is not None and mlp is not None:
             return attention, middle, mlp
     return None
 
 
-def _post_norm(calls: list[_Call], trace: _Trace) -> tuple[str, str, str] | None:
+def _post_norm(calls: list[_Call], trace: Trace) -> tuple[str, str, str] | None:
     """As in BERT: one module norms x + A into x', a later one x' + M into the block's output."""
     totals = [given for _, given, result in reversed(calls) if _same(result, trace.out)]
     for end, (_, total, normed) in enumerate(calls):
-        attention = _last_adding(calls[:end], trace.x, total)
+        attention = last_adding(calls[:end], trace.x, total)
         middle = next((path for path, given, _ in calls[end:] if _same(given, normed)), None)
-        mlp = next((path for out in totals if (path := _last_adding(calls[end:], normed, out))), None)
+        mlp = next((path for out in totals if (path := last_adding(calls[end:], normed, out))), None)
         if attention is not None and mlp is not None and middle is not None:
             return attention, middle, mlp
     return None
@@ -190,7 +231,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and one.shape == other.shape and torch.equal(one, other)
 
 
-def _last_adding(calls: list[_Call], before: Tensor, after: Tensor | None) -> str | None:
+def last_adding(calls: list[_Call], before: Tensor, after: Tensor | None) -> str | None:
     """The last module whose output added to `before` is `after`, bit for bit."""
     for path, _, result in reversed(calls):
         if after is not None and result.shape == before.shape == after.shape and torch.equal(before + result, after):
@@ -198,8 +239,9 @@ def _last_adding(calls: list[_Call], before: Tensor, after: Tensor | None) -> st
     return None
 
 
-def _site(block: nn.Module, attention: str, middle: str, mlp: str) -> Site:
-    return Site(block, block.get_submodule(attention), block.get_submodule(middle), block.get_submodule(mlp))
+def site_of(block: nn.Module, *paths: str | None) -> Site:
+    """The site of a block by the paths of its attention, middle and mlp; None for a part that it lacks."""
+    return Site(block, *(None if path is None else block.get_submodule(path) for path in paths))
 
 
 _PREFIX_NAMES = ("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token")
@@ -207,13 +249,18 @@ _REGISTER_NAMES = ("register_tokens", "reg_token")
 
 
 def prefix_tokens(module: nn.Module) -> int:
-    """How many leading tokens are no patches: class, distillation and register tokens, found as parameters.
+    """How many leading tokens are no patches: class, distillation and register tokens, found as parameters."""
+    return sum(named_prefix(module).values())
+
+
+def named_prefix(module: nn.Module) -> dict[str, int]:
+    """The leading tokens that are no patches, by the names that tell of them.
 
     timm says it itself (`num_prefix_tokens`); elsewhere the parameters' names are the field's own.
     """
     told = getattr(module, "num_prefix_tokens", None)
     if isinstance(told, int):
-        return told
+        return {"num_prefix_tokens": told}
     names = {name.rsplit(".", 1)[-1]: p for name, p in module.named_parameters()}
-    registers = sum(names[n].shape[-2] for n in _REGISTER_NAMES if n in names)
-    return sum(n in names for n in _PREFIX_NAMES) + registers
+    found = {n: 1 for n in _PREFIX_NAMES if n in names}
+    return found | {n: names[n].shape[-2] for n in _REGISTER_NAMES if n in names}

@@ -75,7 +75,7 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
             units=made.units,
             logits=logits,
             pooled=pooled,
-            warnings=warnings,
+            warnings=(*warnings, *found.warnings),
         )
 
     return facts, build
@@ -205,7 +205,7 @@ def _inputs(made: Recipe, module: nn.Module, case: Case) -> tuple[dict[str, Any]
 
 def _interpolates(module: nn.Module, size: int, config: Any) -> bool:
     """Whether the positions must be interpolated: another size than the checkpoint's, and the class can be told so."""
-    return size != config.image_size and "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
+    return "interpolate_pos_encoding" in inspect.signature(module.forward).parameters and size != config.image_size
 
 
 def logits(output: Any) -> Tensor | None:

@@ -1,17 +1,18 @@
-"""Any ViT-like or BERT-like checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
+"""Any ViT-like, BERT-like, Llama or Qwen2 checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.models import _text
+from repshift_cli.models import _decoder, _text
 from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models._transformers import Recipe, family, first_line, weights_file
 from repshift_cli.models.videomae import place_positions
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
+_DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 _ENCODERS = {
     "bert": "BertModel",
@@ -95,11 +96,16 @@ def _encoder(name: str) -> _text.Encoder:
     return _text.Encoder(recipe, LENGTH, positions, window=getattr(config, "sliding_window", None))
 
 
-_IMAGES, _TEXT = family(_recipe), _text.family(_encoder)
+def _prompted(name: str) -> _decoder.Decoder:
+    place = name.removeprefix("hf:")
+    return _decoder.Decoder(_config(place), checkpoint=place)
 
 
-def _is_text(name: str) -> bool:
-    return _config(name.removeprefix("hf:")).model_type in _ENCODERS
+_IMAGES, _TEXT, _CAUSAL = family(_recipe), _text.family(_encoder), _decoder.family(_prompted)
+
+
+def _kind(name: str) -> str:
+    return str(_config(name.removeprefix("hf:")).model_type)
 
 
 def facts(
@@ -111,8 +117,11 @@ def facts(
     data: str | None = None,
 ) -> Facts:
     """What planning must know, by the family that the checkpoint's configuration names."""
-    if _is_text(name):
+    kind = _kind(name)
+    if kind in _ENCODERS:
         return _TEXT[0](name, image_size, frames, weights, length, data)
+    if kind in _DECODERS:
+        return _CAUSAL[0](name, image_size, frames, weights, length)
     if length is not None:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
     return _IMAGES[0](name, image_size, frames, weights)
@@ -120,4 +129,6 @@ def facts(
 
 def build(case: Case) -> Subject:
     """The checkpoint's model and its inputs."""
-    return (_TEXT if _is_text(case.model) else _IMAGES)[1](case)
+    kind = _kind(case.model)
+    made = _TEXT if kind in _ENCODERS else _CAUSAL if kind in _DECODERS else _IMAGES
+    return made[1](case)

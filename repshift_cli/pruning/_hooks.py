@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from repshift_cli.kernels.along import along
+from repshift_cli.pruning import _grid
 from repshift_cli.pruning._choice import Cut, chosen
 from repshift_cli.pruning._sum import awaiting
 from repshift_cli.ranges import part
-from repshift_cli.records import Case, Site, Subject, dropped_share
+from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
 
 Seen = dict[str, Tensor]
 """What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^); and
@@ -80,7 +81,8 @@ class _Dropped:
             if known is value:
                 return shorter
         subject, positions = self._subject, self._positions(hidden.device)
-        shorter = along(value, name, self._tokens, subject.prefix, positions, subject.spread)
+        prefix = subject.prefix if subject.own_prefix is None else subject.own_prefix
+        shorter = along(value, name, self._tokens, prefix, positions, subject.spread, len(hidden))
         self._done.append((value, shorter))
         return shorter
 
@@ -104,7 +106,8 @@ def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
     for module in behind if subject.companions else subject.readers:
         yield module.register_forward_pre_hook(dropped.rest, with_kwargs=True)
     for layer in case.layers:
-        yield from _hook(subject.sites[layer - 1], subject, method, case, dropped)
+        site = subject.sites[layer - 1]
+        yield from _grid.hooks(site, method, case) if subject.grid else _hook(site, subject, method, case, dropped)
 
 
 def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
@@ -164,6 +167,8 @@ def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
         owner = site.block if name == "x" else site.middle
         return owner.register_forward_pre_hook(see_input, with_kwargs=True)
     branch = site.attention if name == "attention" else site.mlp
+    if branch is None:
+        raise UsageError(f"the blocks of this model have no {name} branch, which the method scores by")
     return branch.register_forward_hook(see_output)
 
 
