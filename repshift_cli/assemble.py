@@ -53,16 +53,23 @@ from repshift_cli.runner import Parts, Probe, reason_of
 
 
 def facts_of(
-    weights: str | None, name: str, image_size: int | None, frames: int | None, length: int | None = None
+    weights: str | None,
+    name: str,
+    image_size: int | None,
+    frames: int | None,
+    length: int | None = None,
+    data: str | None = None,
 ) -> Facts:
     """What planning must know of a model, from the family that builds it; UsageError where the model does not say.
 
-    `length` goes to families whose `facts` take it: those of sequences of tokens.
+    `length` and `data` go to families whose `facts` take them: those of sequences of tokens.
     """
     family = catalog.load(catalog.resolve_model(name))
-    if length is not None and "length" not in inspect.signature(family.facts).parameters:
+    taken = inspect.signature(family.facts).parameters
+    if length is not None and "length" not in taken:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
-    extra = {} if length is None else {"length": length}
+    given = {"length": length, "data": data}
+    extra = {option: value for option, value in given.items() if value is not None and option in taken}
     try:
         facts: Facts = family.facts(name, image_size, frames, weights, **extra)
     except RepshiftError:

@@ -212,6 +212,8 @@ def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:
     if case.dtype not in offers.dtypes.get(kind, ()):
         taken = ", ".join(offers.dtypes.get(kind, ())) or "nothing"
         return f"{case.attention} takes {taken} on {kind}, not {case.dtype}"
+    if facts.mask is not None and kind not in offers.mask:
+        return f"{case.attention} takes no attention mask on {kind}, and {case.model} needs one for {facts.mask}"
     if facts.head_dim is not None:
         if offers.max_head_dim is not None and facts.head_dim > offers.max_head_dim:
             return f"{case.attention} takes head dims up to {offers.max_head_dim}, {case.model} has {facts.head_dim}"

@@ -283,16 +283,18 @@ class Facts:
     attention: bool = True
     removals: tuple[str, ...] = ()
     along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
+    mask: str | None = None
+    """What attention needs a mask for, or None where it needs none."""
 
 
 @dataclass(frozen=True)
 class Offers:
-    """What an attention back end accepts: dtypes by device, head dims, whether an additive mask or bias is taken."""
+    """What an attention back end accepts: dtypes by device, head dims, the devices where it takes a mask or bias."""
 
     dtypes: Mapping[str, tuple[str, ...]]
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
-    mask: bool = False
+    mask: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ def test_every_alias_has_facts_that_its_family_can_build() -> None:
         if part.name == "timesformer":  # always refused
             continue
         facts = catalog.load(part).facts(name, None, None, None)
-        assert facts.depth >= (4 if facts.removals else 12), name
+        assert facts.depth >= (4 if facts.removals else 6), name
         assert facts.tokens > 40, name
-        assert facts.head_dim in (64, 72, 80, 128) if facts.attention else facts.head_dim is None, name
+        assert facts.head_dim in (32, 64, 72, 80, 128) if facts.attention else facts.head_dim is None, name
 
 
 def test_paper_tokens() -> None:
@@ -738,11 +738,9 @@ def test_a_folder_that_is_no_checkpoint(content: str | None, tmp_path: Path) -> 
 
 
 def test_a_language_model_is_refused(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel
+    from transformers import GPT2Config, GPT2Model
 
-    BertModel(
-        BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    ).save_pretrained(tmp_path)
+    GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=20)).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="no plain vision transformer: its configuration has no whole image_size"):
         hf.facts(f"hf:{tmp_path}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,7 +141,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="Image or clip as input, or a folder of such. (default: random pixels)",
+        help="Image or clip as input, or a folder of such; for text encoders a text file with a sentence per line, or "
+        "a folder of .txt files. (default: random pixels or tokens)",
         rich_help_panel=SWEEP,
     ),
 ]
@@ -206,9 +208,10 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: assemble.backend_for(name, device) for name in names}
     methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
-    planned = plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+    facts_of = partial(assemble.facts_of, sweep.weights, data=sweep.data)
+    planned = plan.expand(sweep, device, facts_of, backends, methods)
     if sweep.data is not None:
-        for frames in dict.fromkeys(p.case.frames for p in planned):
+        for frames in dict.fromkeys(p.case.frames for p in planned if p.case.length is None):
             assemble.check_data(sweep.data, frames)
     return planned
 

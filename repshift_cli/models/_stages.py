@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from repshift_cli.models._transformers import Recipe, _inputs, _module, logits, pooled, weights_file
+from repshift_cli.models._transformers import Recipe, _inputs, in_place, logits, pooled, weights_file
 from repshift_cli.records import REMOVALS, Case, Facts, Site, Subject, UsageError, dropped_share, lines_left
 
 SIZE = 224
@@ -83,7 +83,7 @@ def family(stages: Callable[[str, int], Stages]) -> tuple[Callable[..., Facts], 
         """The model and its inputs on the case's device, in the case's dtype."""
         size = case.image_size or SIZE
         made = stages(case.model, size)
-        module, warnings = _module(made.recipe, case)
+        module, warnings = in_place(made.recipe, case)
         inputs, evaluation = _inputs(made.recipe, module, case)
         return Subject(
             module=module,

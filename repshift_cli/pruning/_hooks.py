@@ -50,11 +50,11 @@ class _Dropped:
         self._subject = subject
         self._tokens = 0
         self._cuts: list[Cut] = []
-        self._done: dict[int, tuple[Any, Any]] = {}
+        self._done: list[tuple[Any, Any]] = []
 
     def begin(self, module: Any, args: Any, kwargs: Any) -> None:
         """Pre-hook of the whole model."""
-        self._cuts, self._done = [], {}
+        self._cuts, self._done = [], []
         if self._subject.roles is not None:
             self.roles = self._subject.roles(kwargs or args)
 
@@ -62,7 +62,7 @@ class _Dropped:
         """One more cut, of `length` tokens."""
         self._tokens = self._tokens if self._cuts else length
         self._cuts.append(cut)
-        self._done = {}
+        self._done = []
 
     def rest(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-hook of a later block or reader: its arguments with what belongs to dropped tokens taken out."""
@@ -74,15 +74,17 @@ class _Dropped:
         return given, {n: v if v is hidden else self._shortened(v, n, hidden) for n, v in kwargs.items()}
 
     def _shortened(self, value: Any, name: str, hidden: Tensor) -> Any:
-        """Once per cut and value; the value is kept, so that its id stays its own."""
+        """Once per cut and value, found again by `is`: torch.compile cannot follow an id."""
         if not isinstance(value, (Tensor, tuple, list, dict)):
             return value
-        if id(value) not in self._done:
-            subject, positions = self._subject, self._positions(hidden.device)
-            prefix = subject.prefix if subject.own_prefix is None else subject.own_prefix
-            cut = along(value, name, self._tokens, prefix, positions, subject.spread, len(hidden))
-            self._done[id(value)] = (value, cut)
-        return self._done[id(value)][1]
+        for known, shorter in self._done:
+            if known is value:
+                return shorter
+        subject, positions = self._subject, self._positions(hidden.device)
+        prefix = subject.prefix if subject.own_prefix is None else subject.own_prefix
+        shorter = along(value, name, self._tokens, prefix, positions, subject.spread, len(hidden))
+        self._done.append((value, shorter))
+        return shorter
 
     def _positions(self, device: torch.device) -> Tensor:
         """The tokens still there, by their places at the first block: (B | 1, k)."""
