@@ -15,7 +15,8 @@ def along(value: Any, name: str, tokens: int, prefix: int, positions: Tensor, sp
     (or of `tokens - prefix`, where prefix tokens have no entry) in the place of tokens tells what belongs to them: the
     last two dimensions of masks and biases (by `name`, or bool), the last of whole numbers and of one dimension, else
     the one before the last. What was shared by all samples becomes one copy per sample, with `spread` dimensions of
-    size one behind the batch: (N, d) -> (B, k, d) or (B, 1, k, d).
+    size one behind the batch: (N, d) -> (B, k, d) or (B, 1, k, d). A spread of -1 says that everything was shared, also
+    what looks like one entry per sample: (heads, N, d) -> (B, heads, k, d), of as many heads as samples.
     """
     if isinstance(value, (tuple, list)):
         return type(value)(along(v, name, tokens, prefix, positions, spread) for v in value)
@@ -42,9 +43,9 @@ def token_dims(value: Tensor, name: str, tokens: int, prefix: int, batch: int) -
 
 def _take(value: Tensor, dim: int, rows: Tensor, spread: int) -> Tensor:
     """The entries `rows` (B, k) of the dimension, per sample: (B | 1, ..., N, ...) -> (B, ..., k, ...)."""
-    has_batch = value.ndim > 2 - (dim == -1) and len(value) in (1, len(rows))
+    has_batch = value.ndim > 2 - (dim == -1) and len(value) in ((1, len(rows)) if spread >= 0 else (1,))
     if not has_batch:
-        value = value[(None,) * (1 + spread * value.is_floating_point())]
+        value = value[(None,) * (1 + max(0, spread) * value.is_floating_point())]
     shape = [len(rows)] + [1] * (value.ndim - 1)
     shape[dim] = rows.shape[1]
     return torch.take_along_dim(value, rows.view(shape), dim)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models._companions import companions
+from repshift_cli.models._companions import companions, interchangeable
 from repshift_cli.records import Site, UsageError, call
 
 
@@ -60,25 +60,29 @@ class _Trace:
 def find_sites(module: nn.Module, inputs: Any) -> Found:
     """The blocks of `module`, from one forward that ends after the first of them.
 
-    `inputs` is a dict or a tuple of tensors. Raises NoSites.
+    Of the largest blocks whose branches cannot be told apart (parallel ones), the whole is a site, where they mix their
+    tokens as a set and follow each other. `inputs` is a dict or a tuple of tensors. Raises NoSites.
     """
-    seen, prefix = [], prefix_tokens(module)
+    seen, prefix = list[str](), prefix_tokens(module)
     for blocks in _repeated(module):
         trace = _watch_first(module, blocks[0], inputs)
         if trace is None:
             continue
-        paths = _branches(trace)
+        paths, given = _branches(trace), (blocks[0], trace.x, trace.tokens, trace.given, prefix)
+        beside = companions(*given) if paths is not None or not seen else None
         if paths is None:
-            seen.append(type(blocks[0]).__name__ + _folding(trace))
+            if not seen and beside and interchangeable(*given, beside[1]) and successive(module, blocks, inputs):
+                return Found(tuple(map(Site, blocks)), trace.x.shape[1], *beside)
+            whole = "" if beside or seen else " (which needs all of its tokens)"
+            seen.append(type(blocks[0]).__name__ + (_folding(trace) or whole))
             continue
-        beside = companions(blocks[0], trace.x, trace.tokens, trace.given, prefix)
         if beside is None:
             raise NoSites(
                 f"{type(module).__name__}: its blocks ({type(blocks[0]).__name__}) do not run on a part of their "
                 "tokens: they need the whole grid, or a mask or positions of its size, so none can be dropped"
             )
         return Found(tuple(_site(block, *paths) for block in blocks), trace.x.shape[1], *beside)
-    looked = f"; looked at {', '.join(seen)}" if seen else ""
+    looked = f"; looked at {', '.join(dict.fromkeys(seen))}" if seen else ""
     raise NoSites(
         f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(x'), with norms "
         f"in the branches or behind the sums, on tensors (batch, tokens, channels){looked}"
@@ -90,6 +94,38 @@ def _folding(trace: _Trace) -> str:
     if all(len(result) == len(trace.x) for _, _, result in trace.calls):
         return ""
     return " (which folds its tokens into the batch, as windows or frames and positions apart, and needs all of them)"
+
+
+def successive(module: nn.Module, blocks: list[nn.Module], inputs: Any) -> bool:
+    """Whether each block runs on the very output of the one before it, and all of them on as many tokens.
+
+    It looks at one forward, which ends after the last block.
+    """
+    given, results = list[Tensor](), list[Tensor]()
+
+    def begin(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = _rows((*args, *kwargs.values()))
+        if x is None:
+            raise _Seen
+        given.append(x.clone())
+
+    def end(m: nn.Module, args: Any, output: Any) -> None:
+        out = _rows(output)
+        if out is None:
+            raise _Seen
+        results.append(out.clone())
+        if m is blocks[-1]:
+            raise _Seen
+
+    handles = [h for b in blocks[1:] for h in _both(b, begin, end)]
+    with _hooked(handles, (blocks[0], begin, end)), torch.inference_mode(), suppress(_Seen):
+        call(module, inputs)
+    shapes = {tensor.shape for tensor in (*given, *results)}
+    return len(given) == len(results) == len(blocks) and len(shapes) == 1 and all(map(_same, results, given[1:]))
+
+
+def _both(block: nn.Module, begin: Any, end: Any) -> list[Any]:
+    return [block.register_forward_pre_hook(begin, with_kwargs=True), block.register_forward_hook(end)]
 
 
 def _repeated(module: nn.Module) -> Iterator[list[nn.Module]]:
@@ -139,7 +175,7 @@ def _inside(block: nn.Module, traces: list[_Trace]) -> list[Any]:
 @contextmanager
 def _hooked(handles: list[Any], block: tuple[nn.Module, Any, Any]) -> Iterator[None]:
     module, begin, end = block
-    handles += [module.register_forward_pre_hook(begin, with_kwargs=True), module.register_forward_hook(end)]
+    handles += _both(module, begin, end)
     try:
         yield
     finally:
