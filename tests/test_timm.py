@@ -16,6 +16,7 @@ from tiny import case, one_thread, pixels, roughen  # noqa: F401
 from torch import Tensor
 from typer.testing import CliRunner
 
+from repshift_cli import store
 from repshift_cli.assemble import facts_of
 from repshift_cli.attention import vanilla
 from repshift_cli.attention._seam import attending
@@ -142,7 +143,7 @@ REFUSED = {
     "maxvit_nano_rw_256": "grid",
     "pvt_v2_b0": "grid",
     "resnet18": "grid",
-    "samvit_base_patch16": "grid",
+    "samvit_base_patch16_224": "grid",
     "efficientformer_l1": "no repeated block",
     "mixer_s32_224": "needs all of its tokens",
     "xcit_nano_12_p16_224": "needs all of its tokens",
@@ -240,8 +241,6 @@ def mixed_block(b: Any, x: Tensor, rope: Tensor | None) -> Parts:
     """RoPE-ViT (arXiv 2403.13298): LayerScale, a rotation of its own for every head and block."""
     assert rope is not None
     q, k, v = b.attn.qkv(b.norm1(x)).chunk(3, -1)
-    if b.attn.q_bias is not None:
-        q, v = q + b.attn.q_bias, v + b.attn.v_bias
     q, k = (t.unflatten(-1, (HEADS, -1)) for t in (q, k))
     q, k = (torch.cat((t[:, :1], rotated(t[:, 1:], rope)), 1).flatten(2) for t in (q, k))
     middle = x + b.gamma_1 * b.attn.proj(attend(q, k, v))
@@ -288,7 +287,7 @@ PLAIN: dict[str, tuple[Callable[..., Parts], Callable[..., Tensor], Callable[...
 
 def written_out(name: str, made: Subject, keep: float, layers: tuple[int, ...]) -> Tensor:
     """The whole forward, every sample cut by its own ranking of |F - x| at the end of the blocks named."""
-    block, head, rope_of, operation = PLAIN[name]
+    block, head, rope_of, _ = PLAIN[name]
     m, p = made.module, made.prefix
     x = embedded(m, made.inputs[0])
     places = [list(range(made.tokens)) for _ in x]
@@ -370,7 +369,7 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_image_sizes() -> None:
     assert family.facts.__wrapped__("timm:vit_tiny_patch16_224").tokens == 196
     assert family.facts.__wrapped__("timm:vit_tiny_patch16_224", 96).tokens == 36
-    with pytest.raises(UsageError, match="divisible by patch size"):
+    with pytest.raises(UsageError, match="no multiple of the patch size 16"):
         facts_of(None, "timm:vit_tiny_patch16_224", 100, None)
     with pytest.raises(UsageError, match="--frames does not apply"):
         facts_of(None, "timm:vit_tiny_patch16_224", None, 8)
@@ -408,16 +407,24 @@ def test_images_are_normalised_as_the_model_says(tmp_path: Path) -> None:
         torch.testing.assert_close(made.inputs[0][0, :, 5, 5], torch.tensor(expected))
 
 
-def test_bench_and_a_refusal_from_the_command_line(tmp_path: Path) -> None:
-    common = ["--device", "cpu", "--rounds", "2", "--keep", "0.5", "--layers", "1", "--out", str(tmp_path / "run.json")]
+def test_bench_and_a_refusal_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     family.facts.cache_clear()
+    common = ["--device", "cpu", "--rounds", "2", "--keep", "0.5", "--layers", "1"]
+    common += ["--operation", "mlp", "--out", "run.json"]
     done = CliRunner().invoke(
         app, ["bench", "--model", "timm:vit_tiny_patch16_224", "--image-size", "64", *common], catch_exceptions=False
     )
     assert done.exit_code == 0, done.output
-    assert "17 → 9" in done.output or "17→9" in done.output or "9" in done.output
+    records = store.load(Path("run.json")).records
+    assert {(r.status, r.tokens) for r in records} == {("ok", (17,)), ("ok", (17, 9))}
+    Path("run.json").unlink()
+    monkeypatch.setattr(family, "_model", _model)
     done = CliRunner().invoke(app, ["bench", "--model", "timm:swin_tiny_patch4_window7_224", *common])
-    assert done.exit_code == 2
+    assert done.exit_code == 1
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.exit_code == 2
+    assert "lays its tokens on a grid" in str(done.exception)
 
 
 # --- a torchvision built for CUDA beside a torch without it -----------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -40,19 +40,20 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
         weights_file(weights)
     with torch.device("meta"):
         whole = _model(name, image_size)
+    shape = _shape(whole, image_size)
+    _check(name, whole, shape)
     sketch = _sketch(name, image_size)
-    pixels = (random_pixels((2, *_shape(whole, image_size)), 0),)
+    pixels = (random_pixels((2, *shape), 0),)
     found, head_dim = _sites(name, sketch, pixels)
     prefix = _prefix(sketch, found)
     path = next(path for path, module in sketch.named_modules() if module is found.sites[0].block)
     siblings = whole.get_submodule(path.rpartition(".")[0]).children()
-    height, width = _shape(whole, image_size)[1:]
     return Facts(
         depth=sum(type(m) is type(found.sites[0].block) for m in siblings),
         tokens=found.entering - prefix,
         prefix=prefix,
         head_dim=head_dim,
-        image_size=height if height == width else None,
+        image_size=shape[1] if shape[1] == shape[2] else None,
         weights=weights or "random",
         operations=found.sites[0].operations,
     )
@@ -133,6 +134,25 @@ def _shape(module: Any, image_size: int | None) -> tuple[int, int, int]:
     return (channels, image_size or height, image_size or width)
 
 
+def _check(name: str, module: Any, shape: tuple[int, int, int]) -> None:
+    """UsageError where the image is no whole number of patches, or where the features come out on a grid.
+
+    `module` is on the meta device; what cannot run there is left to the run of the blocks.
+    """
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and any(side % step for side, step in zip(shape[1:], patch, strict=True)):
+        raise UsageError(f"{name}: image size {shape[1]} is no multiple of the patch size {patch[0]}")
+    features = None
+    with torch.inference_mode(), suppress(Exception):
+        features = module.forward_features(torch.empty(1, *shape, device="meta"))
+    if isinstance(features, Tensor) and features.ndim == 4:
+        sizes = "x".join(map(str, features.shape[1:]))
+        raise NoSites(
+            f"{name} lays its tokens on a grid ({sizes} at its end), which convolutions or windows need whole, so none "
+            "can be dropped"
+        )
+
+
 def _prefix(module: Any, found: Found) -> int:
     """Leading tokens that are no patches; none where a class token joins behind the blocks."""
     patches = getattr(getattr(module, "patch_embed", None), "num_patches", None)
@@ -145,13 +165,6 @@ def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
         with _attention_calls() as head_dims:
             found = find_sites(module, pixels)
     except NoSites as error:
-        with torch.inference_mode():
-            features = module.forward_features(pixels[0])  # type: ignore[operator]
-        if isinstance(features, Tensor) and features.ndim == 4:
-            raise NoSites(
-                f"{name} lays its tokens on a grid ({_sizes(features)} at its end), which convolutions or windows need "
-                "whole, so none can be dropped"
-            ) from error
         raise NoSites(f"{name}: no token can be dropped. {first_line(error)}") from error
     blocks = [site.block for site in found.sites]
     kind = type(blocks[0])
@@ -169,10 +182,6 @@ def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
             "scaled_dot_product_attention, so no back end can stand in for it"
         )
     return found, head_dims[0]
-
-
-def _sizes(features: Tensor) -> str:
-    return "x".join(map(str, features.shape[1:]))
 
 
 @contextmanager
