@@ -152,6 +152,7 @@ REFUSED = {
     "convit_tiny": "whole grid",
     "pit_ti_224": "stages or branches",
     "crossvit_tiny_240": "stages or branches",
+    "mvitv2_tiny": "do not hand all tokens on",
     "cait_xxs24_224": "compute their attention themselves",
 }
 """Architecture -> a piece of the reason."""
@@ -364,6 +365,14 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match=r"pip install 'repshift\[timm\]'"):
         facts_of(None, "timm:vit_tiny_patch16_224", None, None)
     assert family.unavailable("cpu") is not None
+
+
+def test_attention_goes_through_torch_whatever_timm_is_set_to() -> None:
+    timm.layers.set_fused_attn(False)
+    try:
+        assert facts("vit_tiny_patch16_224").head_dim == WIDTH // HEADS
+    finally:
+        timm.layers.set_fused_attn(True)
 
 
 def test_image_sizes() -> None:

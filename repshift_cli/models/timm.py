@@ -45,7 +45,7 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
     sketch = _sketch(name, image_size)
     pixels = (random_pixels((2, *shape), 0),)
     found, head_dim = _sites(name, sketch, pixels)
-    prefix = _prefix(sketch, found)
+    prefix = prefix_tokens(sketch)
     path = next(path for path, module in sketch.named_modules() if module is found.sites[0].block)
     siblings = whole.get_submodule(path.rpartition(".")[0]).children()
     return Facts(
@@ -72,7 +72,7 @@ def build(case: Case) -> Subject:
     module = module.to(device=case.device, dtype=TORCH_DTYPES[case.dtype])
     evaluation = _inputs(module, case)
     found = find_sites(module, evaluation[0])
-    prefix = _prefix(module, found)
+    prefix = prefix_tokens(module)
     classes = getattr(module, "num_classes", 0)
     return Subject(
         module=module,
@@ -151,12 +151,6 @@ def _check(name: str, module: Any, shape: tuple[int, int, int]) -> None:
             f"{name} lays its tokens on a grid ({sizes} at its end), which convolutions or windows need whole, so none "
             "can be dropped"
         )
-
-
-def _prefix(module: Any, found: Found) -> int:
-    """Leading tokens that are no patches; none where a class token joins behind the blocks."""
-    patches = getattr(getattr(module, "patch_embed", None), "num_patches", None)
-    return 0 if found.entering == patches else prefix_tokens(module)
 
 
 def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
