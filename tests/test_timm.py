@@ -436,6 +436,18 @@ def test_bench_and_a_refusal_from_the_command_line(tmp_path: Path, monkeypatch: 
     assert "lays its tokens on a grid" in str(done.exception)
 
 
+def test_profile_of_parallel_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks without x' have projections and attention, no MLP that could be told apart."""
+    monkeypatch.chdir(tmp_path)
+    family.facts.cache_clear()
+    common = ["--device", "cpu", "--variant", "flash+repshift", "--keep", "0.5", "--layers", "1"]
+    model = ["--model", "timm:vit_small_patch16_18x2_224", "--image-size", "64"]
+    done = CliRunner().invoke(app, ["profile", *model, *common], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "failed" not in done.stdout
+    assert "projection" in done.stdout
+
+
 # --- a torchvision built for CUDA beside a torch without it -----------------------------------------------------------
 
 FAKE = """

@@ -136,7 +136,9 @@ class _Block:
     """Hooks on one block that open a range around it, and around each module in it that is a part.
 
     Before the module that reads x', modules belong to attention (linear ones there are projections); from it on they
-    belong to the MLP. Norms are norms anywhere. Bare parameters (LayerScale) and the residual sums stay with the block.
+    belong to the MLP. Where none reads x' (parallel branches), linear ones are projections and torch's attention is all
+    that is called attention. Norms are norms anywhere. Bare parameters (LayerScale) and the residual sums stay with the
+    block.
     """
 
     def __init__(self, site: Site, number: int) -> None:
@@ -148,7 +150,8 @@ class _Block:
     def __enter__(self) -> None:
         block = self._site.block
         self._handles.append(block.register_forward_pre_hook(self._begin_block, prepend=True))
-        self._handles.append(self._site.middle.register_forward_pre_hook(self._turn, prepend=True))
+        if self._site.middle is not None:
+            self._handles.append(self._site.middle.register_forward_pre_hook(self._turn, prepend=True))
         direct = set(block.children())
         for module in block.modules():
             if module is not block and not isinstance(module, SILENT) and (module in direct or _is_part(module)):
@@ -187,7 +190,9 @@ class _Block:
             return None
         if self._behind:
             return "mlp"
-        return "projection" if isinstance(module, LINEAR) or _is_transposed_linear(module) else "attention"
+        if isinstance(module, LINEAR) or _is_transposed_linear(module):
+            return "projection"
+        return None if self._site.middle is None else "attention"
 
 
 def _is_part(module: nn.Module) -> bool:
