@@ -29,6 +29,7 @@ from repshift_cli.probes.energy import EnergyProbe
 from repshift_cli.probes.fidelity import FidelityProbe
 from repshift_cli.probes.hbm import Counter, HbmProbe, rates
 from repshift_cli.probes.kernels import verify, verify_none
+from repshift_cli.probes.kv_cache import KvCacheProbe
 from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.launches import LaunchProbe
 from repshift_cli.probes.macs import MacsProbe
@@ -52,16 +53,23 @@ from repshift_cli.runner import Parts, Probe, reason_of
 
 
 def facts_of(
-    weights: str | None, name: str, image_size: int | None, frames: int | None, length: int | None = None
+    weights: str | None,
+    name: str,
+    image_size: int | None,
+    frames: int | None,
+    length: int | None = None,
+    data: str | None = None,
 ) -> Facts:
     """What planning must know of a model, from the family that builds it; UsageError where the model does not say.
 
-    `length` goes to families whose `facts` take it: those of sequences of tokens.
+    `length` and `data` go to families whose `facts` take them: those of sequences of tokens.
     """
     family = catalog.load(catalog.resolve_model(name))
-    if length is not None and "length" not in inspect.signature(family.facts).parameters:
+    taken = inspect.signature(family.facts).parameters
+    if length is not None and "length" not in taken:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
-    extra = {} if length is None else {"length": length}
+    given = {"length": length, "data": data}
+    extra = {option: value for option, value in given.items() if value is not None and option in taken}
     try:
         facts: Facts = family.facts(name, image_size, frames, weights, **extra)
     except RepshiftError:
@@ -104,6 +112,7 @@ class Workshop:
         self._watch = machine.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
+        self._broken: tuple[tuple[Any, ...], Exception] | None = None
         self._probes: tuple[Probe, ...] = ()
         self.parts = Parts(
             prepare=self.prepare,
@@ -117,15 +126,27 @@ class Workshop:
         )
 
     def subject(self, case: Case) -> Subject:
-        """The built model of the case's group, built once for all cases of the group that come after each other."""
+        """The built model of the case's group, built once for all cases of the group that come after each other.
+
+        A model that could not be built is not tried again: the error is raised anew.
+        """
+        if self._broken is not None and self._broken[0] == case.group:
+            raise self._broken[1]
         if self._group != case.group:
             self._subject, self._probes, self._group = None, (), None
             _free()
-            subject = _built(case)
+            try:
+                subject = _built(case)
+            except UsageError:
+                raise
+            except Exception as error:
+                self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
+                raise
             self._probes = (
                 FidelityProbe(subject),
                 MemoryProbe(partial(machine.process_bytes, case.device), partial(machine.card_bytes, case.device)),
                 MacsProbe(),
+                KvCacheProbe(),
                 LaunchProbe(),
                 HbmProbe(self._counter),
                 EnergyProbe(partial(machine.millijoules, case.device), _synchronize),
@@ -159,8 +180,8 @@ def _built(case: Case) -> Subject:
         return subject
     if subject.roles is not None or subject.central or subject.grid:
         raise UsageError(f"--protect does not apply to {case.model}: its tokens are not a row from first to last")
-    rest = subject.tokens - first - last
-    return replace(subject, prefix=subject.prefix + first, suffix=subject.suffix + last, tokens=rest)
+    prefix, suffix, rest = subject.prefix + first, subject.suffix + last, subject.tokens - first - last
+    return replace(subject, prefix=prefix, suffix=suffix, tokens=rest, own_prefix=subject.prefix)
 
 
 def _step(case: Case, subject: Subject) -> Step:
@@ -188,7 +209,7 @@ def _eager(case: Case, subject: Subject) -> Step:
 
     @contextmanager
     def active() -> Iterator[None]:
-        with torch.inference_mode(), attending(backend), pruned(subject, method, case):
+        with torch.inference_mode(), subject.context(), attending(backend), pruned(subject, method, case):
             yield
 
     module, inputs = subject.module, subject.inputs

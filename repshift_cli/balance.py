@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repshift_cli.breakdown import OTHER, WAIT, Breakdown, total
-from repshift_cli.ranges import PARTS, SELECTION
+from repshift_cli.ranges import CONVOLUTION, PARTS, SELECTION
 from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, kept
 
 DEVICE_BOUND, HOST_BOUND = 0.10, 0.25
@@ -73,9 +73,14 @@ def selection(b: Breakdown, layer: int | None = None) -> float:
     return sum(time(b, part, layer) for part in SELECTION)
 
 
+def in_stages(b: Breakdown) -> bool:
+    """Whether the blocks are a CNN's stages: each changes the grid by itself, so `tokens` does not tell what enters."""
+    return any(p.part == CONVOLUTION for p in b.parts)
+
+
 def tokens_in(b: Breakdown, layer: int) -> int | None:
-    """The tokens that enter a block, prefix included."""
-    if b.case is None or not b.tokens:
+    """The tokens that enter a block, prefix included; None where that is not known."""
+    if b.case is None or not b.tokens or in_stages(b):
         return None
     return b.tokens[min(sum(cut < layer for cut in b.case.layers), len(b.tokens) - 1)]
 
@@ -126,11 +131,15 @@ def pays_from(own: Breakdown, reference: Breakdown) -> int | None:
 def break_even_keep(own: Breakdown, reference: Breakdown) -> float | None:
     """The highest keep ratio at which the same layers would still win, in hundredths; None where none would.
 
+    None too for a CNN's stages, whose time does not follow from a token count that all share.
+
     An estimate: the selection's cost is taken as it is, and a block's time as linear in its tokens, with the slope that
     the two profiles show behind the first cut.
     """
     case = own.case
     assert case is not None
+    if in_stages(own):
+        return None
     behind = [row for row in balance(own, reference) if row.layer > case.layers[0]]
     dropped = _dropped(case, own, case.keep)
     saved = sum(row.saved for row in behind)

@@ -19,6 +19,7 @@ from repshift_cli.commands.backends import backends
 from repshift_cli.commands.bench import bench
 from repshift_cli.commands.compare import compare
 from repshift_cli.commands.doctor import doctor
+from repshift_cli.commands.explain import explain
 from repshift_cli.commands.export import export
 from repshift_cli.commands.gate import gate
 from repshift_cli.commands.history import history
@@ -44,7 +45,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (bench, profile, show, compare, gate, export, history, models, methods, backends, profiles, doctor):
+for command in (
+    bench,
+    profile,
+    show,
+    compare,
+    gate,
+    export,
+    history,
+    explain,
+    models,
+    methods,
+    backends,
+    profiles,
+    doctor,
+):
     app.command(cls=Command)(command)
 
 

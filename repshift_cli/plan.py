@@ -125,6 +125,8 @@ def _check_removal(axes: Axes, model: str, facts: Facts) -> None:
 def _protecting(axes: Axes, model: str, facts: Facts) -> Facts:
     """The facts with what --protect takes away from the tokens that may go."""
     more = sum(protection(axes.protect))
+    if more and facts.removals:
+        raise UsageError(f"--protect does not apply to {model}: a grid has no first and no last tokens")
     if more >= facts.tokens:
         raise UsageError(f"--protect leaves none of the {facts.tokens} tokens of {model} to drop")
     return replace(facts, tokens=facts.tokens - more, prefix=facts.prefix + more)
@@ -188,7 +190,10 @@ def _with(base: Case, **changes: object) -> Case:
 
 
 def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend]) -> Planned:
-    tokens = tokens_along(facts, case.keep, case.layers)
+    try:
+        tokens = tokens_along(facts, case.keep, case.layers)
+    except UsageError as error:
+        return Planned(case, refused=str(error))
     return Planned(case, tokens, refused=_refusal(case, facts, backends[case.attention]))
 
 
@@ -207,6 +212,8 @@ def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:
     if case.dtype not in offers.dtypes.get(kind, ()):
         taken = ", ".join(offers.dtypes.get(kind, ())) or "nothing"
         return f"{case.attention} takes {taken} on {kind}, not {case.dtype}"
+    if facts.mask is not None and kind not in offers.mask:
+        return f"{case.attention} takes no attention mask on {kind}, and {case.model} needs one for {facts.mask}"
     if facts.head_dim is not None:
         if offers.max_head_dim is not None and facts.head_dim > offers.max_head_dim:
             return f"{case.attention} takes head dims up to {offers.max_head_dim}, {case.model} has {facts.head_dim}"

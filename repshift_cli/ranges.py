@@ -14,7 +14,10 @@ Opener = Callable[[str], AbstractContextManager[Any]]
 
 PREFIX = "repshift/"
 BLOCK = "block "
-PARTS = ("attention", "projection", "mlp", "norm", "score", "select", "cut")
+CONVOLUTION = "convolution"
+MIXER = "mixer"
+"""What stands in the place of attention in a block that has no other branch: a state space model's scan."""
+PARTS = ("attention", MIXER, "projection", "mlp", CONVOLUTION, "norm", "score", "select", "cut")
 """The parts that ranges name; what lies outside all of them is `other`."""
 SELECTION = ("score", "select", "cut")
 """The parts that pruning adds."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from decimal import Decimal
+from math import isqrt
 from typing import Any
 
 SCHEMA_VERSION = 3
@@ -282,16 +283,18 @@ class Facts:
     attention: bool = True
     removals: tuple[str, ...] = ()
     along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
+    mask: str | None = None
+    """What attention needs a mask for, or None where it needs none."""
 
 
 @dataclass(frozen=True)
 class Offers:
-    """What an attention back end accepts: dtypes by device, head dims, whether an additive mask or bias is taken."""
+    """What an attention back end accepts: dtypes by device, head dims, the devices where it takes a mask or bias."""
 
     dtypes: Mapping[str, tuple[str, ...]]
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
-    mask: bool = False
+    mask: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -300,13 +303,15 @@ class Site:
 
     x is the input of `block`; `attention` puts out SA(LN(x)), or whatever mixes the tokens; the input of `middle` is
     x' = x + SA(LN(x)), or its norm where the block norms its sums (post-norm); `mlp` puts out MLP(LN(x')); the output
-    of `block` is x^ = x' + MLP(LN(x')), and it is what gets cut. A part that a block lacks is None.
+    of `block` is x^ = x' + MLP(LN(x')), and it is what gets cut. A part that a block lacks is None. Where a block
+    changes the shape (a CNN's stage), `origin` puts out x in the shape of the output.
     """
 
     block: Any
     attention: Any = None
     middle: Any = None
     mlp: Any = None
+    origin: Any = None
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -348,6 +353,10 @@ class Subject:
     companions: tuple[str, ...] = ()
     spread: int = 0
     readers: tuple[Any, ...] = ()
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What every variant alike runs within (a scan put in the place of a library's); afterwards all is as it was."""
+    own_prefix: int | None = None
+    """The leading tokens for which a companion may have no entry: those of the model, where --protect adds others."""
     grid: bool = False
     """Whether the sites put out (B, C, H, W), whose lines are cut (a CNN), instead of (B, N, C)."""
 
@@ -414,6 +423,15 @@ def kept(tokens: int, keep: float) -> int:
 def left(tokens: int, number: int, of: int) -> int:
     """`kept` with its share worked out before: whole numbers only, so that torch.compile can follow it."""
     return max(1, tokens - tokens * number // of)
+
+
+def lines_left(lines: int, number: int, of: int) -> int:
+    """How many rows of a grid (and columns) stay, at least one, so that about 1 - number / of = keep of its tokens do.
+
+    Of n lines round(n (1 - sqrt(keep))) go, in whole numbers, where a half goes to those that stay. At keep 0.72 that
+    is 8 of 56 and 4 of 24, as in Choi et al. 2025 (arXiv 2508.00367, Table 6); at other sizes the same share.
+    """
+    return max(1, (isqrt(4 * lines * lines * (of - number) // of) + 1) // 2)
 
 
 def protection(text: str | None) -> tuple[int, int]:

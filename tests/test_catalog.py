@@ -19,11 +19,11 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "strange_parts"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise RuntimeError('imported')")
-    (folder / "mamba.py").write_text('"""Mamba.\n\nMore."""\nALIASES: dict = {"mamba_t": 1}\nSIZE = len("abc")\n')
+    (folder / "retnet.py").write_text('"""RetNet.\n\nMore."""\nALIASES: dict = {"retnet_t": 1}\nSIZE = len("abc")\n')
     points = [
-        EntryPoint("mamba", "strange_parts.mamba", "repshift.models"),
+        EntryPoint("retnet", "strange_parts.retnet", "repshift.models"),
         EntryPoint("ghost", "no_such_package.ghost:part", "repshift.models"),
-        EntryPoint("vit", "strange_parts.mamba", "repshift.models"),
+        EntryPoint("vit", "strange_parts.retnet", "repshift.models"),
     ]
     monkeypatch.setattr(catalog, "_entry_points", lambda room: points if room == "models" else ())
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -63,10 +63,10 @@ def test_listing_imports_no_part() -> None:
 
 def test_entry_points_add_parts_without_being_imported(plugin: Path) -> None:
     found = parts("models")
-    assert found["mamba"] == Part("mamba", "models", "Mamba.", "strange_parts.mamba", {"ALIASES": {"mamba_t": 1}})
+    assert found["retnet"] == Part("retnet", "models", "RetNet.", "strange_parts.retnet", {"ALIASES": {"retnet_t": 1}})
     assert found["ghost"].help == "from no_such_package.ghost:part"
-    assert {"mamba_t", "ghost"} <= set(aliases())
-    assert resolve_model("mamba_t").name == "mamba"
+    assert {"retnet_t", "ghost"} <= set(aliases())
+    assert resolve_model("retnet_t").name == "retnet"
 
 
 def test_a_file_of_this_package_goes_before_an_entry_point(plugin: Path) -> None:
@@ -76,13 +76,13 @@ def test_a_file_of_this_package_goes_before_an_entry_point(plugin: Path) -> None
 def test_a_part_that_cannot_be_imported_is_one_sentence(plugin: Path) -> None:
     with pytest.raises(RepshiftError, match=r"model family 'ghost' cannot be imported from no_such_package.ghost:part"):
         load(parts("models")["ghost"])
-    with pytest.raises(RepshiftError, match=r"'mamba' cannot be imported from strange_parts.mamba: imported"):
-        load(parts("models")["mamba"])
+    with pytest.raises(RepshiftError, match=r"'retnet' cannot be imported from strange_parts.retnet: imported"):
+        load(parts("models")["retnet"])
 
 
 def test_a_part_with_a_syntax_error_is_still_listed(plugin: Path) -> None:
-    (plugin / "mamba.py").write_text("def (:\n")
-    assert parts("models")["mamba"].help.startswith("cannot be read: ")
+    (plugin / "retnet.py").write_text("def (:\n")
+    assert parts("models")["retnet"].help.startswith("cannot be read: ")
 
 
 def test_load_gives_the_module_or_the_attribute() -> None:

@@ -36,7 +36,7 @@ def test_what_pruning_adds_shows() -> None:
     plain = FAMILIES["vit"]()
     subject = tiny.subject(plain.module, plain.inputs)
     whole = operators(subject, attention="flash")
-    assert operators(subject, attention="flash", pruning="oracle", keep=0.5, layers=(1,)) == whole, "a slice is a view"
+    assert operators(subject, attention="flash", pruning="oracle", keep=0.5, layers=(1,)) <= whole, "slices are views"
     once = operators(subject, attention="flash", pruning="random", keep=0.5, layers=(1,)) - whole
     twice = operators(subject, attention="flash", pruning="random", keep=0.5, layers=(1, 2)) - whole
     assert once > 0 and twice == 2 * once

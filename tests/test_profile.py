@@ -81,7 +81,7 @@ PRUNED |= {"operation": "mlp", "distance": "l2", "form": "update"}
 def test_every_block_of_every_family_is_told_apart(family: str, tmp_path: Path) -> None:
     found, _ = recorded(step_of(FAMILIES[family](), case(**PRUNED)), tmp_path)
     wanted = {"attention", "projection", "mlp", "norm"}
-    if family == "torch_encoder":
+    if family in ("torch_encoder", "post_norm", "post_norm_padded"):
         wanted.remove("projection")  # nn.MultiheadAttention projects by functions, in no module of their own
     for layer in range(1, tiny.DEPTH + 1):
         parts = {p.part for p in found.parts if p.layer == layer}
@@ -113,9 +113,10 @@ def test_what_each_part_holds(tmp_path: Path) -> None:
     assert held[("mlp", "aten::gelu")] == tiny.DEPTH
     assert held[("norm", "aten::layer_norm")] == 2 * tiny.DEPTH
     assert held[("attention", "aten::_scaled_dot_product_flash_attention_for_cpu")] == tiny.DEPTH
-    assert held[("score", "aten::linalg_vector_norm")] == held[("select", "aten::topk")] == 1
-    assert held[("cut", "aten::index_select")] == 1
-    assert held[("block", "aten::add")] == 2 * tiny.DEPTH, "the residual sums"
+    assert held[("score", "aten::linalg_vector_norm")] == 1 and held[("select", "aten::sort")] >= 1
+    late = "of x' and of the branch, added for the rows that stay"
+    assert held[("cut", "aten::index_select")] == 2 and held[("cut", "aten::add")] >= 1, late
+    assert held[("block", "aten::add")] == 2 * tiny.DEPTH - 1, "the residual sums, but for the one in the cut"
 
 
 def test_a_methods_own_cut_is_a_cut(tmp_path: Path) -> None:
@@ -373,7 +374,13 @@ def cells(profile: ProfileRun, sheet: int, column: str, **views: Any) -> list[st
 
 def test_by_part_adds_up_to_the_step(on_cuda: ProfileRun) -> None:
     names = cells(on_cuda, 1, "part")
-    assert names == [*ranges.PARTS, "other", "wait", "idle", "step"]
+    assert names == [
+        *(p for p in ranges.PARTS if p not in (ranges.CONVOLUTION, ranges.MIXER)),
+        "other",
+        "wait",
+        "idle",
+        "step",
+    ]
     device = [float(t) for t in cells(on_cuda, 1, "device ms")]
     assert sum(device[:-1]) == pytest.approx(device[-1], rel=0.02)
     host = [float(t) for t in cells(on_cuda, 1, "host ms") if t != "–"]

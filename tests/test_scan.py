@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from repshift_cli.models import _scan
-from repshift_cli.models._scan import plain_scan, scan_in_use, selective_scan
+from repshift_cli.kernels import scan as _scan
+from repshift_cli.kernels.scan import plain_scan, scan_in_use, selective_scan
 
 BATCH, CHANNELS, STATES = 2, 5, 3
 LENGTHS = (1, 2, 3, 7, 64, 197, 1000)

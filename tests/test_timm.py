@@ -145,14 +145,14 @@ REFUSED = {
     "resnet18": "grid",
     "samvit_base_patch16_224": "grid",
     "efficientformer_l1": "no repeated block",
-    "mixer_s32_224": "needs all of its tokens",
-    "xcit_nano_12_p16_224": "needs all of its tokens",
+    "mixer_s32_224": r"MixerBlock \(they do not run on a part",
+    "xcit_nano_12_p16_224": r"XCABlock \(they do not run on a part",
     "beit_base_patch16_224": "positions of its size",
     "vit_srelpos_small_patch16_224": "positions of its size",
     "convit_tiny": "whole grid",
     "pit_ti_224": "stages or branches",
     "crossvit_tiny_240": "stages or branches",
-    "mvitv2_tiny": "do not hand all tokens on",
+    "mvitv2_tiny": "tell their tokens' places by themselves",
     "cait_xxs24_224": "compute their attention themselves",
 }
 """Architecture -> a piece of the reason."""

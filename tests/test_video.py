@@ -281,7 +281,7 @@ def test_what_does_not_fit_the_model_is_told_before_it_is_built(
     assert "the model takes images, and" in refusal("--model", "vit_t", "--data", str(clip))
     assert "the model takes video, and" in refusal("--model", "umt_b", "--data", str(photo))
     assert "the model takes video; no clips in" in refusal("--model", "umt_b", "--data", str(photos))
-    assert "no such clip or folder" in refusal("--model", "umt_b", "--data", str(tmp_path / "absent.mp4"))
+    assert "no such file or folder" in refusal("--model", "umt_b", "--data", str(tmp_path / "absent.mp4"))
     assert "the model takes video, and" in refusal("--model", "vit_t,umt_b", "--data", str(photo))
     monkeypatch.setattr(_clips, "find_spec", lambda name: None)
     assert "pip install 'repshift[video]'" in refusal("--model", "umt_b", "--data", str(clip))

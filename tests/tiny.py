@@ -17,8 +17,8 @@ from repshift_cli.records import Case, Subject
 DEPTH, WIDTH, BATCH = 3, 32, 3
 
 Module = Any
-Block = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-"""x -> SA(LN(x)) and x' -> MLP(LN(x')), LayerScale included."""
+Block = tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]
+"""x -> SA(LN(x)) and x' -> MLP(LN(x')), LayerScale included; post-norm: x -> SA(x) and x' -> MLP(x')."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,18 +42,31 @@ class Plain:
     blocks: Sequence[Block]
     finish: Callable[[Tensor], Tensor]
     compared: Callable[[Any], Tensor]
+    norms: Sequence[tuple[Module, Module]] = ()
+    """Post-norm: what each block puts behind its two sums."""
+    placed: bool = False
+    """Whether `attention(x, places)` is told where its tokens stood at first, (B, n), for a mask or rotations."""
 
     def forward(self, cut: Callable[[int, dict[str, Tensor]], Tensor] | None = None) -> Tensor:
         """The output; `cut(layer, seen)` gives the hidden states after block `layer` (from 1), as it finds fit."""
         x = self.embed(self.inputs)
-        for layer, (attention, mlp) in enumerate(self.blocks, start=1):
-            branch = attention(x)
-            middle = x + branch
+        places = torch.arange(x.shape[1]).expand(len(x), -1)
+        norms = self.norms or [(nn.Identity(), nn.Identity())] * len(self.blocks)
+        for layer, ((attention, mlp), (norm1, norm2)) in enumerate(zip(self.blocks, norms, strict=True), start=1):
+            branch = attention(x, places) if self.placed else attention(x)
+            middle = norm1(x + branch)
             update = mlp(middle)
-            out = middle + update
+            out = norm2(middle + update)
             seen = {"x": x, "attention": branch, "middle": middle, "mlp": update, "out": out}
             x = out if cut is None else cut(layer, seen)
+            if self.placed and x is not out:
+                places = places.gather(1, rows_among(x, out))
         return self.finish(x)
+
+
+def rows_among(few: Tensor, many: Tensor) -> Tensor:
+    """Which rows of `many` (B, n, C) those of `few` (B, k, C) are: (B, k)."""
+    return (few.unsqueeze(2) == many.unsqueeze(1)).all(-1).int().argmax(-1)
 
 
 def case(**changes: Any) -> Case:
@@ -194,6 +207,44 @@ def _dino(module: Module, prefix: int) -> Plain:
         blocks=[block(b) for b in module.encoder.layer],
         finish=lambda x: module.layernorm(x),
         compared=lambda out: out.last_hidden_state,
+    )
+
+
+def dinov3() -> Plain:
+    """Rotary embeddings of the patches alone, behind a class token and three registers."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    module: Module = roughen(DINOv3ViTModel(DINOv3ViTConfig(**SIZES, num_register_tokens=3))).double()
+    inputs = {"pixel_values": pixels(BATCH, 3, 32, 32)}
+    cos, sin = (rotary.double() for rotary in module.rope_embeddings(inputs["pixel_values"]))
+
+    def turned(heads: Tensor, places: Tensor) -> Tensor:
+        """Each patch's pairs (i, i + d / 2) turned by the angles of its place; (B, heads, n, d)."""
+        front, back = heads[:, :, 4:].chunk(2, -1)
+        c, s = (angles[places[:, 4:] - 4].unsqueeze(1) for angles in (cos, sin))
+        return torch.cat((heads[:, :, :4], heads[:, :, 4:] * c + torch.cat((-back, front), -1) * s), 2)
+
+    def block(b: Module) -> Block:
+        a = b.attention
+
+        def attention(x: Tensor, places: Tensor) -> Tensor:
+            x = b.norm1(x)
+            q, k, v = (project(x).unflatten(-1, (4, -1)).transpose(1, 2) for project in (a.q_proj, a.k_proj, a.v_proj))
+            weights = turned(q, places) @ turned(k, places).transpose(-1, -2) * a.scaling
+            return a.o_proj((weights.softmax(-1) @ v).transpose(1, 2).flatten(2)) * b.layer_scale1.lambda1
+
+        return attention, (lambda x: b.mlp(b.norm2(x)) * b.layer_scale2.lambda1)
+
+    return Plain(
+        module,
+        inputs,
+        prefix=4,
+        tokens=TOKENS,
+        embed=lambda inputs: module.embeddings(inputs["pixel_values"]),
+        blocks=[block(m) for m in module.modules() if type(m).__name__ == "DINOv3ViTLayer"],
+        finish=lambda x: module.norm(x),
+        compared=lambda out: out.last_hidden_state,
+        placed=True,
     )
 
 
@@ -352,7 +403,7 @@ def plain_torch() -> Plain:
 
 
 class Encoder(nn.Module):
-    """torch's own encoder, pre-norm, under a class token."""
+    """torch's own encoder under a class token; `mask` (B, N) is True for padding."""
 
     def __init__(self, norm_first: bool = True) -> None:
         super().__init__()
@@ -360,8 +411,9 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, WIDTH))
         self.encoder = nn.TransformerEncoder(layer, DEPTH, enable_nested_tensor=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.encoder(torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1))
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        return self.encoder(x, src_key_padding_mask=mask)
 
 
 def torch_encoder() -> Plain:
@@ -386,17 +438,58 @@ def torch_encoder() -> Plain:
     )
 
 
+def post_norm() -> Plain:
+    return _post_norm(padding=())
+
+
+def post_norm_padded() -> Plain:
+    """Samples of 13, 10 and 9 tokens."""
+    return _post_norm(padding=(0, 3, 4))
+
+
+def _post_norm(padding: tuple[int, ...]) -> Plain:
+    module: Module = roughen(Encoder(norm_first=False)).double()
+    hidden = torch.stack([torch.arange(13) >= 13 - n for n in padding or (0,) * BATCH])
+
+    def block(b: Module) -> Block:
+        def attention(x: Tensor, places: Tensor) -> Tensor:
+            a = b.self_attn
+            qkv = nn.functional.linear(x, a.in_proj_weight, a.in_proj_bias)
+            q, k, v = qkv.unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+            scores = q @ k.transpose(-1, -2) / (WIDTH / 4) ** 0.5
+            scores = scores.masked_fill(hidden.gather(1, places)[:, None, None], float("-inf"))
+            return a.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+        return attention, (lambda x: b.linear2(b.linear1(x).relu()))
+
+    return Plain(
+        module,
+        {"tokens": pixels(BATCH, 12, WIDTH), **({"mask": hidden} if padding else {})},
+        prefix=1,
+        tokens=12,
+        embed=lambda inputs: torch.cat((module.cls_token.expand(BATCH, -1, -1), inputs["tokens"]), dim=1),
+        blocks=[block(b) for b in module.encoder.layers],
+        finish=lambda x: x,
+        compared=lambda out: out,
+        norms=[(b.norm1, b.norm2) for b in module.encoder.layers],
+        placed=True,
+    )
+
+
 FAMILIES: dict[str, Callable[[], Plain]] = {
     "vit": vit,
     "deit_distilled": deit_distilled,
     "dinov2": dinov2,
     "dinov2_registers": dinov2_registers,
+    "dinov3": dinov3,
     "clip": clip,
     "siglip": siglip,
     "videomae": videomae,
     "vivit": vivit,
     "plain_torch": plain_torch,
     "torch_encoder": torch_encoder,
+    "post_norm": post_norm,
+    "post_norm_padded": post_norm_padded,
 }
 
 

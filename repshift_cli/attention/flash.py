@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend
 from repshift_cli.attention._sdpa import forced
 from repshift_cli.records import Offers
 
-OFFERS = Offers(dtypes={"cuda": ("bf16", "fp16"), "cpu": ("fp32", "bf16", "fp16")}, max_head_dim=256)
+OFFERS = Offers(dtypes={"cuda": ("bf16", "fp16"), "cpu": ("fp32", "bf16", "fp16")}, max_head_dim=256, mask=("cpu",))
 OPS = (
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",

@@ -9,7 +9,7 @@ from repshift_cli.records import Offers
 
 OFFERS = Offers(
     dtypes={"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16", "fp16")},
-    mask=True,
+    mask=("cpu", "cuda"),
 )
 OPS = ("aten::_scaled_dot_product_attention_math",)
 KERNELS = r""

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 from repshift_cli.records import Offers
 
-OFFERS = Offers(dtypes={"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16", "fp16")}, mask=True)
+OFFERS = Offers(dtypes={"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16", "fp16")}, mask=("cpu", "cuda"))
 OPS = ()
 KERNELS = ""
 

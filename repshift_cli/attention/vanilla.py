@@ -13,7 +13,7 @@ from repshift_cli.records import Offers
 
 OFFERS = Offers(
     dtypes={"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16", "fp16")},
-    mask=True,
+    mask=("cpu", "cuda"),
 )
 OPS = ("aten::_softmax",)
 KERNELS = ""
@@ -55,7 +55,7 @@ def attend(
     if attn_mask is not None:
         masked = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, float("-inf")) if masked else scores + attn_mask
-    softmax = torch.softmax if attn_mask is None else torch._safe_softmax
+    softmax = torch.softmax if attn_mask is None else torch.ops.aten._safe_softmax
     weights = softmax(scores, -1)
     if dropout_p:
         weights = torch.dropout(weights, dropout_p, True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,8 +28,8 @@ Model = Annotated[
     list[str] | None,
     typer.Option(
         metavar="LIST",
-        help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
-        "package.module:function. (default: vit_b)",
+        help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), "
+        "timm:NAME, or your own package.module:function or FILE.toml (`repshift explain`). (default: vit_b)",
         rich_help_panel=SWEEP,
         autocompletion=_complete.model_names,
     ),
@@ -139,7 +141,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="Image or clip as input, or a folder of such. (default: random pixels)",
+        help="Image or clip as input, or a folder of such; for text encoders a text file with a sentence per line, or "
+        "a folder of .txt files. (default: random pixels or tokens)",
         rich_help_panel=SWEEP,
     ),
 ]
@@ -178,11 +181,13 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_full_names(sweep: Axes) -> Axes:
-    """The sweep with its variants by their parts' own names, every name checked: no import here takes time."""
+    """The sweep with its variants by their parts' own names, every name and path checked: no import here takes time."""
     for name in sweep.model:
         catalog.resolve_model(name)
     if sweep.weights is not None and len(sweep.model) > 1:
         raise UsageError("--weights fits one model; name one with --model")
+    if sweep.data is not None and not Path(sweep.data).exists():
+        raise UsageError(f"--data: no such file or folder: {sweep.data}")
     parts = [catalog.find_variant(variant) for variant in sweep.variant]
     names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
     return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
@@ -203,9 +208,10 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: assemble.backend_for(name, device) for name in names}
     methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
-    planned = plan.expand(sweep, device, lambda *m: assemble.facts_of(sweep.weights, *m), backends, methods)
+    facts_of = partial(assemble.facts_of, sweep.weights, data=sweep.data)
+    planned = plan.expand(sweep, device, facts_of, backends, methods)
     if sweep.data is not None:
-        for frames in dict.fromkeys(p.case.frames for p in planned):
+        for frames in dict.fromkeys(p.case.frames for p in planned if p.case.length is None):
             assemble.check_data(sweep.data, frames)
     return planned
 

@@ -46,7 +46,7 @@ def emit(
     for name, target in targets:
         text = io.StringIO()
         _renderer(name).render(run, text)
-        _write(target, text.getvalue())
+        write(target, text.getvalue())
     if all(target != STDOUT for _, target in targets):
         _renderer("table").render(run, sys.stdout, console)
 
@@ -66,7 +66,8 @@ def _renderer(name: str) -> Any:
     return importlib.import_module(f"repshift_cli.renderers.{name}")
 
 
-def _write(target: str, text: str) -> None:
+def write(target: str, text: str) -> None:
+    """Write text to stdout (`-`), a stream or a file, which is replaced whole."""
     if target == STDOUT:
         sys.stdout.write(text)
     elif _is_stream(Path(target)):

@@ -29,5 +29,5 @@ def _in_words(offers: Offers, device: str) -> str:
         words.append(f"head dim up to {offers.max_head_dim}")
     if offers.head_dim_multiple > 1:
         words.append(f"a multiple of {offers.head_dim_multiple}")
-    words.append("masks" if offers.mask else "no mask")
+    words.append("masks" if device.partition(":")[0] in offers.mask else "no mask")
     return "; ".join(words)

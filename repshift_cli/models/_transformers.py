@@ -28,6 +28,7 @@ class Recipe:
     """How to make one model: its class, its configuration, and where its weights lie (None: random).
 
     `prepare(module)` may mend a freshly built model (a tensor that is no buffer and stays behind on the CPU).
+    A checkpoint may lack parameters whose names begin as one of `unused`: the model's output does not need them.
     """
 
     model: type
@@ -37,6 +38,7 @@ class Recipe:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     prepare: Callable[[Any], None] | None = None
+    unused: tuple[str, ...] = ()
 
 
 Maker = Callable[[str, int | None, int | None], Recipe]
@@ -59,7 +61,7 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
     def build(case: Case) -> Subject:
         """The model and its inputs on the case's device, in the case's dtype, with its blocks found."""
         made = recipe(case.model, case.image_size, case.frames)
-        module, warnings = _module(made, case)
+        module, warnings = in_place(made, case)
         inputs, evaluation = _inputs(made, module, case)
         found = find_sites(module, inputs)
         prefix = prefix_tokens(module)
@@ -75,7 +77,7 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
             units=made.units,
             logits=logits,
             pooled=pooled,
-            warnings=warnings,
+            warnings=(*warnings, *found.warnings),
         )
 
     return facts, build
@@ -108,7 +110,7 @@ def spans(config: Any) -> tuple[int, Any]:
     return (tubelet, config.patch_size) if isinstance(tubelet, int) else (tubelet[0], tubelet[1])
 
 
-def _module(made: Recipe, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
+def in_place(made: Recipe, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
     """The model in its place, and what must be said of its weights."""
     dtype = TORCH_DTYPES[case.dtype]
     warnings: tuple[str, ...] = ()
@@ -147,7 +149,7 @@ def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot load {made.checkpoint}: {first_line(error)}") from error
-    missing = sorted(found["missing_keys"])
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith(made.unused))
     named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
     return module, (f"the checkpoint lacks {named}: random weights there",) if missing else ()
 
@@ -205,7 +207,7 @@ def _inputs(made: Recipe, module: nn.Module, case: Case) -> tuple[dict[str, Any]
 
 def _interpolates(module: nn.Module, size: int, config: Any) -> bool:
     """Whether the positions must be interpolated: another size than the checkpoint's, and the class can be told so."""
-    return size != config.image_size and "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
+    return "interpolate_pos_encoding" in inspect.signature(module.forward).parameters and size != config.image_size
 
 
 def logits(output: Any) -> Tensor | None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repshift_cli.models._scan import selective_scan
+from repshift_cli.kernels.scan import selective_scan
 
 EPSILON = 1e-5
 FASTEST, SLOWEST = 0.1, 0.001

@@ -1,25 +1,35 @@
-"""Any ViT-like checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
+"""Any ViT-like, BERT-like, Llama or Qwen2 checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from repshift_cli.models import _decoder, _text
 from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models._transformers import Recipe, family, first_line, weights_file
 from repshift_cli.models.videomae import place_positions
-from repshift_cli.records import UsageError
+from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
+_DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+_ENCODERS = {
+    "bert": "BertModel",
+    "electra": "ElectraModel",
+    "modernbert": "ModernBertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+}
+"""The text encoders, by what their configurations call them."""
+LENGTH = 512
+"""The most random tokens of a sequence where nothing else is said."""
 
 
 def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     import transformers
 
     place = name.removeprefix("hf:")
-    if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
-        weights_file(place)
     config = _config(place)
     model = getattr(transformers, _class_name(config, place), None)
     if model is None:
@@ -41,6 +51,8 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
 def _config(place: str) -> Any:
     from transformers import AutoConfig
 
+    if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
+        weights_file(place)
     try:
         return AutoConfig.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
@@ -71,4 +83,52 @@ def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(stored.get("image_mean", IMAGENET_MEAN)), tuple(stored.get("image_std", IMAGENET_STD))
 
 
-facts, build = family(_recipe)
+def _encoder(name: str) -> _text.Encoder:
+    import transformers
+
+    place = name.removeprefix("hf:")
+    config = _config(place)
+    model = getattr(transformers, _ENCODERS[config.model_type])
+    positions = config.max_position_embeddings
+    if "roberta" in config.model_type:
+        positions -= config.pad_token_id + 1  # it counts positions from behind the padding's
+    recipe = _text.transformers_recipe(model, config, place)
+    return _text.Encoder(recipe, LENGTH, positions, window=getattr(config, "sliding_window", None))
+
+
+def _prompted(name: str) -> _decoder.Decoder:
+    place = name.removeprefix("hf:")
+    return _decoder.Decoder(_config(place), checkpoint=place)
+
+
+_IMAGES, _TEXT, _CAUSAL = family(_recipe), _text.family(_encoder), _decoder.family(_prompted)
+
+
+def _kind(name: str) -> str:
+    return str(_config(name.removeprefix("hf:")).model_type)
+
+
+def facts(
+    name: str,
+    image_size: int | None = None,
+    frames: int | None = None,
+    weights: str | None = None,
+    length: int | None = None,
+    data: str | None = None,
+) -> Facts:
+    """What planning must know, by the family that the checkpoint's configuration names."""
+    kind = _kind(name)
+    if kind in _ENCODERS:
+        return _TEXT[0](name, image_size, frames, weights, length, data)
+    if kind in _DECODERS:
+        return _CAUSAL[0](name, image_size, frames, weights, length)
+    if length is not None:
+        raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
+    return _IMAGES[0](name, image_size, frames, weights)
+
+
+def build(case: Case) -> Subject:
+    """The checkpoint's model and its inputs."""
+    kind = _kind(case.model)
+    made = _TEXT if kind in _ENCODERS else _CAUSAL if kind in _DECODERS else _IMAGES
+    return made[1](case)

@@ -71,7 +71,7 @@ def build(case: Case) -> Subject:
         load_weights(module, case.weights)
     module = module.to(device=case.device, dtype=TORCH_DTYPES[case.dtype])
     evaluation = _inputs(module, case)
-    found = find_sites(module, evaluation[0])
+    found = find_sites(module, evaluation[0], undivided=True)
     prefix = prefix_tokens(module)
     classes = getattr(module, "num_classes", 0)
     return Subject(
@@ -86,7 +86,7 @@ def build(case: Case) -> Subject:
         units="img",
         logits=lambda output: output if classes else None,
         pooled=pooled,
-        warnings=warnings,
+        warnings=(*warnings, *found.warnings),
     )
 
 
@@ -157,7 +157,7 @@ def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
     """The blocks, one behind the other through the whole model, and their head dim; NoSites with the reason else."""
     try:
         with _attention_calls() as head_dims:
-            found = find_sites(module, pixels)
+            found = find_sites(module, pixels, undivided=True)
     except NoSites as error:
         raise NoSites(f"{name}: no token can be dropped. {first_line(error)}") from error
     blocks = [site.block for site in found.sites]

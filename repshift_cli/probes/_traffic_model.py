@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from repshift_cli.kernels.scan import PLAIN, plain_scan, scan_in_use
 from repshift_cli.records import Site
 
 OUTSIDE = "outside the blocks"
@@ -68,6 +69,9 @@ class TrafficModel(TorchDispatchMode):
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE.name):
             with self:  # torch's own composition; func.decompose() prefers Python ones, which copy where torch does not
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
+        if func.overloadpacket == torch.ops.repshift.selective_scan and scan_in_use(args[0]) == PLAIN:
+            with self:  # it is no fused kernel then, and every step of it moves its tensors
+                return plain_scan(*args, **kwargs)
         out = func(*args, **kwargs)
         if not _is_view(func) and func.overloadpacket not in _MAKES_NOTHING:
             self._count(func, args, kwargs, out)

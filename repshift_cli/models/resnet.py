@@ -1,0 +1,46 @@
+"""ResNet (arXiv 1512.03385), 1000 classes: a CNN, whose rows and columns are dropped between its stages.
+
+The shift is D(stage(x), x), with x as the shortcut of the stage's first block gives it: the stage's input itself in
+stage 1 of ResNet-18 and 34, its projection (1 x 1 convolution and norm, strided from stage 2 on) wherever a stage
+changes the shape. In stage 1 of ResNet-50 only the channels change. See `_stages`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from repshift_cli.models._stages import Stages, family
+from repshift_cli.models._transformers import Recipe
+from repshift_cli.records import Site
+
+ALIASES = {
+    "resnet18": {"layer": "basic", "depths": [2, 2, 2, 2], "width": 64},
+    "resnet34": {"layer": "basic", "depths": [3, 4, 6, 3], "width": 64},
+    "resnet50": {"layer": "bottleneck", "depths": [3, 4, 6, 3], "width": 256},
+}
+
+
+def halved(lines: int) -> int:
+    """Rows behind a stride of 2 whose padding covers the edge: 7 -> 4."""
+    return -(-lines // 2)
+
+
+def sites(module: Any) -> tuple[Site, ...]:
+    """The stages, each with the shortcut of its first block as the origin."""
+    return tuple(Site(stage, origin=stage.layers[0].shortcut) for stage in module.resnet.encoder.stages)
+
+
+def _stages(name: str, size: int) -> Stages:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    shape = ALIASES[name]
+    config = ResNetConfig(
+        layer_type=shape["layer"],
+        depths=shape["depths"],
+        hidden_sizes=[shape["width"] * 2**stage for stage in range(4)],
+        num_labels=1000,
+    )
+    return Stages(Recipe(ResNetForImageClassification, config), lambda pixels: halved(halved(pixels)), halved, sites)
+
+
+facts, build = family(_stages)
