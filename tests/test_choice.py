@@ -29,7 +29,7 @@ def subject(prefix: int = 0, suffix: int = 0, central: int = 0, marks: int = 0, 
 
 def places(cut: Cut, length: int, batch: int = 1) -> list[list[int]]:
     """The rows that a cut keeps of `length` numbered ones."""
-    kept: list[list[int]] = cut(torch.arange(length).view(1, -1, 1).repeat(batch, 1, 1)).squeeze(-1).tolist()
+    kept: list[list[int]] = cut.rows(torch.arange(length).view(1, -1, 1).repeat(batch, 1, 1)).squeeze(-1).tolist()
     return kept
 
 
@@ -81,12 +81,12 @@ def test_a_fixed_choice_around_a_token_in_the_middle(free: int) -> None:
 
 def test_fixed_choices_are_views_where_they_can_be() -> None:
     rows = torch.randn(2, 12, 4)
-    view = fixed(range(5), subject(prefix=2), 12)(rows)
+    view = fixed(range(5), subject(prefix=2), 12).rows(rows)
     assert view.data_ptr() == rows.data_ptr()
     assert torch.equal(view, rows[:, :7])
-    with_tail = fixed(range(5), subject(prefix=2, suffix=1), 12)(rows)
+    with_tail = fixed(range(5), subject(prefix=2, suffix=1), 12).rows(rows)
     assert torch.equal(with_tail, rows[:, [0, 1, 2, 3, 4, 5, 6, 11]])
-    assert torch.equal(fixed([1, 3], subject(prefix=2), 12)(rows), rows[:, [0, 1, 3, 5]])
+    assert torch.equal(fixed([1, 3], subject(prefix=2), 12).rows(rows), rows[:, [0, 1, 3, 5]])
 
 
 def test_ties_keep_the_count_and_the_order() -> None:

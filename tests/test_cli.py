@@ -212,7 +212,7 @@ def test_names_complete() -> None:
     assert _complete.model_names("vit_b,umt") == ["vit_b,umt_b", "vit_b,umt_l"]
     assert _complete.variant_names("van") == ["vanilla"]
     assert _complete.variant_names("vanilla,flash+ran") == ["vanilla,flash+random"]
-    assert _complete.profile_names("paper") == ["paper-deit", "paper-qa", "paper-resnet", "paper-retrieval"]
+    assert _complete.profile_names("paper") == ["paper-deit", "paper-qa", "paper-resnet", "paper-retrieval", "paper-vim"]
 
 
 def test_the_shell_completes_without_torch() -> None:
@@ -225,4 +225,4 @@ def test_the_shell_completes_without_torch() -> None:
     words = {"_REPSHIFT_COMPLETE": "complete_bash", "COMP_WORDS": "repshift bench --profile pap", "COMP_CWORD": "3"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["paper-deit", "paper-qa", "paper-resnet", "paper-retrieval"]
+    assert done.stdout.split() == ["paper-deit", "paper-qa", "paper-resnet", "paper-retrieval", "paper-vim"]

@@ -189,7 +189,7 @@ def test_lowest_and_repshift_complement_each_other() -> None:
 def test_oracle_keeps_the_first_tokens_as_a_view() -> None:
     hidden = torch.randn(2, 9, 4)
     given = Subject(None, (), (), (), 2, 7, "img", None, None)  # type: ignore[arg-type]
-    shorter = fixed(oracle.choose(7, 3), given, 9)(hidden)
+    shorter = fixed(oracle.choose(7, 3), given, 9).rows(hidden)
     assert torch.equal(shorter, hidden[:, :5])
     assert shorter.data_ptr() == hidden.data_ptr()
     rows = kept_rows(FAMILIES["dinov2_registers"](), oracle, case(pruning="oracle", keep=0.3, layers=(1,)))
@@ -204,7 +204,7 @@ def test_oracle_keeps_the_first_tokens_as_a_view() -> None:
 def test_stride_is_uniform(tokens: int, count: int, indices: list[int], prefix: int) -> None:
     hidden = torch.arange(prefix + tokens).expand(2, -1).unsqueeze(-1).contiguous()
     given = Subject(None, (), (), (), prefix, tokens, "img", None, None)  # type: ignore[arg-type]
-    shorter = fixed(stride.choose(tokens, count), given, prefix + tokens)(hidden)
+    shorter = fixed(stride.choose(tokens, count), given, prefix + tokens).rows(hidden)
     assert shorter[0, :, 0].tolist() == [*range(prefix), *(prefix + i for i in indices)]
     assert torch.equal(shorter[0], shorter[1])
 

@@ -151,7 +151,7 @@ def test_the_class_token_stands_where_the_model_reads_it(small_vim: tuple[Vision
         cuts = [scored(scores, subject, tokens, dropped_share(keep))]
         cuts += [fixed(m.choose(free, stays), subject, tokens) for m in (oracle, stride)]
         for cut in cuts:
-            left = cut(rows)
+            left = cut.rows(rows)
             assert left.shape[1] == stays + 1
             assert (left[:, class_position(stays + 1), 0] == class_position(tokens)).all()
             assert (left.diff(dim=1) > 0).all() or (left.sort(dim=1).values.diff(dim=1) > 0).all()

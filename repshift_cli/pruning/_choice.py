@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ Share = tuple[int, int]
 """What one cut drops of the tokens, as a fraction."""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """The rows that stay, of anything laid out like the hidden states: (B | 1, n, C) -> (B | 1, k, C).
 
     `added(middle, branch)` are those rows of the sum, bit for bit, and no others are added; `stay` is k; `view` says
@@ -32,9 +30,6 @@ class Cut:
     added: Callable[[Tensor, Tensor], Tensor]
     stay: int
     view: bool = False
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return self.rows(hidden)
 
 
 def fixed(chosen: Sequence[int], subject: Subject, length: int) -> Cut:

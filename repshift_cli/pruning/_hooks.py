@@ -89,7 +89,7 @@ class _Dropped:
     def _positions(self, device: torch.device) -> Tensor:
         """The tokens still there, by their places at the first block: (B | 1, k)."""
         places = torch.arange(self._tokens, device=device).view(1, -1, 1)
-        return reduce(lambda rows, cut: cut(rows), self._cuts, places).squeeze(-1)
+        return reduce(lambda rows, cut: cut.rows(rows), self._cuts, places).squeeze(-1)
 
 
 @cache
@@ -145,7 +145,7 @@ def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropp
             seen["out"] = _free(hidden, subject)
         cut = chosen_early[0] if chosen_early else choose(hidden)
         with part("cut"):
-            shorter = cut(hidden)
+            shorter = cut.rows(hidden)
         return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
 
     last = site.mlp if site.mlp is not None else site.attention
