@@ -322,6 +322,38 @@ def test_of_blocks_whose_branches_cannot_be_told_apart_the_whole_is_a_site(make:
             find_sites(model, inputs)
 
 
+class Hidden(Scaled):
+    """Scaled so far down that the block's output hardly shows what the branches do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.constant_(self.gamma, 1e-5)
+
+
+class HiddenPlaces(Hidden):
+    """As hidden, and its attention counts its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Counting(self.mix)
+
+
+class Counting(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * torch.linspace(0.5, 1.5, x.shape[1]).unsqueeze(-1))
+
+
+def test_what_a_small_scale_hides_is_looked_for_inside() -> None:
+    inputs = (torch.randn(2, 12, tiny.WIDTH),)
+    assert len(find_sites(tiny.PlainTransformer(Hidden), inputs, undivided=True).sites) == tiny.DEPTH
+    with pytest.raises(NoSites, match=r"looked at HiddenPlaces \(they tell their tokens' places by themselves"):
+        find_sites(tiny.PlainTransformer(HiddenPlaces), inputs, undivided=True)
+
+
 class Alone(Parallel):
     """Each token on its own: nothing is mixed."""
 

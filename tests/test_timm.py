@@ -166,6 +166,19 @@ def test_what_needs_all_its_tokens_is_refused_with_the_reason(name: str, monkeyp
     assert f"timm:{name}" in str(caught.value)
 
 
+def test_blocks_with_something_between_them_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_model = family._model
+
+    def pooling(*given: Any, **options: Any) -> Any:
+        made = small_model(*given, **options)
+        made.blocks[1].register_forward_pre_hook(lambda block, args: (args[0][:, ::2],))
+        return made
+
+    monkeypatch.setattr(family, "_model", pooling)
+    with pytest.raises(UsageError, match="do not hand all tokens on to each other"):
+        facts("vit_tiny_patch16_224")
+
+
 # --- the blocks, written out ------------------------------------------------------------------------------------------
 
 Parts = tuple[Tensor, Tensor, Tensor]
