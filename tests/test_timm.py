@@ -23,6 +23,7 @@ from repshift_cli.attention._seam import attending
 from repshift_cli.catalog import resolve_model
 from repshift_cli.cli import app
 from repshift_cli.models import timm as family
+from repshift_cli.models._structure import NoSites
 from repshift_cli.models._torchvision import mend
 from repshift_cli.pruning import repshift
 from repshift_cli.pruning._hooks import pruned
@@ -161,8 +162,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_needs_all_its_tokens_is_refused_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(family, "_model", _model)
-    with pytest.raises(UsageError, match=REFUSED[name]) as caught:
+    with pytest.raises(NoSites, match=REFUSED[name]) as caught:
         facts_of(None, f"timm:{name}", None, None)
+    assert caught.value.looked, "`repshift explain` shows what was looked at"
     assert f"timm:{name}" in str(caught.value)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repshift_cli.models._inputs import batches, load_images, random_pixels
-from repshift_cli.models._structure import Found, NoSites, find_sites, prefix_tokens, successive
+from repshift_cli.models._structure import Found, NoSites, find_sites, pattern, prefix_tokens, successive
 from repshift_cli.models._torchvision import mend
 from repshift_cli.models._transformers import TORCH_DTYPES, first_line, load_weights, pooled, weights_file
 from repshift_cli.records import Case, Facts, Subject, UsageError
@@ -149,7 +149,8 @@ def _check(name: str, module: Any, shape: tuple[int, int, int]) -> None:
         sizes = "x".join(map(str, features.shape[1:]))
         raise NoSites(
             f"{name} lays its tokens on a grid ({sizes} at its end), which convolutions or windows need whole, so none "
-            "can be dropped"
+            "can be dropped",
+            [(type(module).__name__, f"its features come out as {sizes}")],
         )
 
 
@@ -159,21 +160,24 @@ def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
         with _attention_calls() as head_dims:
             found = find_sites(module, pixels, undivided=True)
     except NoSites as error:
-        raise NoSites(f"{name}: no token can be dropped. {first_line(error)}") from error
+        raise NoSites(f"{name}: no token can be dropped. {first_line(error)}", error.looked) from error
     blocks = [site.block for site in found.sites]
-    kind = type(blocks[0])
+    kind, where = type(blocks[0]), pattern(module, blocks)
     others = sum(type(m) is kind for m in module.modules()) - len(blocks)
     if others:
         raise NoSites(
             f"{name} has {others} more blocks ({kind.__name__}) than the {len(blocks)} that follow each other: stages "
-            "or branches between which it needs all tokens of its grid, so none can be dropped"
+            "or branches between which it needs all tokens of its grid, so none can be dropped",
+            [(where, f"there are {others} more of them elsewhere")],
         )
     if not successive(module, blocks, pixels):
-        raise NoSites(f"{name}: its blocks ({kind.__name__}) do not hand all tokens on to each other, one by one")
+        reason = "do not hand all tokens on to each other"
+        raise NoSites(f"{name}: its blocks ({kind.__name__}) {reason}, one by one", [(where, f"they {reason}")])
     if not head_dims:
         raise NoSites(
             f"{name}: its blocks ({kind.__name__}) compute their attention themselves, not by torch's "
-            "scaled_dot_product_attention, so no back end can stand in for it"
+            "scaled_dot_product_attention, so no back end can stand in for it",
+            [(where, "they compute their attention themselves")],
         )
     return found, head_dims[0]
 
