@@ -105,19 +105,19 @@ def family_aliases(part: Part) -> tuple[str, ...]:
 
 
 def resolve_model(name: str) -> Part:
-    """The family that builds `name`: an alias, `hf:NAME`, or a user's own `package.module:function` or TOML file."""
+    """The family that builds `name`: an alias, `hf:NAME`, `timm:NAME`, or a user's own function or TOML file."""
     known = aliases()
     if name in known:
         return known[name]
     front, colon, rest = name.partition(":")
-    if front == "hf" and rest:
-        return find("models", "hf")
-    own = colon and front != "hf" and all(word.isidentifier() for word in f"{front}.{rest}".split("."))
+    if front in ("hf", "timm") and rest:
+        return find("models", front)
+    own = colon and front not in ("hf", "timm") and all(word.isidentifier() for word in f"{front}.{rest}".split("."))
     if own or name.endswith(".toml"):
         return find("models", "own")
     raise UsageError(
         f"unknown model {name!r}: {nearest(name, known)}`repshift models` lists all of them; "
-        "hf:NAME takes a checkpoint and package.module:function, or a TOML file, your own model"
+        "hf:NAME takes a checkpoint, timm:NAME a model of timm, and package.module:function, or a TOML file, your own"
     )
 
 

@@ -212,7 +212,13 @@ def test_names_complete() -> None:
     assert _complete.model_names("vit_b,umt") == ["vit_b,umt_b", "vit_b,umt_l"]
     assert _complete.variant_names("van") == ["vanilla"]
     assert _complete.variant_names("vanilla,flash+ran") == ["vanilla,flash+random"]
-    assert _complete.profile_names("paper") == ["paper-deit", "paper-qa", "paper-resnet", "paper-retrieval", "paper-vim"]
+    assert _complete.profile_names("paper") == [
+        "paper-deit",
+        "paper-qa",
+        "paper-resnet",
+        "paper-retrieval",
+        "paper-vim",
+    ]
 
 
 def test_the_shell_completes_without_torch() -> None:

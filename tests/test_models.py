@@ -298,11 +298,97 @@ class Biased(nn.Module):
         return self.inner(x + self.bias)
 
 
-@pytest.mark.parametrize("make", [Parallel, Scaled])
+class Summed(Parallel):
+    """Parallel branches whose sum passes one module, as if it were the only branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.first(x)
+        return x + self.drop(self.mix(normed) + self.feed(normed))
+
+
+@pytest.mark.parametrize("make", [Parallel, Scaled, Summed])
+def test_of_blocks_whose_branches_cannot_be_told_apart_the_whole_is_a_site(make: type[nn.Module]) -> None:
+    model = tiny.roughen(tiny.PlainTransformer(make))
+    inputs = (torch.randn(2, 12, tiny.WIDTH),)
+    found = find_sites(model, inputs, undivided=True)
+    assert [site.block for site in found.sites] == list(model.blocks)  # type: ignore[arg-type]
+    assert {site.operations for site in found.sites} == {("block",)}
+    if make is not Summed:
+        with pytest.raises(NoSites, match=rf"no repeated block .* looked at {make.__name__}"):
+            find_sites(model, inputs)
+
+
+class Hidden(Scaled):
+    """Scaled so far down that the block's output hardly shows what the branches do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.constant_(self.gamma, 1e-5)
+
+
+class HiddenPlaces(Hidden):
+    """As hidden, and its attention counts its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Counting(self.mix)
+
+
+class Counting(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * torch.linspace(0.5, 1.5, x.shape[1]).unsqueeze(-1))
+
+
+def test_what_a_small_scale_hides_is_looked_for_inside() -> None:
+    inputs = (torch.randn(2, 12, tiny.WIDTH),)
+    assert len(find_sites(tiny.PlainTransformer(Hidden), inputs, undivided=True).sites) == tiny.DEPTH
+    with pytest.raises(NoSites, match=r"looked at HiddenPlaces \(they tell their tokens' places by themselves"):
+        find_sites(tiny.PlainTransformer(HiddenPlaces), inputs, undivided=True)
+
+
+class Alone(Parallel):
+    """Each token on its own: nothing is mixed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.feed(self.first(x)) + self.feed(self.second(x))
+
+
+class Neighbours(Parallel):
+    """Each token with the one before it: order matters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.roll(1, 1)
+
+
+class OneToken(Parallel):
+    """Class attention: only the first token is changed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((super().forward(x)[:, :1], x[:, 1:]), dim=1)
+
+
+@pytest.mark.parametrize("make", [Alone, Neighbours, OneToken])
 def test_blocks_that_compute_something_else_are_refused(make: type[nn.Module]) -> None:
     model = tiny.roughen(tiny.PlainTransformer(make))
-    with pytest.raises(NoSites, match=rf"no repeated block .* looked at {make.__name__}"):
-        find_sites(model, (torch.randn(2, 12, tiny.WIDTH),))
+    with pytest.raises(NoSites, match=rf"no repeated block .* looked at {make.__name__} \(they "):
+        find_sites(model, (torch.randn(2, 12, tiny.WIDTH),), undivided=True)
+
+
+def test_parallel_towers_are_no_blocks_of_one_another() -> None:
+    class Towers(tiny.PlainTransformer):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return sum(block(tokens).mean(1) for block in self.blocks)
+
+    with pytest.raises(NoSites, match=r"looked at Parallel \(they do not hand all tokens on"):
+        find_sites(tiny.roughen(Towers(Parallel)), (torch.randn(2, 12, tiny.WIDTH),), undivided=True)
 
 
 @pytest.mark.parametrize("make", [NeedsGrid, Positional])
@@ -354,12 +440,12 @@ def test_blocks_on_a_grid_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["Swin", "Beit"])
 def test_families_that_need_their_grid_are_refused(name: str) -> None:
-    """Swin's windows, and branches scaled by bare parameters."""
+    """Swin's windows, and biases by the distance of two patches."""
     import transformers
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     swin = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
-    own_sizes = swin if name == "Swin" else {**small, "patch_size": 8}
+    own_sizes = swin if name == "Swin" else {**small, "patch_size": 8, "use_relative_position_bias": True}
     config = getattr(transformers, f"{name}Config")(image_size=32, **own_sizes)
     model = tiny.roughen(getattr(transformers, f"{name}Model")(config))
     with pytest.raises(NoSites, match=f"{name}(Model|Layer)"):

@@ -10,7 +10,7 @@ from repshift_cli.catalog import aliases, parts
 
 def model_names(incomplete: str) -> list[str]:
     """Model aliases, also after a comma."""
-    return _in_list(incomplete, [*aliases(), "hf:"])
+    return _in_list(incomplete, [*aliases(), "hf:", "timm:"])
 
 
 def variant_names(incomplete: str) -> list[str]:

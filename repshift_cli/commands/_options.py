@@ -28,8 +28,8 @@ Model = Annotated[
     list[str] | None,
     typer.Option(
         metavar="LIST",
-        help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), or your own "
-        "package.module:function or FILE.toml (`repshift explain`). (default: vit_b)",
+        help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), "
+        "timm:NAME, or your own package.module:function or FILE.toml (`repshift explain`). (default: vit_b)",
         rich_help_panel=SWEEP,
         autocompletion=_complete.model_names,
     ),

@@ -17,7 +17,8 @@ def along(
     positions that all samples share do not tell it. A size of `tokens` (or of `tokens - prefix`, where prefix tokens
     have no entry) in the place of tokens tells what belongs to them, see `token_dims`. What was shared by all samples
     becomes one copy per row of `positions`, with `spread` dimensions of size one behind the batch: (N, d) and (1, N, d)
-    -> (B, k, d) or (B, 1, k, d).
+    -> (B, k, d) or (B, 1, k, d). A spread of -1 says that everything was shared, also what looks like one entry per
+    sample: (heads, N, d) -> (B, heads, k, d), of as many heads as samples.
 
     Shapes do not tell everything (a batch as large as the tokens, a width as large): what this function makes of a
     block's arguments is tried on the block before it is believed (`models._companions`).
@@ -56,10 +57,10 @@ def token_dims(value: Tensor, name: str, tokens: int, prefix: int, batch: int) -
 
 def _take(value: Tensor, dim: int, rows: Tensor, spread: int, batch: int) -> Tensor:
     """The entries `rows` (B | 1, k) of the dimension, per sample: (B | 1, ..., N, ...) -> (B, ..., k, ...)."""
-    has_batch = value.ndim > 2 - (dim == -1) and len(value) in (1, batch)
+    has_batch = value.ndim > 2 - (dim == -1) and (len(value) == 1 or (len(value) == batch and spread >= 0))
     if not has_batch:
         value = value.unsqueeze(0)
-    if spread and value.ndim == 3 and len(value) == 1 and dim == -2:
+    if spread == 1 and value.ndim == 3 and len(value) == 1 and dim == -2:
         value = value.unsqueeze(1)
     shape = [len(rows)] + [1] * (value.ndim - 1)
     shape[dim] = rows.shape[1]

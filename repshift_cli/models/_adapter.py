@@ -78,8 +78,8 @@ def named_sites(module: nn.Module, inputs: Any, adapter: Adapter, prefix: int) -
         raise UsageError(
             f"blocks: {pattern(module, blocks)} do not run on one tensor (batch, tokens, channels) to another"
         )
-    mixer = None if adapter.attention is None else blocks[0].get_submodule(adapter.attention)
-    beside = companions(blocks[0], mixer, trace.x, trace.tokens, trace.given, prefix)
+    inner = () if adapter.attention is None else (blocks[0].get_submodule(adapter.attention),)
+    beside = companions(blocks[0], inner, trace.x, trace.tokens, trace.given, prefix)
     if beside.unfit not in (None, PLACES):
         reason = f"its blocks ({type(blocks[0]).__name__}) {beside.unfit}; none can be dropped"
         raise NoSites(f"{type(module).__name__}: {reason}", [(pattern(module, blocks), f"they {beside.unfit}")])

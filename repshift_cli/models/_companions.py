@@ -43,10 +43,13 @@ class Companions:
 
 @dataclass(frozen=True)
 class Trial:
-    """One block with the arguments of a forward: `tokens` is the one among `given` that x (B, N, C) is a copy of."""
+    """One block with the arguments of a forward: `tokens` is the one among `given` that x (B, N, C) is a copy of.
+
+    `inner` are modules inside it whose outputs are looked at beside the block's.
+    """
 
     block: nn.Module
-    mixer: nn.Module | None
+    inner: tuple[nn.Module, ...]
     x: Tensor
     tokens: Tensor
     given: Given
@@ -65,11 +68,11 @@ class Trial:
         return {n: rows if v is self.tokens else along(v, n, length, self.prefix, positions, spread)
                 for n, v in named.items()}  # fmt: skip
 
-    def run(self, named: dict[str, Any]) -> tuple[Tensor, Tensor | None] | None:
-        """The block's (B, N, C) output and its mixer's, or None where it does not run."""
+    def run(self, named: dict[str, Any]) -> Ran:
+        """The block's (B, N, C) output and those of the modules inside, or None where it does not run."""
         args, kwargs = self.given
         seen: list[Tensor | None] = []
-        hook = self.mixer.register_forward_hook(lambda m, a, out: seen.append(rows_of(out))) if self.mixer else None
+        hooks = [m.register_forward_hook(lambda m, a, out: seen.append(_copy_of(out))) for m in self.inner]
         try:
             with torch.inference_mode():
                 output = self.block(*list(named.values())[: len(args)], **{name: named[name] for name in kwargs})
@@ -78,23 +81,27 @@ class Trial:
         except Exception:
             return None
         finally:
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
         rows = rows_of(output)
-        return None if rows is None else (rows, seen[0] if seen else None)
+        return None if rows is None else (rows, seen)
+
+
+Ran = tuple[Tensor, list[Tensor | None]] | None
+"""What `Trial.run` gives."""
 
 
 def companions(
-    block: nn.Module, mixer: nn.Module | None, x: Tensor, tokens: Tensor, given: Given, prefix: int
+    block: nn.Module, inner: tuple[nn.Module, ...], x: Tensor, tokens: Tensor, given: Given, prefix: int
 ) -> Companions:
-    """The arguments that go along with the tokens, from a few runs of the block; `mixer` is its attention, if known.
+    """The arguments that go along with the tokens, from a few runs of the block; `inner` is its attention, if known.
 
     Every sample gets other tokens, so an argument that is cut at the wrong dimension or laid over the wrong one is
     noticed. `spread` is how many dimensions of size one what all samples shared needs behind the batch: 0, or 1 where
-    the block lays it over (B, heads, N, d).
+    the block lays it over (B, heads, N, d); -1 where what looks like the batch is none (as many heads as samples).
     """
-    trial = Trial(block, mixer, x, tokens, given, prefix)
-    running = [found for spread in (0, 1) if (found := _on_fewer(trial, spread)) is not None]
+    trial = Trial(block, inner, x, tokens, given, prefix)
+    running = [found for spread in (0, 1, -1) if (found := _on_fewer(trial, spread)) is not None]
     for found in running:
         if _equivariant(trial, found.spread):
             return found
@@ -104,6 +111,26 @@ def companions(
         return Companions(running[0].names, running[0].spread, unfit=PLACES)
     apart = next((f for f in running if _samples_apart(trial, f.spread)), None)
     return Companions(apart.names, apart.spread, causal=True) if apart else Companions(unfit=WHOLE)
+
+
+def mixing(
+    block: nn.Module, inner: tuple[nn.Module, ...], x: Tensor, tokens: Tensor, given: Given, prefix: int, spread: int
+) -> bool:
+    """Whether a block changes every token behind the prefix, and by what the other tokens are, as a transformer's does.
+
+    Judged by the modules inside as well, for LayerScale hides what a branch does.
+    """
+    trial = Trial(block, inner, x, tokens, given, prefix)
+    alone = torch.arange(prefix + 1, device=x.device).expand(len(x), -1)
+    plain, fewer = trial.run(trial.named()), trial.run(trial.at(alone, spread))
+    if plain is None or fewer is None or bool((plain[0] == x)[:, prefix:].all(2).any()):
+        return False
+    pairs = zip((plain[0], *plain[1]), (fewer[0], *fewer[1]), strict=True)
+    return any(
+        one is not None and two is not None and one.shape[:2] == x.shape[:2] and two.shape[:2] == alone.shape
+        and not _close(one[:, : prefix + 1], two, one)
+        for one, two in pairs
+    )  # fmt: skip
 
 
 def _on_fewer(trial: Trial, spread: int) -> Companions | None:
@@ -155,12 +182,8 @@ def _samples_apart(trial: Trial, spread: int) -> bool:
     return one is not None and other is not None and _close(one[0][:1], other[0][:1], one[0])
 
 
-Ran = tuple[Tensor, Tensor | None] | None
-"""What `Trial.run` gives."""
-
-
 def _alike(trial: Trial, plain: Ran, other: Ran, mixed: Callable[[Tensor], Tensor], most: int | None = None) -> bool:
-    """Whether two runs give the same but for rounding, the first one `mixed`: what the block adds and its mixer gives.
+    """Whether two runs give the same but for rounding, the first one `mixed`: what the block adds and modules inside.
 
     Looked at on its own, what the mixer gives is not drowned by the rounding of the sums.
     """
@@ -170,10 +193,11 @@ def _alike(trial: Trial, plain: Ran, other: Ran, mixed: Callable[[Tensor], Tenso
     rounding = 2 * torch.finfo(trial.x.dtype).eps * _lengths(expected)
     if not _close(expected, other[0][:, :most], plain[0] - trial.x, rounding):
         return False
-    one, two = plain[1], other[1]
-    if one is None or two is None or one.shape[:2] != trial.x.shape[:2] or two.shape != one.shape:
-        return True
-    return _close(mixed(one)[:, :most], two[:, :most], one)
+    return all(
+        one is None or two is None or one.shape[:2] != trial.x.shape[:2] or two.shape != one.shape
+        or _close(mixed(one)[:, :most], two[:, :most], one)
+        for one, two in zip(plain[1], other[1], strict=True)
+    )  # fmt: skip
 
 
 def _close(one: Tensor, other: Tensor, scale: Tensor, rounding: Tensor | float = 0.0) -> bool:
@@ -190,6 +214,12 @@ def rows_of(value: Any) -> Tensor | None:
     """The first (B, N, C) tensor of a call's arguments or result."""
     values = value if isinstance(value, (tuple, list)) else (value,)
     return next((v for v in values if isinstance(v, Tensor) and v.ndim == 3), None)
+
+
+def _copy_of(output: Any) -> Tensor | None:
+    """A copy, for what is added in place behind the module."""
+    rows = rows_of(output)
+    return None if rows is None else rows.clone()
 
 
 def _differ(one: Any, other: Any) -> bool:

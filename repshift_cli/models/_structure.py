@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models._companions import PLACES, Companions, companions
+from repshift_cli.models._companions import PLACES, Companions, companions, mixing
 from repshift_cli.models._companions import rows_of as _rows
 from repshift_cli.records import Site, UsageError, call
 
@@ -68,37 +68,55 @@ class Trace:
     calls: list[_Call] = field(default_factory=list)
 
 
-def find_sites(module: nn.Module, inputs: Any, scanning: bool = False) -> Found:
+def find_sites(module: nn.Module, inputs: Any, scanning: bool = False, undivided: bool = False) -> Found:
     """The blocks of `module`, from one forward that ends after the first of them.
 
     `inputs` is a dict or a tuple of tensors. `scanning`: the family knows that its blocks go by the order of their
-    tokens alone, in a scan or a convolution over whatever tokens there are, which dropping is meant to shorten. Raises
-    NoSites.
+    tokens alone, in a scan or a convolution over whatever tokens there are, which dropping is meant to shorten.
+    `undivided`: where the branches of the largest blocks cannot be told apart (parallel ones), the whole is a site, if
+    it mixes its tokens and the blocks follow each other. Raises NoSites.
     """
     looked: list[tuple[str, str]] = []
     seen: list[str] = []
     prefix = prefix_tokens(module)
     for blocks in _repeated(module):
         trace = watch_first(module, blocks[0], inputs)
-        paths = _branches(trace, blocks) if trace is not None else None
+        paths = _branches(trace, blocks, undivided) if trace is not None else None
         if trace is None or paths is None:
-            looked.append((pattern(module, blocks), _why_not(trace)))
-            seen += [type(blocks[0]).__name__ + _folding(trace)] if trace is not None else []
+            whole = _undivided(module, blocks, trace, inputs) if undivided and trace and not seen else ""
+            if isinstance(whole, Found):
+                return whole
+            looked.append((pattern(module, blocks), whole or _why_not(trace)))
+            seen += [type(blocks[0]).__name__ + (_folding(trace) or (whole and f" ({whole})"))] if trace else []
             continue
         site = site_of(blocks[0], *paths)
-        beside = companions(blocks[0], site.attention, trace.x, trace.tokens, trace.given, prefix)
+        beside = companions(blocks[0], (site.attention,), trace.x, trace.tokens, trace.given, prefix)
         if beside.unfit is not None and not (scanning and beside.unfit == PLACES):
             name = type(blocks[0]).__name__
             looked.append((pattern(module, blocks), f"they {beside.unfit}"))
             raise NoSites(f"{type(module).__name__}: its blocks ({name}) {beside.unfit}; none can be dropped", looked)
         return found(blocks, paths, trace.x.shape[1], beside)
-    names = ", ".join(seen)
+    names = ", ".join(dict.fromkeys(seen))
     raise NoSites(
         f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(x'), with norms "
         "in the branches or behind the sums, on tensors (batch, tokens, channels)"
         + (f"; looked at {names}" if names else ""),
         looked,
     )
+
+
+def _undivided(module: nn.Module, blocks: list[nn.Module], trace: Trace, inputs: Any) -> Found | str:
+    """Blocks as sites of their own, without branches, or why that will not do."""
+    inner = tuple(blocks[0].modules())[1:]
+    given = (blocks[0], inner, trace.x, trace.tokens, trace.given, prefix_tokens(module))
+    beside = companions(*given)
+    if beside.unfit is not None:
+        return f"they {beside.unfit}"
+    if beside.causal or not mixing(*given, beside.spread):
+        return "they do not change every token by what the others are"
+    if not successive(module, blocks, inputs):
+        return "they do not hand all tokens on to each other"
+    return found(blocks, (), trace.x.shape[1], beside)
 
 
 def _folding(trace: Trace) -> str:
@@ -135,6 +153,38 @@ def pattern(module: nn.Module, blocks: Sequence[nn.Module]) -> str:
     names = {id(m): name for name, m in module.named_modules(remove_duplicate=False)}
     ends = [names.get(id(block), "?") for block in (blocks[0], blocks[-1])]
     return f"{' ... '.join(dict.fromkeys(ends))} ({type(blocks[0]).__name__})"
+
+
+def successive(module: nn.Module, blocks: Sequence[nn.Module], inputs: Any) -> bool:
+    """Whether each block runs on the very output of the one before it, and all of them on as many tokens.
+
+    It looks at one forward, which ends after the last block.
+    """
+    given, results = list[Tensor](), list[Tensor]()
+
+    def begin(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = _rows((*args, *kwargs.values()))
+        if x is None:
+            raise _Seen
+        given.append(x.clone())
+
+    def end(m: nn.Module, args: Any, output: Any) -> None:
+        out = _rows(output)
+        if out is None:
+            raise _Seen
+        results.append(out.clone())
+        if m is blocks[-1]:
+            raise _Seen
+
+    handles = [h for b in blocks[1:] for h in _both(b, begin, end)]
+    with _hooked(handles, (blocks[0], begin, end)), torch.inference_mode(), suppress(_Seen):
+        call(module, inputs)
+    shapes = {tensor.shape for tensor in (*given, *results)}
+    return len(given) == len(results) == len(blocks) and len(shapes) == 1 and all(map(_same, results, given[1:]))
+
+
+def _both(block: nn.Module, begin: Any, end: Any) -> list[Any]:
+    return [block.register_forward_pre_hook(begin, with_kwargs=True), block.register_forward_hook(end)]
 
 
 def _repeated(module: nn.Module) -> Iterator[list[nn.Module]]:
@@ -184,7 +234,7 @@ def _inside(block: nn.Module, traces: list[Trace]) -> list[Any]:
 @contextmanager
 def _hooked(handles: list[Any], block: tuple[nn.Module, Any, Any]) -> Iterator[None]:
     module, begin, end = block
-    handles += [module.register_forward_pre_hook(begin, with_kwargs=True), module.register_forward_hook(end)]
+    handles += _both(module, begin, end)
     try:
         yield
     finally:
@@ -195,14 +245,16 @@ def _hooked(handles: list[Any], block: tuple[nn.Module, Any, Any]) -> Iterator[N
 _Paths = tuple[str, str | None, str | None]
 
 
-def _branches(trace: Trace, blocks: list[nn.Module]) -> _Paths | None:
+def _branches(trace: Trace, blocks: list[nn.Module], undivided: bool = False) -> _Paths | None:
     """Paths of (attention, middle, mlp) inside the first block, or None where neither sum holds.
 
     `middle` is the first module that reads x'; of several modules with the same output (a dropout behind a linear) the
     last is taken, so that LayerScale and the like belong to the branch. Modules that run more than once in a block (one
-    dropout for both branches) are passed over: a hook on them could not tell the branches apart.
+    dropout for both branches) are passed over: a hook on them could not tell the branches apart. Where blocks
+    may be `undivided`, a single branch is the sum of parallel ones, none.
     """
-    return _pre_norm(once(trace), trace) or _post_norm(once(trace), trace) or _single(trace, blocks)
+    both = _pre_norm(once(trace), trace) or _post_norm(once(trace), trace)
+    return both or (None if undivided else _single(trace, blocks))
 
 
 def once(trace: Trace) -> list[_Call]:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from repshift_cli.models._clips import load_clips
 from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD, batches, load_images, random_pixels
 from repshift_cli.models._structure import find_sites, prefix_tokens
+from repshift_cli.models._torchvision import mend
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
+mend()
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 

@@ -136,8 +136,9 @@ class _Block:
     """Hooks on one block that open a range around it, and around each module in it that is a part.
 
     Before the module that reads x', modules belong to attention (linear ones there are projections); from it on they
-    belong to the MLP; in a CNN's stage they are convolutions. The only branch of a block is its mixer. Norms are norms
-    anywhere. Bare parameters (LayerScale) and the residual sums stay with the block.
+    belong to the MLP; in a CNN's stage they are convolutions. The only branch of a block is its mixer. Where branches
+    cannot be told apart (parallel ones), linear modules are projections and torch's attention is all that is called
+    attention. Norms are norms anywhere. Bare parameters (LayerScale) and the residual sums stay with the block.
     """
 
     def __init__(self, site: Site, number: int, grid: bool) -> None:
@@ -193,6 +194,8 @@ class _Block:
             return "mlp"
         if isinstance(module, LINEAR) or _is_transposed_linear(module):
             return "projection"
+        if self._site.attention is None and self._site.middle is None:
+            return None
         return MIXER if self._site.attention is not None and self._site.mlp is None else "attention"
 
 
