@@ -1,4 +1,4 @@
-"""What a sweep asks for: options and workload profiles become `Axes`, one tuple of values per axis.
+"""What a sweep asks for: options become `Axes`, one tuple of values per axis.
 
 A value is written as one (`0.6`), a list (`0.5,0.7`), a range with both ends (`0.3:0.9:0.1`), or by repeating the
 option; `1,4,7` for `layers` is one schedule, a repeated `layers` is several, `1:12` sweeps schedules of one layer.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any
 
 from repshift_cli.records import DISTANCES, DTYPES, FORMS, HBM_CHOICES, OPERATIONS, REMOVALS, UsageError, protection
@@ -67,7 +65,7 @@ class Axes:
 def parse(name: str, value: Any) -> Any:
     """The values of one option as `Axes` holds them; UsageError names the option and what to write instead."""
     try:
-        return _parser(name)(value)
+        return parser_of(name)(value)
     except ValueError as error:
         raise UsageError(f"--{name.replace('_', '-')}: {error}") from error
 
@@ -214,20 +212,20 @@ def _choice_axis(known: tuple[str, ...]) -> Callable[[Any], tuple[str, ...]]:
         found = _words_axis(value)
         for word in found:
             if word not in known:
-                raise ValueError(f"unknown value {word!r}; {_near(word, known)}choose from {', '.join(known)}")
+                raise ValueError(f"unknown value {word!r}; {near(word, known)}choose from {', '.join(known)}")
         return found
 
     return parse_choices
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is not a text")
     return value
 
 
 def _protect(value: Any) -> str:
-    text = _text(value).replace(" ", "")
+    text = text_of(value).replace(" ", "")
     if protection(text) == (0, 0):
         raise ValueError(f"{text!r} protects nothing; write first:35,last:1")
     return text
@@ -243,7 +241,7 @@ def _one_of(known: tuple[str, ...]) -> Callable[[Any], str]:
     def parse_choice(value: Any) -> str:
         word = _one(value)
         if word not in known:
-            raise ValueError(f"unknown value {word!r}; {_near(word, known)}choose from {', '.join(known)}")
+            raise ValueError(f"unknown value {word!r}; {near(word, known)}choose from {', '.join(known)}")
         return word
 
     return parse_choice
@@ -299,9 +297,9 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "form": _choice_axis(FORMS),
     "removal": _choice_axis(REMOVALS),
     "protect": _protect,
-    "data": _text,
-    "weights": _text,
-    "device": _text,
+    "data": text_of,
+    "weights": text_of,
+    "device": text_of,
     "seed": _count(0),
     "cuda_graph": _flag,
     "compile": _flag,
@@ -313,98 +311,12 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 """How each field of `Axes` is read; a profile's keys are these names, with `-` or `_`."""
 
 
-def _parser(name: str) -> Callable[[Any], Any]:
+def parser_of(name: str) -> Callable[[Any], Any]:
     if name not in PARSERS:
-        raise ValueError(f"unknown option; {_near(name, PARSERS)}a profile takes {', '.join(sorted(PARSERS))}")
+        raise ValueError(f"unknown option; {near(name, PARSERS)}a profile takes {', '.join(sorted(PARSERS))}")
     return PARSERS[name]
 
 
-def _near(name: str, known: Any) -> str:
+def near(name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, list(known), n=3)
     return f"did you mean {', '.join(near)}? " if near else ""
-
-
-# --- workload profiles ------------------------------------------------------------------------------------------------
-
-
-def shipped_profiles() -> dict[str, Path]:
-    """The profiles that come with repshift, by name: beside this file in an install, one folder up in a checkout."""
-    here = Path(__file__).parent
-    folder = here / "profiles" if (here / "profiles").is_dir() else here.parent / "profiles"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def profile_path(name: str) -> Path:
-    """The file of a shipped profile's name, or of a path; UsageError with the nearest names otherwise."""
-    shipped = shipped_profiles()
-    if name in shipped:
-        return shipped[name]
-    if name.endswith(".toml") or Path(name).is_file():
-        return Path(name)
-    raise UsageError(f"unknown profile {name!r}: {_near(name, shipped)}`repshift profiles` lists all of them")
-
-
-def load_profile(name: str) -> dict[str, Any]:
-    """A profile's options as it writes them, with its `title` and, where it has any, its `thresholds`.
-
-    Every value is checked; what cannot be used is a UsageError with the file, the line and the key.
-    """
-    path = profile_path(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise UsageError(f"cannot read the profile {path}: {reason}") from error
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _malformed(path, text, str(error)) from error
-    return _checked(path, text, table)
-
-
-def _checked(path: Path, text: str, table: dict[str, Any]) -> dict[str, Any]:
-    profile: dict[str, Any] = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        try:
-            if name in profile:
-                raise ValueError("is written twice, with - and with _; keep one of them")
-            _check(name, value)
-        except ValueError as error:
-            raise UsageError(f"{path}:{_line_of(text, key)}: {key}: {error}") from error
-        profile[name] = value
-    if "title" not in profile:
-        raise UsageError(f'{path}:1: title: missing; add a line like title = "what this profile is for"')
-    return profile
-
-
-def _check(name: str, value: Any) -> None:
-    if name == "title":
-        _text(value)
-    elif name == "thresholds":
-        if not isinstance(value, dict):
-            raise ValueError("is a table; write it as [thresholds]")
-    else:
-        _parser(name)(value)
-
-
-KEY = r"\s*(?:([\w\"'.-]+)\s*=|\[+([\w\"'.-]+)\]+\s*$)"
-"""The start of a line that sets a key or opens a table."""
-
-
-def _malformed(path: Path, text: str, message: str) -> UsageError:
-    """tomllib's message with the file, the line, and the key that the line belongs to."""
-    lines = text.splitlines() or [""]
-    place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", message)
-    number = int(place[1]) if place and place[1] else len(lines)
-    what = message[: place.start()] if place else message
-    keys = [m[1] or m[2] for line in lines[:number] if (m := re.match(KEY, line))]
-    key = keys[-1] if keys and "Expected '='" not in what else lines[number - 1].strip()
-    return UsageError(f"{path}:{number}: {key}: malformed TOML: {what}")
-
-
-def _line_of(text: str, key: str) -> int:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if re.match(rf"\s*\[*[\"']?{re.escape(key)}[\"']?\]*\s*(?:[=.]|$)", line):
-            return number
-    return 1

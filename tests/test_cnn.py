@@ -20,7 +20,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from repshift_cli import assemble, balance
-from repshift_cli.axes import Axes, load_profile
+from repshift_cli.axes import Axes
 from repshift_cli.breakdown import Breakdown, PartTime
 from repshift_cli.cli import app
 from repshift_cli.models import convnext, resnet
@@ -30,6 +30,7 @@ from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.pruning import lowest, oracle, random, repshift, stride
 from repshift_cli.pruning._grid import by_line, by_token, picked
 from repshift_cli.records import Case, Site, Subject, UsageError, call, dropped_share, lines_left, tokens_along
+from repshift_cli.workloads import load_profile
 
 SCHEDULES = [(0.72, (1, 2)), (0.4, (1, 3))]
 SIZES: dict[str, Any] = {"hidden_sizes": [16, 24, 32, 40], "num_labels": 7}

@@ -16,6 +16,7 @@ WALLS: dict[str, set[str]] = {
     "stats": {"records"},
     "catalog": {"records", "installed"},
     "axes": {"records"},
+    "workloads": {"records", "axes"},
     "plan": {"records", "axes"},
     "store": {"records", "plain", "breakdown"},
     "ranges": set(),

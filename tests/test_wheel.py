@@ -44,7 +44,7 @@ def test_nothing_else_ships(names: set[str]) -> None:
 
 def test_the_wheel_runs_and_finds_its_profiles(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "import repshift_cli.axes as a; print(a.__file__, *a.shipped_profiles())"
+    code = "import repshift_cli.workloads as a; print(a.__file__, *a.shipped_profiles())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     where, *profiles = done.stdout.split()
     assert Path(where).is_relative_to(tmp_path)

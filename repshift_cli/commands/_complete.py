@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from repshift_cli.axes import shipped_profiles
 from repshift_cli.catalog import aliases, parts
+from repshift_cli.workloads import shipped_profiles
 
 
 def model_names(incomplete: str) -> list[str]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from repshift_cli import axes, findings, noise, sides, store, thresholds
+from repshift_cli import axes, findings, noise, sides, store, thresholds, workloads
 from repshift_cli import gate as rules
 from repshift_cli.commands._revisions import both_sides, say
 from repshift_cli.duel import Duel
@@ -69,7 +69,7 @@ def profile_options(
     name: str, device: str | None, rounds: int | None, most: int | None
 ) -> tuple[dict[str, Any], Thresholds]:
     """The profile's options, made ready to be read in another folder, and its thresholds."""
-    loaded = axes.load_profile(name)
+    loaded = workloads.load_profile(name)
     table = dict(loaded.get("thresholds", {}))
     if rounds is not None:
         table["rounds"] = rounds
@@ -77,7 +77,7 @@ def profile_options(
     if most is not None:
         table |= {"most-rounds": most, "rounds": min(most, table.get("rounds", thresholds.ROUNDS))}
         table.pop("most_rounds", None)
-    limits = thresholds.parse(table, str(axes.profile_path(name)))
+    limits = thresholds.parse(table, str(workloads.profile_path(name)))
     if not any(rule.share is not None for rule in limits.rules):
         raise UsageError(f"profile {name} gates nothing: name a metric in its [thresholds], like latency = 0.01")
     options = axes.merge(loaded, {"device": device})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repshift_cli import axes, catalog
+from repshift_cli import axes, catalog, workloads
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _complete
 from repshift_cli.records import WITHOUT_ATTENTION, UsageError
@@ -218,7 +218,7 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
 
 def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:
     """The sweep of a profile with the options given in their place, checked, variants by their parts' own names."""
-    options = axes.merge(axes.load_profile(profile) if profile else {}, chosen)
+    options = axes.merge(workloads.load_profile(profile) if profile else {}, chosen)
     sweep = with_full_names(Axes.from_options(options))
     check_scoring(chosen, sweep)
     return sweep

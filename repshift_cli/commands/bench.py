@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repshift_cli import __version__, axes, machine, store
+from repshift_cli import __version__, axes, machine, store, workloads
 from repshift_cli.axes import Axes
 from repshift_cli.commands import _options
 from repshift_cli.commands._output import check_outputs, emit
@@ -188,7 +188,7 @@ def _what_to_run(
         return resume, Axes.from_options(_options_of(earlier)), earlier
     if retry_failed:
         raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
-    sweep = Axes.from_options(axes.merge(axes.load_profile(profile) if profile else {}, given))
+    sweep = Axes.from_options(axes.merge(workloads.load_profile(profile) if profile else {}, given))
     return out or store.default_path(datetime.now(UTC), sweep.model), sweep, None
 
 
