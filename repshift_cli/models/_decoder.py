@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models._inputs import batches
+from repshift_cli.models._inputs import batches, refuse_pixels
 from repshift_cli.models._structure import find_sites
 from repshift_cli.models._transformers import TORCH_DTYPES, Recipe, first_line, from_checkpoint
 from repshift_cli.records import Case, Facts, Subject, UsageError
@@ -45,9 +45,7 @@ def family(recipe: Callable[[str], Decoder]) -> tuple[Callable[..., Facts], Call
         length: int | None = None,
     ) -> Facts:
         """Depth, tokens and the like, from the configuration alone."""
-        for option, value in (("--image-size", image_size), ("--frames", frames)):
-            if value is not None:
-                raise UsageError(f"{option} does not apply to {name}, which takes tokens: use --tokens")
+        refuse_pixels(name, image_size, frames)
         if weights is not None:
             raise UsageError(f"--weights does not apply to {name}; name a checkpoint with --model hf:FOLDER")
         return _facts(name, recipe(name), length)

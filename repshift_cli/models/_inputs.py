@@ -68,6 +68,13 @@ def _one(file: Path, size: int) -> np.ndarray:
         raise UsageError(f"cannot read the image {file}: {error}") from error
 
 
+def refuse_pixels(name: str, image_size: int | None, frames: int | None) -> None:
+    """UsageError where a model of tokens was given an option of pixels."""
+    for option, value in (("--image-size", image_size), ("--frames", frames)):
+        if value is not None:
+            raise UsageError(f"{option} does not apply to {name}, which takes tokens: use --tokens")
+
+
 def batches(pixels: Tensor, size: int) -> list[Tensor]:
     """`pixels` (M, ...) in batches of exactly `size`: the last one is filled up from the start, M < size repeats.
 

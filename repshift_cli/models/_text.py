@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models._inputs import batches
+from repshift_cli.models._inputs import batches, refuse_pixels
 from repshift_cli.models._sentences import SPECIAL, Encoded, encoded, most_tokens, random_ids, roles
 from repshift_cli.models._structure import find_sites
 from repshift_cli.models._transformers import Recipe, in_place, logits, pooled, weights_file
@@ -64,9 +64,7 @@ def family(encoder: Callable[[str], Encoder]) -> tuple[Callable[..., Facts], Cal
         data: str | None = None,
     ) -> Facts:
         """Depth, tokens and the like, from the configuration; with `data` the length of its sentences."""
-        for option, value in (("--image-size", image_size), ("--frames", frames)):
-            if value is not None:
-                raise UsageError(f"{option} does not apply to {name}, which takes text: use --tokens")
+        refuse_pixels(name, image_size, frames)
         if weights is not None:
             weights_file(weights)
         return _facts(name, encoder(name), weights, length, data)

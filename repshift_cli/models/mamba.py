@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift_cli.kernels.scan import scan_named, selective_scan
+from repshift_cli.models._inputs import refuse_pixels
 from repshift_cli.models._structure import find_sites
 from repshift_cli.models._transformers import TORCH_DTYPES
 from repshift_cli.records import Case, Facts, Subject, UsageError
@@ -39,9 +40,7 @@ def facts(
     length: int | None = None,
 ) -> Facts:
     """Depth, tokens and the like of a model, from its sizes; the last token is the protected one."""
-    for option, value in (("--image-size", image_size), ("--frames", frames)):
-        if value is not None:
-            raise UsageError(f"{option} does not apply to {name}, which takes tokens: use --tokens")
+    refuse_pixels(name, image_size, frames)
     if weights is not None:
         raise UsageError(f"--weights does not apply to {name}: it is built with random weights only")
     length = length or LENGTH
