@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -227,7 +227,13 @@ def _verified(step: Step) -> str:
 def _looked(step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The paths that pruning's kernels took in one forward, and where its scores were not finite."""
     found: list[Tensor] = []
-    with step.operators.active(), paths.seen() as ran, listening(lambda scores: found.append(not_finite(scores).sum())):
+    twins = paths.using("torch") if step.case.execution == "compile" else nullcontext()
+    with (
+        twins,
+        step.operators.active(),
+        paths.seen() as ran,
+        listening(lambda scores: found.append(not_finite(scores).sum())),
+    ):
         step.operators.forward()
     counts = [(layer, int(count)) for layer, count in zip(step.case.layers, found, strict=False)]
     words = (

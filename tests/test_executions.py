@@ -151,6 +151,18 @@ def test_bench_measures_every_case_compiled_too(tmp_path: Path, monkeypatch: pyt
         assert found.get("graph_breaks", {"samples": [0.0]})["samples"] == [0.0]
 
 
+def test_what_the_record_says_of_scores_and_paths() -> None:
+    plain = FAMILIES["vit"]()
+    given = case(attention="flash", pruning="repshift", keep=0.5, layers=(1, 2), form="update")
+    subject = tiny.subject(plain.module, plain.inputs)
+    paths, words = assemble._looked(assemble._eager(given, subject))
+    assert (paths, words) == (("cut:torch", "score:torch", "select:torch"), ())
+    broken = subject.sites[1].mlp.register_forward_hook(lambda m, a, o: o.index_fill(1, torch.tensor([3]), torch.inf))
+    paths, words = assemble._looked(assemble._eager(given, subject))
+    broken.remove()
+    assert words == ("3 scores after block 2 are not finite: such tokens count as highest and stay",)
+
+
 # --- nothing waits for the device -------------------------------------------------------------------------------------
 
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "item")

@@ -28,9 +28,12 @@ def path_for(part: str, *tensors: Tensor, limit: str | None = None) -> str:
     """`triton` or `torch` for these inputs of one of PARTS; `limit` says why the caller's kernel cannot take them.
 
     Triton where it is installed and the tensors are fp16, bf16 or fp32 on the current CUDA device; plain torch
-    elsewhere. `using` overrules it, and UsageError says why what it asks for cannot run.
+    elsewhere, and while torch.compile follows, which fuses plain torch itself. `using` overrules it, and UsageError
+    says why what it asks for cannot run.
     """
     forced = _forced.get(part)
+    if forced is None and torch.compiler.is_compiling():
+        return "torch"
     path = forced or "torch"
     if forced != "torch":
         why_not = limit or _why_not(tensors, interpreted=forced == "triton")
