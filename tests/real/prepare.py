@@ -25,7 +25,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2Model
+
+from repshift_cli.models._torchvision import mend
+
+mend()  # before transformers, which imports torchvision
+
+from transformers import Dinov2Config, Dinov2Model  # noqa: E402
 
 UNAVAILABLE = 3  # exit status: no download
 TOLERANCE = 1e-4  # largest difference from onnxruntime, relative to the largest value
