@@ -213,7 +213,8 @@ PRUNING_FIELDS = ("keep", "layers", "operation", "distance", "form", "removal")
 
 def _varies(name: str, cases: Sequence[Case]) -> bool:
     concerned = [c for c in cases if name not in PRUNING_FIELDS or c.pruning != METHODS_WITHOUT_PRUNING]
-    return len({getattr(c, name) for c in concerned} - {None}) > 1
+    values = {getattr(c, name) for c in concerned}
+    return len(values if name == "protect" else values - {None}) > 1
 
 
 def _words(case: Case, varying: Sequence[str]) -> Iterable[str]:

@@ -127,6 +127,8 @@ def _protecting(axes: Axes, model: str, facts: Facts) -> Facts:
     more = sum(protection(axes.protect))
     if more and facts.removals:
         raise UsageError(f"--protect does not apply to {model}: a grid has no first and no last tokens")
+    if more and not facts.row:
+        raise UsageError(f"--protect does not apply to {model}: its tokens are not a row from first to last")
     if more >= facts.tokens:
         raise UsageError(f"--protect leaves none of the {facts.tokens} tokens of {model} to drop")
     return replace(facts, tokens=facts.tokens - more, prefix=facts.prefix + more)

@@ -264,8 +264,8 @@ class Facts:
 
     `operations` are those whose shift can be scored, the family's default first; `attention` is False where there is no
     attention to choose; `removals` are the ways in which a grid gets smaller, the default first, none where there is no
-    grid; `along(keep, layers)` gives the tokens after each cut where they do not follow from `kept`
-    alone (a CNN's stages change them too).
+    grid; `row` is False where no first and last tokens can be named for `--protect`; `along(keep, layers)` gives the
+    tokens after each cut where they do not follow from `kept` alone (a CNN's stages change them too).
     """
 
     depth: int
@@ -282,6 +282,7 @@ class Facts:
     operations: tuple[str, ...] = OPERATIONS
     attention: bool = True
     removals: tuple[str, ...] = ()
+    row: bool = True
     along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
     mask: str | None = None
     """What attention needs a mask for, or None where it needs none."""

@@ -481,6 +481,7 @@ def test_resume_takes_its_options_from_the_file(repshift: Any) -> None:
 LIGHT = {
     "--model vit_bb": "unknown model 'vit_bb': did you mean vit_b",
     "--model resnet5000": "unknown model 'resnet5000': ",
+    "--variant flash+dash --operation block": "--operation applies to methods that take it",
     "--variant flsh": "unknown attention back end 'flsh': did you mean flash",
     "--variant flash+repshfit": "unknown pruning method 'repshfit': did you mean repshift",
     "--keep 0": "--keep: 0 is outside (0, 1]",

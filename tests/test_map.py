@@ -57,8 +57,8 @@ def test_rows_are_workloads_and_columns_keep_ratios() -> None:
 def test_a_keep_ratio_pays_from_where_all_larger_sizes_do() -> None:
     (sheet,) = maps(SWEEP)
     assert sheet.notes == (
-        "keep 0.5 pays from 197 tokens on at batch 1, from 50 tokens on at batch 8",
-        "keep 0.9 pays nowhere here at batch 1, not measured at batch 8",
+        "keep 0.5 pays: from 197 tokens on at batch 1, from 50 tokens on at batch 8",
+        "keep 0.9 pays: nowhere here at batch 1, not known at batch 8",
     )
 
 
@@ -86,3 +86,12 @@ def test_the_table_and_markdown_end_with_it() -> None:
     out = io.StringIO()
     markdown.render(SWEEP, out)
     assert "where pruning pays" in out.getvalue().split("**")[-2]
+
+
+def test_without_an_interval_nothing_is_said_to_pay_or_not() -> None:
+    few = [
+        replace(r, measurements=(over(r.measurements[0].samples[:3]),))
+        for r in (record(112, 1, 0.5, 1.3), record(224, 1, 0.5, 0.9))
+    ]
+    (sheet,) = maps(run(*few))
+    assert sheet.notes == ("keep 0.5 pays: not known at batch 1",)

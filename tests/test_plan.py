@@ -253,3 +253,12 @@ def test_a_refused_case_belongs_to_no_comparison() -> None:
     found = planned(variant=("absent", "flash", "absent+random", "flash+random"))
     assert [[short(p) for p in block] for block in comparisons(found)] == [["flash", "flash+random 0.6@3"]]
     assert comparisons(planned(variant=("absent", "absent+random"))) == []
+
+
+def test_protect_takes_from_what_can_go_and_needs_a_row() -> None:
+    (case,) = planned(variant=("flash+random",), keep=(0.5,), layers=((3,),), protect="first:5,last:1")
+    assert case.tokens == (197, 7 + 95) and case.case.protect == "first:5,last:1"
+    with pytest.raises(UsageError, match="not a row from first to last"):
+        planned(replace(FACTS, row=False), variant=("flash+random",), protect="last:1")
+    with pytest.raises(UsageError, match="leaves none of the 196 tokens"):
+        planned(variant=("flash+random",), protect="first:196")

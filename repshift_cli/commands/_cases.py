@@ -33,5 +33,14 @@ def setting(case: Case) -> str:
     """What else tells cases apart, in a few words."""
     size = (f"{case.frames}×" if case.frames else "") + (f"{case.image_size} px" if case.image_size else "")
     size = size or (f"{case.length} tokens" if case.length else "")
-    words = (size, f"batch {case.batch}", case.dtype, case.operation, case.distance, case.form, case.removal)
+    words = (
+        size,
+        f"batch {case.batch}",
+        case.dtype,
+        case.operation,
+        case.distance,
+        case.form,
+        case.removal,
+        f"protect {case.protect}" if case.protect else None,
+    )
     return " ".join([w for w in words if w] + [case.execution] * (case.execution != "eager"))

@@ -198,6 +198,11 @@ def check_scoring(chosen: Mapping[str, Any], sweep: Axes) -> None:
     idle = [name for name in ("keep", "layers", "operation", "distance", "form", "removal") if name in chosen]
     if idle and not any("+" in variant for variant in sweep.variant):
         raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
+    methods = [catalog.find_variant(variant)[1] for variant in sweep.variant]
+    taken = {option for method in methods if method for option in method.constants.get("OPTIONS", ())}
+    for name in ("operation", "distance", "form"):
+        if name in chosen and name not in taken:
+            raise UsageError(f"--{name} applies to methods that take it (`repshift methods`), and no variant has one")
 
 
 def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 PRECISION = {"cuda": 0.005, "cpu": 0.01}
 BUDGET = {"cuda": 5.0, "cpu": 6.0}
 NOTHING_MEASURED = 5
-ON_A_CPU = "measured on a CPU: `flash` is torch's CPU flash kernel, and there is no HBM, clock or GPU memory to measure"
+ON_A_CPU = "measured on a CPU: there is no HBM, clock or GPU memory to measure"
+CPU_FLASH = ", and `flash` is torch's CPU flash kernel"
 
 
 def bench(
@@ -251,7 +252,7 @@ def _started(path: Path, sweep: Axes, device: str, planned: tuple[Planned, ...],
         options={k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)},
         planned=tuple(p.case for p in planned),
         records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
-        warnings=() if device.startswith("cuda") else (ON_A_CPU,),
+        warnings=() if device.startswith("cuda") else (_on_a_cpu(planned),),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"repshift {__version__}",
     )
@@ -270,6 +271,10 @@ def _continued(path: Path, earlier: Run, device: str, planned: tuple[Planned, ..
     if tuple(p.case for p in planned) != earlier.planned:
         raise UsageError(f"{path} has other cases than its options give now: the model or repshift changed; start anew")
     return earlier
+
+
+def _on_a_cpu(planned: tuple[Planned, ...]) -> str:
+    return ON_A_CPU + CPU_FLASH * any(p.case.attention == "flash" for p in planned)
 
 
 def _workshop(device: str, delay: float, choice: Choice, snapshot: Callable[[Case], Path] | None) -> Workshop:

@@ -78,6 +78,8 @@ def named_sites(module: nn.Module, inputs: Any, adapter: Adapter, prefix: int) -
         raise UsageError(
             f"blocks: {pattern(module, blocks)} do not run on one tensor (batch, tokens, channels) to another"
         )
+    if prefix >= trace.x.shape[1]:
+        raise UsageError(f"prefix: {prefix} of {trace.x.shape[1]} tokens, so none can be dropped")
     inner = () if adapter.attention is None else (blocks[0].get_submodule(adapter.attention),)
     beside = companions(blocks[0], inner, trace.x, trace.tokens, trace.given, prefix)
     if beside.unfit not in (None, PLACES):

@@ -128,6 +128,7 @@ def _facts(name: str, made: Encoder, weights: str | None, length: int | None, da
         depth=config.num_hidden_layers,
         tokens=tokens - SPECIAL,
         prefix=SPECIAL,
+        row=False,
         head_dim=config.hidden_size // config.num_attention_heads,
         length=tokens,
         weights=weights or made.recipe.checkpoint or "random",

@@ -36,6 +36,7 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
         depth=ALIASES[name]["depth"],
         tokens=(size // PATCH_SIZE) ** 2,
         prefix=1,
+        row=False,
         image_size=size,
         weights=weights or "random",
         operations=("attention", "block"),

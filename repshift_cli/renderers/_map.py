@@ -79,19 +79,25 @@ def _pays(ratio: Measurement | None) -> bool:
     return figure is not None and figure.low is not None and figure.low > 1
 
 
+def _is_known(ratio: Measurement) -> bool:
+    """Whether there were rounds enough for an interval."""
+    figure = estimate(ratio)
+    return figure is not None and figure.low is not None
+
+
 def _thresholds(cells: dict[Place, Measurement], rows: Sequence[Workload], keeps: Sequence[float]) -> Iterator[str]:
     """From how many tokens on each keep ratio pays, for each batch: at all larger sizes measured too."""
     for keep in keeps:
         words = []
         for batch in sorted({w[3] for w in rows}):
-            sizes = [w for w in rows if w[3] == batch and (w, keep) in cells]
+            sizes = [w for w in rows if w[3] == batch and (w, keep) in cells and _is_known(cells[w, keep])]
             words.append(f"{_from(sizes, [_pays(cells[w, keep]) for w in sizes])} at batch {batch}")
-        yield f"keep {keep:g} pays " + ", ".join(words)
+        yield f"keep {keep:g} pays: " + ", ".join(words)
 
 
 def _from(sizes: Sequence[Workload], paying: Sequence[bool]) -> str:
     if not sizes:
-        return "not measured"
+        return "not known"
     first = max((i + 1 for i, yes in enumerate(paying) if not yes), default=0)
     return f"from {sizes[first][0]} tokens on" if first < len(sizes) else "nowhere here"
 

@@ -125,6 +125,7 @@ def header_of(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
         f"batch {case.batch}",
         case.dtype,
         *(["CUDA graph"] if {c.execution for c in cases} == {"graph"} else []),
+        *([f"protect {case.protect}"] if case.protect else []),
         *([f"seed {case.seed}"] if case.seed else []),
         *_computer(machine, case.device),
         *[f"{name} {machine.packages[name]}" for name in ("torch",) if name in machine.packages],
