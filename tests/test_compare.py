@@ -125,7 +125,7 @@ def test_cases_of_one_side_are_listed_with_what_the_other_says() -> None:
 def test_a_case_is_called_by_what_tells_it_apart() -> None:
     pruned = dataclasses.replace(FLASH, **REPSHIFT)
     assert list(labels([FLASH]).values()) == ["flash"]
-    protected = replace(FLASH, protect="first:2")
+    protected = dataclasses.replace(FLASH, protect="first:2")
     assert list(labels([FLASH, protected]).values()) == ["flash", "flash protect first:2"]
     half = dataclasses.replace(pruned, keep=0.5, layers=(1, 4))
     assert labels([FLASH, pruned, half])[half] == "flash+repshift keep 0.5 at 1,4"
