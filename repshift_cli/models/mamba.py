@@ -58,8 +58,11 @@ def facts(
 
 def build(case: Case) -> Subject:
     """The model and its prompts on the case's device, in the case's dtype, with its blocks found."""
+    from transformers.utils import logging
+
     if case.input != "random":
         raise UsageError(f"--data does not apply to {case.model}: random weights have no tokenizer")
+    logging.set_verbosity_error()  # it warns of its own slow scan; the record says which one runs
     torch.manual_seed(case.seed)
     with torch.device(case.device):
         module = _made(case.model)
