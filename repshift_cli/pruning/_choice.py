@@ -38,9 +38,9 @@ def fixed(chosen: Sequence[int], subject: Subject, length: int) -> Cut:
     The first ones without anything behind them are a slice, which costs nothing.
     """
     stay = len(chosen) + subject.protected
-    places = tuple(_in_place(list(chosen), subject, length))
-
-    view = places == tuple(range(stay))
+    first = isinstance(chosen, range) and chosen == range(len(chosen))
+    view = first and not (subject.suffix or subject.central)
+    places = () if view else tuple(_in_place(list(chosen), subject, length))
 
     def rows(hidden: Tensor) -> Tensor:
         return hidden[:, :stay] if view else hidden.index_select(1, _on(places, hidden.device))
