@@ -13,11 +13,10 @@ import pytest
 from synthetic import CPU, small_run, sweep_run
 from typer.testing import CliRunner
 
-from repshift_cli import store
+from repshift_cli.analysis.stats import estimate
 from repshift_cli.cli import app
-from repshift_cli.records import Run, UsageError
+from repshift_cli.records import Run, UsageError, store
 from repshift_cli.renderers import asv, bencher, github_action_benchmark
-from repshift_cli.stats import estimate
 
 BMF = {
     "$schema": "http://json-schema.org/draft-07/schema",

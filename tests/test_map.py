@@ -9,7 +9,7 @@ from synthetic import CPU, ON_CPU, REPSHIFT
 
 from repshift_cli.records import Measurement, Record, Run
 from repshift_cli.renderers import markdown, table
-from repshift_cli.renderers._map import maps
+from repshift_cli.renderers.sheets.break_even import maps
 
 FLASH = replace(ON_CPU, attention="flash")
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from synthetic import CPU, CUDA, ON_CPU, ON_CUDA, REPSHIFT, small_run, sweep_run
 
 from repshift_cli import renderers
-from repshift_cli.plain import to_json
 from repshift_cli.records import Measurement, Record, Run
+from repshift_cli.records.json_codec import to_json
 from repshift_cli.renderers import csv, json, markdown, table
-from repshift_cli.renderers._rows import Column, sheets
+from repshift_cli.renderers.sheets.run import Column, sheets
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -12,11 +12,10 @@ import typer
 from synthetic import small_run
 from typer.testing import CliRunner
 
-from repshift_cli import store
-from repshift_cli.commands._output import check_outputs, emit
+from repshift_cli.commands.shared.output import check_outputs, emit
 from repshift_cli.commands.show import show
-from repshift_cli.plain import json_schema
-from repshift_cli.records import SCHEMA_VERSION, UsageError
+from repshift_cli.records import SCHEMA_VERSION, UsageError, store
+from repshift_cli.records.json_codec import json_schema
 
 app = typer.Typer()
 app.command()(show)

@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from repshift_cli import store
-from repshift_cli.records import UsageError
+from repshift_cli.records import UsageError, store
 
 
 class Format(StrEnum):

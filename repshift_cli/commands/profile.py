@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repshift_cli import __version__, machine, profiler, store, traces
-from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
-from repshift_cli.commands import _options
-from repshift_cli.commands._output import check_outputs, emit
-from repshift_cli.installed import is_installed
-from repshift_cli.plain import json_schema, to_json, to_plain
-from repshift_cli.records import Case, Progress, UsageError
+from repshift_cli import __version__
+from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.output import check_outputs, emit
+from repshift_cli.machine import device as devices
+from repshift_cli.machine.describe import describe
+from repshift_cli.machine.packages import is_installed
+from repshift_cli.profiling import chrome_trace, digest
+from repshift_cli.records import Case, Progress, UsageError, store
+from repshift_cli.records.json_codec import json_schema, to_json, to_plain
+from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
 
 if TYPE_CHECKING:
-    from repshift_cli.axes import Axes
-    from repshift_cli.plan import Planned
+    from repshift_cli.sweep.axes import Axes
+    from repshift_cli.sweep.plan import Planned
 
 NOTHING_PROFILED = 5
 MOST_STEPS = 20
@@ -60,33 +63,33 @@ class Outputs:
 
 
 def profile(
-    model: _options.Model = None,
-    keep: _options.Keep = None,
-    layers: _options.Layers = None,
-    variant: _options.Variant = None,
-    batch: _options.Batch = None,
-    dtype: _options.Dtype = None,
-    image_size: _options.ImageSize = None,
-    frames: _options.Frames = None,
-    tokens: _options.Tokens = None,
-    operation: _options.Operation = None,
-    distance: _options.Distance = None,
-    form: _options.Form = None,
-    removal: _options.Removal = None,
-    protect: _options.Protect = None,
-    profile: _options.Profile = None,
-    weights: _options.Weights = None,
-    data: _options.Data = None,
-    device: _options.Device = None,
-    cuda_graph: _options.CudaGraph = False,
-    seed: _options.Seed = None,
+    model: options.Model = None,
+    keep: options.Keep = None,
+    layers: options.Layers = None,
+    variant: options.Variant = None,
+    batch: options.Batch = None,
+    dtype: options.Dtype = None,
+    image_size: options.ImageSize = None,
+    frames: options.Frames = None,
+    tokens: options.Tokens = None,
+    operation: options.Operation = None,
+    distance: options.Distance = None,
+    form: options.Form = None,
+    removal: options.Removal = None,
+    protect: options.Protect = None,
+    profile: options.Profile = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    device: options.Device = None,
+    cuda_graph: options.CudaGraph = False,
+    seed: options.Seed = None,
     steps: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=_options.MEASURE
+            metavar="N", min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=options.MEASURE
         ),
     ] = 5,
-    dry_run: _options.DryRun = False,
+    dry_run: options.DryRun = False,
     by: Annotated[
         str, typer.Option(metavar="VIEW", help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
     ] = "part",
@@ -107,42 +110,42 @@ def profile(
         typer.Option(
             metavar="FILE",
             help="Chrome trace of all variants, for Perfetto; gz when named so.",
-            rich_help_panel=_options.OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     tensorboard: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=_options.OUTPUT
+            metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=options.OUTPUT
         ),
     ] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=_options.OUTPUT),
+        typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=options.OUTPUT),
     ] = None,
     stacks: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=_options.OUTPUT),
+        typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=options.OUTPUT),
     ] = None,
     memory_snapshot: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=_options.OUTPUT
+            metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=options.OUTPUT
         ),
     ] = None,
-    csv_to: _options.Csv = None,
-    markdown_to: _options.Markdown = None,
+    csv_to: options.Csv = None,
+    markdown_to: options.Markdown = None,
     schema: Annotated[
         bool,
-        typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=_options.OUTPUT),
+        typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=options.OUTPUT),
     ] = False,
 ) -> None:
     """Show where the time goes, part by part and block by block, and from where pruning pays."""
-    given = _options.given(locals())
+    given = options.given(locals())
     if schema:
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
-    _options.check_view(by)
+    options.check_view(by)
     check_outputs(None, csv_to, markdown_to)
     outputs = Outputs(trace, tensorboard, summary, stacks, memory_snapshot)
     views = {"by": by, "diff": diff}
@@ -154,11 +157,11 @@ def profile(
         run = _read(read)
         run = dataclasses.replace(run, options=run.options | views)
     else:
-        sweep = _options.sweep_of(given, profile)
-        where = machine.choose_device(sweep.device)
-        planned = _options.plan_cases(sweep, where)
+        sweep = options.sweep_of(given, profile)
+        where = devices.choose_device(sweep.device)
+        planned = options.plan_cases(sweep, where)
         if dry_run:
-            _options.list_cases(planned)
+            options.list_cases(planned)
             return
         if memory_snapshot is not None and not where.startswith("cuda"):
             raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
@@ -192,10 +195,10 @@ def _only_summary(given: dict[str, Any], profile: str | None, outputs: Outputs) 
 
 
 def _read(path: Path) -> ProfileRun:
-    from repshift_cli.commands._progress import Bar
+    from repshift_cli.commands.shared.progress import Bar
 
     with Bar(1) as bar:
-        return profiler.read(path, lambda share: bar.update(Progress(f"reading {path.name}", share)))
+        return digest.read(path, lambda share: bar.update(Progress(f"reading {path.name}", share)))
 
 
 # --- recording --------------------------------------------------------------------------------------------------------
@@ -207,7 +210,7 @@ def _profiled(
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     options = {k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)}
     run = ProfileRun(
-        machine=machine.describe(device),
+        machine=describe(device),
         options=options | views | {"steps": steps},
         breakdowns=(),
         warnings=() if device.startswith("cuda") else (ON_A_CPU,),
@@ -232,13 +235,13 @@ def _said_when_interrupted() -> Iterator[None]:
 
 def _recorded(
     planned: tuple[Planned, ...], steps: int, device: str, folder: Path, outputs: Outputs
-) -> Iterator[tuple[Breakdown, traces.Recorded | None]]:
+) -> Iterator[tuple[Breakdown, chrome_trace.Recorded | None]]:
     """Each case's breakdown and its trace; a case that fails gives the reason, and the others go on."""
-    from repshift_cli import assemble
-    from repshift_cli.commands._progress import Bar
-    from repshift_cli.runner import reason_of
+    from repshift_cli.benchmark import builder
+    from repshift_cli.benchmark.runner import reason_of
+    from repshift_cli.commands.shared.progress import Bar
 
-    workshop = assemble.Workshop(device)
+    workshop = builder.Workshop(device)
     name_of = _names([p.case for p in planned])
     with Bar(len(planned)) as bar:
         for number, p in enumerate(planned):
@@ -258,25 +261,25 @@ def _recorded(
 
 def _record_one(
     about: Breakdown, workshop: Any, steps: int, path: Path, outputs: Outputs, bar: Any
-) -> tuple[Breakdown, traces.Recorded]:
-    from repshift_cli.probes import trace
+) -> tuple[Breakdown, chrome_trace.Recorded]:
+    from repshift_cli.profiling import recorder
 
     assert about.case is not None
     step = workshop.prepare(about.case)
     about = dataclasses.replace(about, kernel=workshop.parts.verify(step))
     bar.update(Progress(f"{about.name}: recording", 0.5))
-    trace.record(step, path, steps)
-    found = profiler.digest(about, path)
+    recorder.record(step, path, steps)
+    found = digest.digest(about, path)
     if outputs.stacks is not None:
-        trace.record_stacks(step, path.with_suffix(".stacks"))
+        recorder.record_stacks(step, path.with_suffix(".stacks"))
     if outputs.memory_snapshot is not None:
-        trace.record_memory(step, path.with_suffix(".pickle"))
+        recorder.record_memory(step, path.with_suffix(".pickle"))
     return found
 
 
 def _names(cases: list[Case]) -> Any:
     """How variants are called: by what tells them apart, the model and the batch only where these vary."""
-    from repshift_cli.renderers._rows import labeller
+    from repshift_cli.renderers.sheets.run import labeller
 
     label = labeller(cases)
     several = {
@@ -297,28 +300,28 @@ def _names(cases: list[Case]) -> Any:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _write_traces(run: ProfileRun, recorded: list[traces.Recorded], outputs: Outputs) -> None:
+def _write_traces(run: ProfileRun, recorded: list[chrome_trace.Recorded], outputs: Outputs) -> None:
     if not recorded:
         return
     if outputs.trace is not None:
-        traces.write(outputs.trace, recorded, profiler.metadata(run))
+        chrome_trace.write(outputs.trace, recorded, digest.metadata(run))
         _said("trace", outputs.trace, "open it at ui.perfetto.dev")
     if outputs.tensorboard is not None:
         for one in recorded:
             folder = outputs.tensorboard / _slug(one.name)
             folder.mkdir(parents=True, exist_ok=True)
-            traces.write_for_tensorboard(folder / f"repshift.{time.time_ns() // 10**6}.pt.trace.json", one)
+            chrome_trace.write_for_tensorboard(folder / f"repshift.{time.time_ns() // 10**6}.pt.trace.json", one)
         needed = "" if is_installed("torch_tb_profiler") else f"{VIEWER}, then "
         _said("TensorBoard runs", outputs.tensorboard, f"{needed}tensorboard --logdir {outputs.tensorboard}")
     if outputs.stacks is not None:
-        lines = (line for r in recorded for line in profiler.folded(r.path.with_suffix(".stacks"), r.name))
+        lines = (line for r in recorded for line in digest.folded(r.path.with_suffix(".stacks"), r.name))
         store.write_text(outputs.stacks, "".join(f"{line}\n" for line in lines))
         _said("stacks", outputs.stacks, "open them at speedscope.app, or with flamegraph.pl")
     if outputs.memory_snapshot is not None:
         _write_snapshots(outputs.memory_snapshot, recorded)
 
 
-def _write_snapshots(target: Path, recorded: list[traces.Recorded]) -> None:
+def _write_snapshots(target: Path, recorded: list[chrome_trace.Recorded]) -> None:
     """One file per variant, for the viewer takes one at a time: `m.pickle`, or `m-flash+repshift.pickle` of several."""
     for one in recorded:
         path = target if len(recorded) == 1 else target.with_name(f"{target.stem}-{_slug(one.name)}{target.suffix}")

@@ -10,12 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from repshift_cli import store
-from repshift_cli.breakdown import ProfileRun
-from repshift_cli.commands import _options
-from repshift_cli.commands._output import emit
-from repshift_cli.plain import json_schema
-from repshift_cli.records import UsageError
+from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.output import emit
+from repshift_cli.records import UsageError, store
+from repshift_cli.records.json_codec import json_schema
+from repshift_cli.records.profile import ProfileRun
 
 FILE_OR_STDOUT = "FILE|-"
 
@@ -59,16 +58,16 @@ def show(
 
 def _show_traffic(shown: Any, file: Path) -> None:
     """What moves the bytes of each case of a run."""
-    from repshift_cli.renderers import _traffic
+    from repshift_cli.renderers.sheets import traffic
     from repshift_cli.renderers.table import console_for
 
     if isinstance(shown, ProfileRun):
         raise UsageError(f"{file} is a profile, no run: leave out --traffic")
-    _traffic.render(shown, console_for(sys.stdout))
+    traffic.render(shown, console_for(sys.stdout))
 
 
 def _views(by: str | None, diff: bool) -> dict[str, Any]:
     """The views of a profile that were asked for; the others stay as they were stored."""
     if by is not None:
-        _options.check_view(by)
+        options.check_view(by)
     return ({} if by is None else {"by": by}) | ({"diff": True} if diff else {})

@@ -11,9 +11,9 @@ import re
 from datetime import datetime
 from typing import Any, TextIO
 
+from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Case, Measurement, Run, UsageError
-from repshift_cli.renderers._rows import exported
-from repshift_cli.stats import Estimate
+from repshift_cli.renderers.sheets.run import exported
 
 UNITS = {"ms": ("seconds", 1e-3), "B": ("bytes", 1.0), "x": ("ratio", 1.0)}
 COLUMNS = ("result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b")

@@ -10,9 +10,9 @@ import json
 import re
 from typing import TextIO
 
+from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Measurement, Run
-from repshift_cli.renderers._rows import exported
-from repshift_cli.stats import Estimate
+from repshift_cli.renderers.sheets.run import exported
 
 
 def render(run: Run, out: TextIO) -> None:

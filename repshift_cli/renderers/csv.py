@@ -7,10 +7,10 @@ import dataclasses
 import re
 from typing import Any, TextIO
 
-from repshift_cli.breakdown import KernelTime, OpTime, PartTime, ProfileRun
+from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Case, Measurement, Record, Run
-from repshift_cli.renderers._rows import find, metrics_of, ordered_records
-from repshift_cli.stats import estimate
+from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
+from repshift_cli.renderers.sheets.run import find, metrics_of, ordered_records
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
 WITH_INTERVAL = ("median", "hodges-lehmann")

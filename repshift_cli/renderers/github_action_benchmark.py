@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import TextIO
 
+from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Run
-from repshift_cli.renderers._rows import exported
-from repshift_cli.stats import Estimate
+from repshift_cli.renderers.sheets.run import exported
 
 
 def render(run: Run, out: TextIO, better: str = "lower") -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from repshift_cli.breakdown import ProfileRun
-from repshift_cli.plain import to_json
 from repshift_cli.records import Run
+from repshift_cli.records.json_codec import to_json
+from repshift_cli.records.profile import ProfileRun
 
 
 def render(run: Run | ProfileRun, out: TextIO) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TextIO
 
-from repshift_cli.breakdown import ProfileRun
 from repshift_cli.records import Run
-from repshift_cli.renderers._profile import sheets_of
-from repshift_cli.renderers._rows import Sheet
+from repshift_cli.records.profile import ProfileRun
+from repshift_cli.renderers.sheets.profile import sheets_of
+from repshift_cli.renderers.sheets.run import Sheet
 
 
 def render(run: Run | ProfileRun, out: TextIO) -> None:

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from repshift_cli.breakdown import ProfileRun
 from repshift_cli.records import Run
-from repshift_cli.renderers._profile import sheets_of
-from repshift_cli.renderers._rows import ALWAYS, HEADLINE_RANKS, KERNEL, MISSING, Cell, Column, Sheet
+from repshift_cli.records.profile import ProfileRun
+from repshift_cli.renderers.sheets.profile import sheets_of
+from repshift_cli.renderers.sheets.run import ALWAYS, HEADLINE_RANKS, KERNEL, MISSING, Cell, Column, Sheet
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "failed": "bold red", "skipped": "yellow"}
 GAP = 2
