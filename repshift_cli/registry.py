@@ -1,8 +1,9 @@
 """The parts that are here, by file name and by entry point, found without importing any of them.
 
 A room is a folder of this package; each of its files is a part, named like the file and described by the first line of
-its docstring. Other packages add parts through the entry point groups `repshift.attention`, `repshift.reduction` (or
-`repshift.pruning`, its older name) and `repshift.models`. What planning needs of a part stands as literals at its top level and is read from the source.
+its docstring. Other packages add parts through the entry point groups `repshift.attention`, `repshift.models` and
+`repshift.reduction` (or `repshift.pruning`, its older name). What planning needs of a part stands as literals at its
+top level and is read from the source.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import tiny
-from test_profile import PRUNED, step_of
 from test_chrome_trace import two_variants
+from test_profile import PRUNED, step_of
 from tiny import case
 
 from repshift_cli.profiling import chrome_trace, digest
