@@ -203,7 +203,7 @@ def tiny_step() -> Step:
 
 def test_each_kind_of_memory_has_its_name_or_its_reason() -> None:
     found = {m.metric: m for m in MemoryProbe(lambda: 5, lambda: "no GPU in this run").measure(tiny_step())}
-    assert set(found) == {m.metric for m in METRICS}
+    assert set(found) == {m.name for m in METRICS}
     peak, above, resting = (
         found[f"memory_{n}"].samples[0] for n in ("peak_allocated", "peak_above_resting", "resting")
     )

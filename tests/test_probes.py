@@ -225,7 +225,7 @@ def test_what_memory_cannot_be_told_has_a_reason() -> None:
         "memory_process": "no driver",
     }
     graph = MemoryProbe(lambda: 0).measure(step(nn.Linear(2, 2), (torch.randn(1, 2),), case(execution="graph")))
-    assert [m.metric for m in graph] == [m.metric for m in METRICS]
+    assert [m.metric for m in graph] == [m.name for m in METRICS]
     assert all("private pool" in (m.reason or "") for m in graph)
 
 

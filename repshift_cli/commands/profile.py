@@ -279,7 +279,7 @@ def _record_one(
 
 def _names(cases: list[Case]) -> Any:
     """How variants are called: by what tells them apart, the model and the batch only where these vary."""
-    from repshift_cli.renderers.sheets.run import labeller
+    from repshift_cli.renderers.sheets.row_columns import labeller
 
     label = labeller(cases)
     several = {

@@ -10,15 +10,97 @@ from typing import Any
 from repshift_cli.probes.base.traffic_model import TrafficModel, watching
 from repshift_cli.records import Measurement, Metric, Step
 
-MODELLED = Metric("hbm_modelled", "HBM modelled", "B", "lower", "value", 30, "modelled")
-READ = Metric("hbm_modelled_read", "HBM read, modelled", "B", "lower", "value", 110, "modelled")
-WRITTEN = Metric("hbm_modelled_written", "HBM written, modelled", "B", "lower", "value", 111, "modelled")
-MEASURED = Metric("hbm", "HBM", "B", "lower", "median", 21, "counter")
-MEASURED_READ = Metric("hbm_read", "HBM read", "B", "lower", "median", 112, "counter")
-MEASURED_WRITTEN = Metric("hbm_written", "HBM written", "B", "lower", "median", 113, "counter")
-SHARE = Metric("hbm_share_of_peak", "peak bandwidth used", "%", "higher", "value", 23, "counter")
-INTENSITY = Metric("arithmetic_intensity", "FLOP/B", "", "higher", "value", 24, "counter")
-RATIO = Metric("hbm_modelled_over_measured", "modelled/HBM", "x", "lower", "value", 114, "counter")
+MODELLED = Metric(
+    "hbm_modelled",
+    "HBM modelled",
+    "B",
+    "lower",
+    "value",
+    "modelled",
+    "Bytes that the operators of one forward read and write if no cache keeps anything: arithmetic, no measurement.",
+)
+READ = Metric(
+    "hbm_modelled_read",
+    "HBM read, modelled",
+    "B",
+    "lower",
+    "value",
+    "modelled",
+    "The part of the modelled bytes that is read.",
+    detail=True,
+)
+WRITTEN = Metric(
+    "hbm_modelled_written",
+    "HBM written, modelled",
+    "B",
+    "lower",
+    "value",
+    "modelled",
+    "The part of the modelled bytes that is written.",
+    detail=True,
+)
+MEASURED = Metric(
+    "hbm",
+    "HBM",
+    "B",
+    "lower",
+    "median",
+    "counter",
+    "Bytes between the GPU and its memory in one forward, counted by an instrument that passed its calibration.",
+    gateable=False,
+)
+MEASURED_READ = Metric(
+    "hbm_read",
+    "HBM read",
+    "B",
+    "lower",
+    "median",
+    "counter",
+    "The part of the counted bytes that is read.",
+    gateable=False,
+    detail=True,
+)
+MEASURED_WRITTEN = Metric(
+    "hbm_written",
+    "HBM written",
+    "B",
+    "lower",
+    "median",
+    "counter",
+    "The part of the counted bytes that is written.",
+    gateable=False,
+    detail=True,
+)
+SHARE = Metric(
+    "hbm_share_of_peak",
+    "peak bandwidth used",
+    "%",
+    "higher",
+    "value",
+    "counter",
+    "The counted bytes over the time of a forward, as a share of the memory's peak bandwidth.",
+)
+INTENSITY = Metric(
+    "arithmetic_intensity",
+    "FLOP/B",
+    "",
+    "higher",
+    "value",
+    "counter",
+    "Floating-point operations for each counted byte, two for each MAC.",
+)
+RATIO = Metric(
+    "hbm_modelled_over_measured",
+    "modelled/HBM",
+    "x",
+    "lower",
+    "value",
+    "counter",
+    "The modelled bytes over the counted ones: what caches save, and how far the model is off.",
+    detail=True,
+)
+METRICS = (MODELLED, READ, WRITTEN, MEASURED, MEASURED_READ, MEASURED_WRITTEN)
+DERIVED = (SHARE, INTENSITY, RATIO)
 
 DISAGREEMENT = 1.02
 """A share of the peak bandwidth above this cannot be: the counter, the peak or the time is wrong."""

@@ -11,8 +11,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repshift_cli.records import Measurement, Metric, Step
 
-OPERATORS = Metric("operators", "operators", "", "lower", "value", 115, "counted")
-KERNELS = Metric("kernels", "kernels", "", "lower", "value", 28, "counted")
+OPERATORS = Metric(
+    "operators",
+    "operators",
+    "",
+    "lower",
+    "value",
+    "counted",
+    "Operators that the host dispatches in one forward, views apart.",
+    detail=True,
+)
+KERNELS = Metric(
+    "kernels",
+    "kernels",
+    "",
+    "lower",
+    "value",
+    "counted",
+    "Kernels, copies and fills that the GPU runs in one forward as it is timed.",
+)
+METRICS = (OPERATORS, KERNELS)
 
 
 class LaunchProbe:

@@ -12,7 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repshift_cli.records import Measurement, Metric, Step
 
-MACS = Metric("macs", "MACs", "MAC", "lower", "value", 22, "counted")
+MACS = Metric(
+    "macs",
+    "MACs",
+    "MAC",
+    "lower",
+    "value",
+    "counted",
+    "Multiply-accumulates of one sample, counted from the operators that run (half of their FLOPs).",
+)
+METRICS = (MACS,)
 
 
 def attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:

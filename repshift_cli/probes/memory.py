@@ -13,12 +13,65 @@ from torch.profiler import ProfilerActivity, profile
 from repshift_cli.profiling.recorder import record_memory
 from repshift_cli.records import Case, Measurement, Metric, Step
 
-PEAK = Metric("memory_peak_allocated", "peak mem", "B", "lower", "value", 25, "allocator")
-ABOVE = Metric("memory_peak_above_resting", "peak above resting", "B", "lower", "value", 100, "allocator")
-RESTING = Metric("memory_resting", "resting", "B", "lower", "value", 101, "allocator")
-RESERVED = Metric("memory_peak_reserved", "peak reserved", "B", "lower", "value", 102, "allocator")
-PROCESS = Metric("memory_process", "process", "B", "lower", "value", 103, "driver")
-CARD = Metric("memory_card", "card", "B", "lower", "value", 104, "driver")
+PEAK = Metric(
+    "memory_peak_allocated",
+    "peak mem",
+    "B",
+    "lower",
+    "value",
+    "allocator",
+    "The allocator's highest level in one forward, weights and inputs included.",
+)
+ABOVE = Metric(
+    "memory_peak_above_resting",
+    "peak above resting",
+    "B",
+    "lower",
+    "value",
+    "allocator",
+    "How far that level is above what rests between forwards.",
+    detail=True,
+)
+RESTING = Metric(
+    "memory_resting",
+    "resting",
+    "B",
+    "lower",
+    "value",
+    "allocator",
+    "What stays allocated between forwards: weights, buffers, inputs.",
+    detail=True,
+)
+RESERVED = Metric(
+    "memory_peak_reserved",
+    "peak reserved",
+    "B",
+    "lower",
+    "value",
+    "allocator",
+    "The most that torch's caching allocator held of the GPU in one forward, its cache included.",
+    detail=True,
+)
+PROCESS = Metric(
+    "memory_process",
+    "process",
+    "B",
+    "lower",
+    "value",
+    "driver",
+    "Memory that the driver (on a CPU the kernel) counts for this process after the forward.",
+    detail=True,
+)
+CARD = Metric(
+    "memory_card",
+    "card",
+    "B",
+    "lower",
+    "value",
+    "driver",
+    "Memory that the driver counts for the whole card, other programs included.",
+    detail=True,
+)
 METRICS = (PEAK, ABOVE, RESTING, RESERVED, PROCESS, CARD)
 
 _GRAPH = "a CUDA graph replays in its private pool; see the eager row"

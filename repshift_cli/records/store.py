@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from repshift_cli.records import SCHEMA_VERSION, Record, Run, UsageError
 from repshift_cli.records.json_codec import from_plain, to_json
+from repshift_cli.records.older import upgraded
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, ProfileRun
 
 FOLDER = Path("repshift-runs")
@@ -75,7 +76,7 @@ def _run(path: Path, plain: Any) -> Run:
         raise UsageError(f"{path} is JSON but no repshift run file (it lacks schema, machine or records)")
     _check_version(path, plain["schema"], SCHEMA_VERSION)
     try:
-        run: Run = from_plain(Run, plain)
+        run: Run = from_plain(Run, upgraded(plain))
     except ValueError as error:
         raise UsageError(f"{path} is a damaged run file: {error}") from error
     return run

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from repshift_cli.records import Run
-from repshift_cli.renderers.sheets.run import labeller, ordered_records, scale
+from repshift_cli.renderers.sheets.cells import scale
+from repshift_cli.renderers.sheets.metric_columns import ordered_records
+from repshift_cli.renderers.sheets.row_columns import labeller
 from repshift_cli.renderers.table import _hanging
 
 MOST_OPERATORS = 8
