@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from repshift_cli.benchmark import engine
 from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import STDOUT, check_outputs, prepare_stdout, write
 from repshift_cli.records import WITHOUT_ATTENTION, UsageError, protection
 
@@ -16,27 +16,16 @@ if TYPE_CHECKING:
     from repshift_cli.sweep.axes import Axes
 
 
+@options.sweep_options(
+    only=("model", "keep", "layers", "image_size", "frames", "tokens", "removal", "protect", "weights")
+)
 def explain(
-    model: options.Model = None,
-    keep: options.Keep = None,
-    layers: options.Layers = None,
-    image_size: options.ImageSize = None,
-    frames: options.Frames = None,
-    tokens: options.Tokens = None,
-    removal: options.Removal = None,
-    protect: options.Protect = None,
-    weights: options.Weights = None,
-    json_to: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write JSON to this file, - for stdout.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
+    asked: Asked,
+    json_to: options.Json = None,
 ) -> None:
     """Say which blocks, branches and protected tokens a model has, or why it is refused."""
-    chosen = options.given(locals())
     check_outputs(json_to, None, None)
-    sweep = options.sweep_of({"variant": ["flash+repshift"], **chosen}, None)
+    sweep = options.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
     if max(map(len, (sweep.model, sweep.image_size, sweep.frames, sweep.tokens))) > 1:
         raise UsageError(
             "one model at one size is explained at a time; give --model, --image-size, --frames, --tokens one value"
@@ -66,7 +55,7 @@ def _write(target: str | None, data: dict[str, Any]) -> None:
 
 def _found(sweep: Axes) -> dict[str, Any]:
     """What was found, with the tokens along every schedule, from a forward of the first block at batch 1."""
-    planned = options.plan_cases(sweep, "cpu")
+    planned = engine.plan_cases(sweep, "cpu")
     from repshift_cli.benchmark import builder
     from repshift_cli.models.discovery.explain import explained
 
