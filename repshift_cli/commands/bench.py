@@ -18,10 +18,11 @@ from repshift_cli.benchmark import engine
 from repshift_cli.benchmark.tasks import Station
 from repshift_cli.commands.shared import options
 from repshift_cli.commands.shared.options import Asked
-from repshift_cli.commands.shared.output import check_outputs, emit
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
 from repshift_cli.records import Run, UsageError, store
+from repshift_cli.renderers import document_of
 
 if TYPE_CHECKING:
     from repshift_cli.benchmark.engine import Session
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 @options.sweep_options()
+@output_options("run")
 def bench(
     asked: Asked,
     memory_snapshot: Annotated[
@@ -71,14 +73,14 @@ def bench(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=options.OUTPUT)
     ] = False,
-    json_to: options.Json = None,
-    csv_to: options.Csv = None,
-    markdown_to: options.Markdown = None,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
-    check_outputs(json_to, csv_to, markdown_to)
     order = _order(asked, _File(out, resume, retry_failed), timing_only, delay)
-    order.check(csv_to, markdown_to, measures=not dry_run)
+    outputs.check({"--out": order.path})
+    if not dry_run:
+        order.check()
     device = devices.choose_device(order.sweep.device)
     planned = engine.plan_cases(order.sweep, device)
     if dry_run:
@@ -87,7 +89,7 @@ def bench(
     session = _session(order, device, planned, memory_snapshot)
     with _said_when_interrupted(session):
         run = engine.measure(session, registry.load(registry.find("benchmark.launchers", "inline")), Bar)
-    emit(run, json_to, csv_to, markdown_to)
+    outputs.emit(document_of(run))
     _say_where(session)
     raise typer.Exit(engine.exit_code(run))
 
@@ -115,16 +117,12 @@ class _Order:
     timing_only: bool
     delay: float
 
-    def check(self, csv_to: str | None, markdown_to: str | None, measures: bool) -> None:
-        """UsageError where a file cannot be written, or where a new run file would take the place of a file."""
-        for option, target in {"--csv": csv_to, "--markdown": markdown_to}.items():
-            if target is not None and Path(target).resolve() == self.path.resolve():
-                raise UsageError(f"--out and {option} both write to {target}; give one of them another file")
-        if measures:
-            if self.earlier is None and self.path.is_file():
-                there = f"{self.path} exists already"
-                raise UsageError(f"{there}; go on with it by --resume {self.path}, or choose another --out")
-            store.check_writable(self.path)
+    def check(self) -> None:
+        """UsageError where the run file cannot be written, or where a new one would take the place of a file."""
+        if self.earlier is None and self.path.is_file():
+            there = f"{self.path} exists already"
+            raise UsageError(f"{there}; go on with it by --resume {self.path}, or choose another --out")
+        store.check_writable(self.path)
 
 
 def _order(asked: Asked, file: _File, timing_only: bool, delay: float) -> _Order:

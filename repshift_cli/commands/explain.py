@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from repshift_cli.benchmark import engine
 from repshift_cli.commands.shared import options
 from repshift_cli.commands.shared.options import Asked
-from repshift_cli.commands.shared.output import STDOUT, check_outputs, prepare_stdout, write
+from repshift_cli.commands.shared.output import Outputs, output_options, prepare_stdout
 from repshift_cli.records import WITHOUT_ATTENTION, UsageError, protection
+from repshift_cli.renderers import Document
 
 if TYPE_CHECKING:
     from repshift_cli.sweep.axes import Axes
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 @options.sweep_options(
     only=("model", "keep", "layers", "image_size", "frames", "tokens", "removal", "protect", "weights")
 )
+@output_options("explanation", laid_out=False)
 def explain(
     asked: Asked,
-    json_to: options.Json = None,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Say which blocks, branches and protected tokens a model has, or why it is refused."""
-    check_outputs(json_to, None, None)
     sweep = options.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
     if max(map(len, (sweep.model, sweep.image_size, sweep.frames, sweep.tokens))) > 1:
         raise UsageError(
@@ -39,18 +40,13 @@ def explain(
     except NoSites as refusal:
         name = sweep.model[0]
         looked = [{"what": what, "why": why} for what, why in refusal.looked]
-        _write(json_to, {"model": name, "refused": str(refusal), "looked": looked})
-        if json_to != STDOUT:
+        outputs.write(Document("explanation", {"model": name, "refused": str(refusal), "looked": looked}))
+        if not outputs.own_stdout:
             render_refused(name, refusal.looked, sys.stdout)
         raise
-    _write(json_to, found)
-    if json_to != STDOUT:
+    outputs.write(Document("explanation", found))
+    if not outputs.own_stdout:
         render(found, sys.stdout)
-
-
-def _write(target: str | None, data: dict[str, Any]) -> None:
-    if target is not None:
-        write(target, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def _found(sweep: Axes) -> dict[str, Any]:

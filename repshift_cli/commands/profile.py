@@ -22,7 +22,7 @@ from repshift_cli.benchmark import engine
 from repshift_cli.benchmark.tasks import Recording, Station
 from repshift_cli.commands.shared import options
 from repshift_cli.commands.shared.options import Asked
-from repshift_cli.commands.shared.output import check_outputs, emit
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.describe import describe
@@ -31,6 +31,7 @@ from repshift_cli.profiling import chrome_trace, digest
 from repshift_cli.records import Case, Progress, UsageError, store
 from repshift_cli.records.json_codec import json_schema, to_json
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
+from repshift_cli.renderers import document_of
 
 if TYPE_CHECKING:
     from repshift_cli.sweep.axes import Axes
@@ -44,7 +45,7 @@ VIEWER = "pip install 'repshift[tensorboard]'"
 
 
 @dataclasses.dataclass(frozen=True)
-class Outputs:
+class Files:
     """The files asked for."""
 
     trace: Path | None
@@ -53,20 +54,49 @@ class Outputs:
     stacks: Path | None
     memory_snapshot: Path | None
 
-    def check(self, **others: str | None) -> None:
-        """UsageError for what cannot be written, before anything runs; `others` have been checked by themselves."""
-        places = {Path(path).resolve(): f"--{name}" for name, path in others.items() if path}
-        for name, path in vars(self).items():
-            if path is None:
-                continue
-            option = f"--{name.replace('_', '-')}"
-            if other := places.get(path.resolve()):
-                raise UsageError(f"{other} and {option} both write to {path}; give one of them another place")
-            places[path.resolve()] = option
+    @property
+    def named(self) -> dict[str, Path]:
+        """Those that are asked for, by their options."""
+        return {f"--{name.replace('_', '-')}": path for name, path in vars(self).items() if path is not None}
+
+    def check(self) -> None:
+        """UsageError for what cannot be written, before anything runs."""
+        for path in self.named.values():
             store.check_writable(path / "trace" if path == self.tensorboard else path)
 
 
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Chrome trace of all variants, for Perfetto; gz when named so.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=options.OUTPUT),
+]
+Summary = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=options.OUTPUT),
+]
+Stacks = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=options.OUTPUT),
+]
+MemorySnapshot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=options.OUTPUT),
+]
+Schema = Annotated[
+    bool,
+    typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=options.OUTPUT),
+]
+
+
 @options.sweep_options(without=("compile", "precision", "budget", "rounds", "hbm"))
+@output_options("profile")
 def profile(
     asked: Asked,
     steps: Annotated[
@@ -91,59 +121,33 @@ def profile(
             rich_help_panel=SHOW,
         ),
     ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Chrome trace of all variants, for Perfetto; gz when named so.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
-    summary: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    stacks: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    memory_snapshot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
-    csv_to: options.Csv = None,
-    markdown_to: options.Markdown = None,
-    schema: Annotated[
-        bool,
-        typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=options.OUTPUT),
-    ] = False,
+    trace: Trace = None,
+    tensorboard: TensorBoard = None,
+    summary: Summary = None,
+    stacks: Stacks = None,
+    memory_snapshot: MemorySnapshot = None,
+    schema: Schema = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Show where the time goes, part by part and block by block, and from where pruning pays."""
     if schema:
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
     options.check_view(by)
-    check_outputs(None, csv_to, markdown_to)
-    outputs = Outputs(trace, tensorboard, summary, stacks, memory_snapshot)
+    files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
     if read is not None:
-        _only_summary(asked, outputs)
+        _only_summary(asked, files)
     if not dry_run:
-        outputs.check(csv=csv_to, markdown=markdown_to)
-    run = _read(read) if read is not None else _recorded(asked, steps, outputs, dry_run)
+        outputs.check(files.named)
+        files.check()
+    run = _read(read) if read is not None else _recorded(asked, steps, files, dry_run)
     if run is None:
         return
     run = dataclasses.replace(run, options=run.options | {"by": by, "diff": diff})
     if summary is not None:
         store.write_text(summary, to_json(run))
-    emit(run, None, csv_to, markdown_to)
+    outputs.emit(document_of(run))
     raise typer.Exit(exit_code(run))
 
 
@@ -161,10 +165,10 @@ def profile_schema() -> dict[str, Any]:
 # --- a stored trace ---------------------------------------------------------------------------------------------------
 
 
-def _only_summary(asked: Asked, outputs: Outputs) -> None:
+def _only_summary(asked: Asked, files: Files) -> None:
     """UsageError for what --read cannot go with: it runs nothing."""
     names = [*asked.names]
-    names += [name for name, path in vars(outputs).items() if path is not None and name != "summary"]
+    names += [name for name, path in vars(files).items() if path is not None and name != "summary"]
     if names:
         raise UsageError(f"--read shows a stored trace and runs nothing; leave out --{names[0].replace('_', '-')}")
 
@@ -177,7 +181,7 @@ def _read(path: Path) -> ProfileRun:
 # --- recording --------------------------------------------------------------------------------------------------------
 
 
-def _recorded(asked: Asked, steps: int, outputs: Outputs, dry_run: bool) -> ProfileRun | None:
+def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
     """The sweep's profile; None where its cases were only to be listed."""
     sweep = options.checked_sweep(asked)
     device = devices.choose_device(sweep.device)
@@ -185,12 +189,12 @@ def _recorded(asked: Asked, steps: int, outputs: Outputs, dry_run: bool) -> Prof
     if dry_run:
         options.list_cases(planned)
         return None
-    if outputs.memory_snapshot is not None and not device.startswith("cuda"):
+    if files.memory_snapshot is not None and not device.startswith("cuda"):
         raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
-    return _profiled(sweep, device, planned, steps, outputs)
+    return _profiled(sweep, device, planned, steps, files)
 
 
-def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, outputs: Outputs) -> ProfileRun:
+def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, files: Files) -> ProfileRun:
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     run = ProfileRun(
         machine=describe(device),
@@ -201,7 +205,7 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
         tool=f"repshift {__version__}",
     )
     with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
-        tasks = _tasks(planned, device, steps, Path(folder), outputs)
+        tasks = _tasks(planned, device, steps, Path(folder), files)
         launcher = registry.load(registry.find("benchmark.launchers", "inline"))
         made = list(engine.carry_out(iter(tasks.values()), len(tasks), launcher, Bar))
         found = dict(zip(tasks, made, strict=True))
@@ -212,13 +216,11 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
             for p in planned
         )
         run = dataclasses.replace(run, breakdowns=breakdowns)
-        _write_traces(run, [trace for _, trace in made if trace is not None], outputs)
+        _write_traces(run, [trace for _, trace in made if trace is not None], files)
     return run
 
 
-def _tasks(
-    planned: tuple[Planned, ...], device: str, steps: int, folder: Path, outputs: Outputs
-) -> dict[Case, Recording]:
+def _tasks(planned: tuple[Planned, ...], device: str, steps: int, folder: Path, files: Files) -> dict[Case, Recording]:
     name_of = _names([p.case for p in planned])
     station = Station(device)
     return {
@@ -227,8 +229,8 @@ def _tasks(
             Breakdown(name_of(p.case), p.case, tokens=p.tokens),
             steps,
             folder / f"{number}.json",
-            stacks=outputs.stacks is not None,
-            memory=outputs.memory_snapshot is not None,
+            stacks=files.stacks is not None,
+            memory=files.memory_snapshot is not None,
         )
         for number, p in enumerate(planned)
         if not p.refused
@@ -267,25 +269,25 @@ def _names(cases: list[Case]) -> Any:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _write_traces(run: ProfileRun, recorded: list[chrome_trace.Recorded], outputs: Outputs) -> None:
+def _write_traces(run: ProfileRun, recorded: list[chrome_trace.Recorded], files: Files) -> None:
     if not recorded:
         return
-    if outputs.trace is not None:
-        chrome_trace.write(outputs.trace, recorded, digest.metadata(run))
-        _said("trace", outputs.trace, "open it at ui.perfetto.dev")
-    if outputs.tensorboard is not None:
+    if files.trace is not None:
+        chrome_trace.write(files.trace, recorded, digest.metadata(run))
+        _said("trace", files.trace, "open it at ui.perfetto.dev")
+    if files.tensorboard is not None:
         for one in recorded:
-            folder = outputs.tensorboard / _slug(one.name)
+            folder = files.tensorboard / _slug(one.name)
             folder.mkdir(parents=True, exist_ok=True)
             chrome_trace.write_for_tensorboard(folder / f"repshift.{time.time_ns() // 10**6}.pt.trace.json", one)
         needed = "" if is_installed("torch_tb_profiler") else f"{VIEWER}, then "
-        _said("TensorBoard runs", outputs.tensorboard, f"{needed}tensorboard --logdir {outputs.tensorboard}")
-    if outputs.stacks is not None:
+        _said("TensorBoard runs", files.tensorboard, f"{needed}tensorboard --logdir {files.tensorboard}")
+    if files.stacks is not None:
         lines = (line for r in recorded for line in digest.folded(r.path.with_suffix(".stacks"), r.name))
-        store.write_text(outputs.stacks, "".join(f"{line}\n" for line in lines))
-        _said("stacks", outputs.stacks, "open them at speedscope.app, or with flamegraph.pl")
-    if outputs.memory_snapshot is not None:
-        _write_snapshots(outputs.memory_snapshot, recorded)
+        store.write_text(files.stacks, "".join(f"{line}\n" for line in lines))
+        _said("stacks", files.stacks, "open them at speedscope.app, or with flamegraph.pl")
+    if files.memory_snapshot is not None:
+        _write_snapshots(files.memory_snapshot, recorded)
 
 
 def _write_snapshots(target: Path, recorded: list[chrome_trace.Recorded]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -194,22 +195,6 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
 ]
-Json = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write JSON to this file, - for stdout.", rich_help_panel=OUTPUT),
-]
-Csv = Annotated[
-    str | None,
-    typer.Option("--csv", metavar="FILE", help="Write CSV to this file, - for stdout.", rich_help_panel=OUTPUT),
-]
-Markdown = Annotated[
-    str | None,
-    typer.Option(
-        "--markdown", metavar="FILE", help="Write Markdown to this file, - for stdout.", rich_help_panel=OUTPUT
-    ),
-]
-
-
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "keep": Keep,
@@ -260,38 +245,33 @@ class Asked:
 def sweep_options(
     only: Collection[str] = tuple(OPTIONS), without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Declares the options of a sweep, `only` these or `without` those, on a command, whose first argument they become.
+    """Declares the options of a sweep, `only` these or `without` those, on a command, which takes them as `asked`.
 
     Typer reads a command's signature, so the command gets one that has these options in front of its own.
     """
     shared = {name: option for name, option in OPTIONS.items() if name in only and name not in without}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-
+        @functools.wraps(command)
         def with_sweep(**values: Any) -> None:
             chosen = {name: values.pop(name) for name in shared}
             profile = chosen.pop("profile", None)
-            command(Asked({k: v for k, v in chosen.items() if v is not None and v is not False}, profile), **values)
+            given = {name: value for name, value in chosen.items() if value is not None and value is not False}
+            command(asked=Asked(given, profile), **values)
 
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        front = [
-            inspect.Parameter(name, keyword, default=False if get_args(option)[0] is bool else None, annotation=option)
-            for name, option in shared.items()
-        ]
-        return with_signature(with_sweep, command, [*front, *(p.replace(kind=keyword) for p in own)])
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        made = [*map(_parameter, shared), *(p for p in own if p.name != "asked")]
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
+        with_sweep.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        with_sweep.__annotations__ = {p.name: p.annotation for p in keyword}
+        return with_sweep
 
     return decorate
 
 
-def with_signature(
-    function: Callable[..., None], command: Callable[..., None], parameters: Sequence[inspect.Parameter]
-) -> Callable[..., None]:
-    """`function` under the name and the docstring of `command`, with the parameters that Typer is to read."""
-    function.__name__, function.__doc__, function.__module__ = command.__name__, command.__doc__, command.__module__
-    function.__annotations__ = {p.name: p.annotation for p in parameters}
-    vars(function)["__signature__"] = inspect.Signature(parameters)
-    return function
+def _parameter(name: str) -> inspect.Parameter:
+    default = False if get_args(OPTIONS[name])[0] is bool else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=OPTIONS[name])
 
 
 def with_full_names(sweep: Axes) -> Axes:
