@@ -69,6 +69,17 @@ def minilm_sentences() -> str:
     return _schedules(rows, lambda case: case.pruning, lambda r: f"{value(r, 'fidelity_cosine'):.3f}")
 
 
+def vit_sizes() -> str:
+    """Speed-up over flash: sizes down, keep ratios across."""
+    rows = pruned("cpu/vit-t-sizes")
+    keeps = sorted({r.case.keep for r in rows})
+    lines = ["| tokens | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " |", "|---|" + "---|" * len(keeps)]
+    for tokens in sorted({r.tokens[0] for r in rows}):
+        cells = {r.case.keep: _shown(r) for r in rows if r.tokens[0] == tokens}
+        lines.append(f"| {tokens} | {' | '.join(cells[keep] for keep in keeps)} |")
+    return "\n".join(lines)
+
+
 def _schedules(rows: Sequence[Record], name: Callable[[Case], str], cell: Callable[[Record], str]) -> str:
     """Markdown, one row per schedule and one column per method."""
     methods = list(dict.fromkeys(name(r.case) for r in rows))
@@ -88,6 +99,14 @@ def _faster(record: Record) -> str:
     return NOTHING if ratio.spans(1) else f"{ratio.value:.2f}x"
 
 
+def _shown(record: Record) -> str:
+    """The paired speed-up over flash with its interval, in the tool's words."""
+    measurement = record.measurement("speedup_vs_flash")
+    ratio = stats.estimate(measurement) if measurement else None
+    assert ratio is not None and ratio.low is not None and ratio.high is not None
+    return f"{'none shown' if ratio.spans(1) else f'{ratio.value:.2f}x'} ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
 def _interval(record: Record, metric: str, unit: str = "") -> str:
     measurement = record.measurement(metric)
     figure = stats.estimate(measurement) if measurement else None
@@ -99,6 +118,7 @@ def _interval(record: Record, metric: str, unit: str = "") -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "dinov2-photos": dinov2_photos,
     "deit-methods": deit_methods,
+    "vit-t-sizes": vit_sizes,
     "smollm2-prompts": smollm2_prompts,
     "minilm-sentences": minilm_sentences,
 }
