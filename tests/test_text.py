@@ -21,7 +21,7 @@ from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark import builder
 from repshift_cli.models import bert, hf
-from repshift_cli.models.base.text import SentenceEncoder, subject_of
+from repshift_cli.models.base.text import SentenceEncoder, sentence_subject
 from repshift_cli.models.inputs.sentences import encoded, random_ids, roles, sentences
 from repshift_cli.records import Case, Subject, UsageError, call, kept
 from repshift_cli.reduction import lowest, oracle, random, repshift, stride
@@ -170,7 +170,7 @@ def batch(lengths: tuple[int, ...], side: str = "right") -> dict[str, Tensor]:
 
 
 def text_subject(family: Family, inputs: dict[str, Tensor]) -> Subject:
-    return subject_of(SentenceEncoder(family.model).eval(), (inputs,))
+    return sentence_subject(SentenceEncoder(family.model).eval(), (inputs,))
 
 
 @contextmanager
