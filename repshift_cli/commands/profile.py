@@ -24,8 +24,9 @@ from repshift_cli.machine import device as devices
 from repshift_cli.machine.describe import describe
 from repshift_cli.machine.packages import is_installed
 from repshift_cli.profiling import chrome_trace, digest
-from repshift_cli.records import Case, Progress, UsageError, store
+from repshift_cli.records import Progress, UsageError, store
 from repshift_cli.records.json_codec import json_schema, to_json, to_plain
+from repshift_cli.records.labels import labels
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
 from repshift_cli.renderers import document_of
 
@@ -242,10 +243,10 @@ def _recorded(
     from repshift_cli.commands.shared.progress import Bar
 
     workshop = builder.Workshop(device)
-    name_of = _names([p.case for p in planned])
+    names = labels(p.case for p in planned)
     with Bar(len(planned)) as bar:
         for number, p in enumerate(planned):
-            about = Breakdown(name_of(p.case), p.case, tokens=p.tokens)
+            about = Breakdown(names[p.case], p.case, tokens=p.tokens)
             bar.phase(f"{about.name}: building and warming up" if not p.refused else about.name)
             try:
                 if p.refused:
@@ -275,26 +276,6 @@ def _record_one(
     if files.memory_snapshot is not None:
         recorder.record_memory(step, path.with_suffix(".pickle"))
     return found
-
-
-def _names(cases: list[Case]) -> Any:
-    """How variants are called: by what tells them apart, the model and the batch only where these vary."""
-    from repshift_cli.renderers.sheets.run import labeller
-
-    label = labeller(cases)
-    several = {
-        name
-        for name in ("model", "batch", "dtype", "image_size", "frames", "length")
-        if len({getattr(c, name) for c in cases}) > 1
-    }
-
-    def name_of(case: Case) -> str:
-        fields = {"model": case.model, "batch": f"batch {case.batch}", "dtype": case.dtype}
-        fields |= {"image_size": f"{case.image_size} px", "frames": f"{case.frames} frames"}
-        fields |= {"length": f"{case.length} tokens"}
-        return " ".join([*(text for name, text in fields.items() if name in several), label(case)])
-
-    return name_of
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

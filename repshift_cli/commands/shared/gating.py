@@ -18,6 +18,7 @@ from repshift_cli.gate.thresholds import Thresholds
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, NothingMeasured, Outcome
 from repshift_cli.records import UsageError, store
 from repshift_cli.records.json_codec import to_plain
+from repshift_cli.records.labels import labels
 from repshift_cli.renderers import markdown as as_markdown
 from repshift_cli.renderers import table
 from repshift_cli.renderers.sheets import gate
@@ -151,7 +152,7 @@ def _learn(duel: Duel, path: Path) -> None:
     runner = comparison.fingerprint(duel.surveys["head"].machine)
     noise.save(path, noise.Noise(runner, datetime.now(UTC).isoformat(timespec="seconds"), rounds, cases))
     say("")
-    names = comparison.labels(check.case for check in checks)
+    names = labels(check.case for check in checks)
     for check, share in learnt.items():
         print(
             f"{names[check.case]} {check.metric}: A/A gates of {duel.thresholds.rounds} rounds stay within {share:.2%}"
