@@ -482,7 +482,7 @@ def test_bad_input_is_refused_in_words(options: dict[str, str], words: str) -> N
 
 
 @pytest.mark.parametrize(
-    "method", [SimpleNamespace(merge=None), SimpleNamespace(needs=lambda c: ("x", "mlp"), score=None)]
+    "method", [SimpleNamespace(merge=None), SimpleNamespace(needs=lambda c: ("resid_pre", "mlp_out"), score=None)]
 )
 def test_a_method_that_wants_more_than_a_grid_has_is_refused(method: Any) -> None:
     plain = FAMILIES["basic"]()

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
+from tiny import one_thread  # noqa: F401
 from torch import Tensor
 
 from repshift_cli.attention import vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.kernels.sdpa import Answer, AttentionCall, answered_by, heard_by, heard_in, watched_by
-from tests import tiny
-from tests.tiny import one_thread  # noqa: F401
 
 SDPA = F.scaled_dot_product_attention
 PACKAGE = Path(__file__).parent.parent / "repshift_cli"
