@@ -315,15 +315,15 @@ def test_a_model_that_cannot_be_built_is_tried_once(monkeypatch: pytest.MonkeyPa
         raise MemoryError("too big")
 
     monkeypatch.setattr(builder, "_built", build)
-    workshop = builder.Workshop("cpu")
+    step_builder = builder.StepBuilder("cpu")
     for keep in (0.5, 0.7):
         with pytest.raises(MemoryError, match="too big") as error:
-            workshop.subject(case(keep=keep, layers=(1,)))
+            step_builder.subject(case(keep=keep, layers=(1,)))
     assert len(tries) == 1
     names = [frame.name for frame in error.traceback]
     assert "build" not in names, "what was built before it failed is not kept alive"
     with pytest.raises(MemoryError):
-        workshop.subject(case(batch=1))
+        step_builder.subject(case(batch=1))
     assert len(tries) == 2, "another group is tried"
 
 

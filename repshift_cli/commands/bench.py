@@ -24,7 +24,7 @@ from repshift_cli.sweep import axes, profiles
 from repshift_cli.sweep.axes import Axes
 
 if TYPE_CHECKING:
-    from repshift_cli.benchmark.builder import Workshop
+    from repshift_cli.benchmark.builder import StepBuilder
     from repshift_cli.benchmark.runner import Settings
     from repshift_cli.counters.base.choice import Choice
     from repshift_cli.sweep.plan import Planned
@@ -156,8 +156,8 @@ def bench(
         run = _continued(path, earlier, where, planned)
     run = dataclasses.replace(run, calibrations=choice.calibrations, schema=SCHEMA_VERSION)
     again = {r.case for r in run.records if retry_failed and r.status == "failed"}
-    workshop = _workshop(where, delay, choice, snapshot)
-    run = _measure_all(path, run, planned, workshop, settings, again)
+    step_builder = _workshop(where, delay, choice, snapshot)
+    run = _measure_all(path, run, planned, step_builder, settings, again)
     outputs.emit(document_of(run))
     print(f"run file: {path}", file=sys.stderr)
     if snapshot is not None:
@@ -269,15 +269,15 @@ def _on_a_cpu(planned: tuple[Planned, ...]) -> str:
     return ON_A_CPU + CPU_FLASH * any(p.case.attention == "flash" for p in planned)
 
 
-def _workshop(device: str, delay: float, choice: Choice, snapshot: Callable[[Case], Path] | None) -> Workshop:
+def _workshop(device: str, delay: float, choice: Choice, snapshot: Callable[[Case], Path] | None) -> StepBuilder:
     """`delay` makes every forward longer by that share, for the gate's test of itself."""
-    from repshift_cli.benchmark.builder import Workshop
+    from repshift_cli.benchmark.builder import StepBuilder
 
-    return Workshop(device, delay, choice, snapshot)
+    return StepBuilder(device, delay, choice, snapshot)
 
 
 def _measure_all(
-    path: Path, run: Run, planned: tuple[Planned, ...], workshop: Workshop, settings: Settings, again: set[Case]
+    path: Path, run: Run, planned: tuple[Planned, ...], step_builder: StepBuilder, settings: Settings, again: set[Case]
 ) -> Run:
     """Every comparison that is not yet in the run or has a case to measure `again`, each record on disk at once."""
     from repshift_cli.benchmark import runner
@@ -292,7 +292,7 @@ def _measure_all(
                 wanted = {p.case for p in block} - done
                 broken = {r.case for r in run.records if r.status == "failed"} - wanted
                 cases = [(p.case, p.tokens) for p in block]
-                for record in _records(runner, workshop, cases, wanted, settings, bar, broken):
+                for record in _records(runner, step_builder, cases, wanted, settings, bar, broken):
                     run = store.append(path, run, record)
                     done.add(record.case)
                 bar.next()
@@ -306,15 +306,15 @@ def _measure_all(
 
 
 def _records(
-    runner: Any, workshop: Any, cases: Any, wanted: set[Case], settings: Settings, bar: Any, broken: set[Case]
+    runner: Any, step_builder: Any, cases: Any, wanted: set[Case], settings: Settings, bar: Any, broken: set[Case]
 ) -> Any:
     """The comparison's records; a model that cannot be built fails its cases, not the sweep."""
     bar.phase(f"building {cases[0][0].model}")
     try:
-        workshop.subject(cases[0][0])
+        step_builder.subject(cases[0][0])
     except UsageError:
         raise
     except Exception as error:
         yield from (runner.failed(case, tokens, error) for case, tokens in cases if case in wanted)
         return
-    yield from runner.compare(cases, wanted, workshop.parts, settings, bar.update, broken)
+    yield from runner.compare(cases, wanted, step_builder.parts, settings, bar.update, broken)

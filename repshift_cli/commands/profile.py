@@ -242,7 +242,7 @@ def _recorded(
     from repshift_cli.benchmark.runner import reason_of
     from repshift_cli.commands.shared.progress import Bar
 
-    workshop = builder.Workshop(device)
+    step_builder = builder.StepBuilder(device)
     names = labels(p.case for p in planned)
     with Bar(len(planned)) as bar:
         for number, p in enumerate(planned):
@@ -252,7 +252,7 @@ def _recorded(
                 if p.refused:
                     yield dataclasses.replace(about, status="skipped", reason=p.refused), None
                 else:
-                    yield _record_one(about, workshop, steps, folder / f"{number}.json", files, bar)
+                    yield _record_one(about, step_builder, steps, folder / f"{number}.json", files, bar)
             except UsageError:
                 raise
             except Exception as error:
@@ -261,13 +261,13 @@ def _recorded(
 
 
 def _record_one(
-    about: Breakdown, workshop: Any, steps: int, path: Path, files: Files, bar: Any
+    about: Breakdown, step_builder: Any, steps: int, path: Path, files: Files, bar: Any
 ) -> tuple[Breakdown, chrome_trace.Recorded]:
     from repshift_cli.profiling import recorder
 
     assert about.case is not None
-    step = workshop.prepare(about.case)
-    about = dataclasses.replace(about, kernel=workshop.parts.verify(step))
+    step = step_builder.prepare(about.case)
+    about = dataclasses.replace(about, kernel=step_builder.parts.verify(step))
     bar.update(Progress(f"{about.name}: recording", 0.5))
     recorder.record(step, path, steps)
     found = digest.digest(about, path)
