@@ -131,7 +131,8 @@ FAMILIES = {
         {**PAPER, "tokens": 16, "batch": 2, "variant": variants("repshift", "oracle", "dash"), "protect": "first:1"},
     ),
     "resnet": Family(
-        "resnet18", {**SMALL, **HALF, "removal": ["line", "token"], "variant": variants("repshift", "stride")}
+        "resnet18",
+        {**SMALL, **HALF, "layers": [[1, 2]], "removal": ["line", "token"], "variant": variants("repshift", "stride")},
     ),
     "vim": Family("vim_t", {**HALF, "image-size": 48, "variant": variants("repshift")}),
     "mamba": Family("mamba_130m", {**HALF, "tokens": 5, "variant": variants("repshift")}),
@@ -301,6 +302,7 @@ def test_a_difference_is_seen() -> None:
 
 def write(names: list[str]) -> None:
     """Store the figures of these families, or of all of them."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler chatters otherwise
     torch.set_num_threads(1)
     stored = json.loads(STORED.read_text()) if names else {"versions": {}, "families": {}}
     for name in names or FAMILIES:
