@@ -14,7 +14,6 @@ import typer
 from typer.core import TyperCommand
 
 from repshift_cli import __version__
-from repshift_cli.catalog import one_line
 from repshift_cli.commands.backends import backends
 from repshift_cli.commands.bench import bench
 from repshift_cli.commands.compare import compare
@@ -28,7 +27,7 @@ from repshift_cli.commands.models import models
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.show import show
-from repshift_cli.records import RepshiftError
+from repshift_cli.records import RepshiftError, one_line
 
 
 class Command(TyperCommand):

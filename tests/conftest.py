@@ -11,7 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, here and in child pr
 import pytest
 from fake_machine import FakeNvml, fake_torch
 
-from repshift_cli import machine
+from repshift_cli.machine import device as devices
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    reason = machine.why_no_cuda() if marked else None
+    reason = devices.why_no_cuda() if marked else None
     for item in marked:
         if reason:
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
@@ -30,14 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(machine, "import_torch", fake_torch)
+    monkeypatch.setattr(devices, "import_torch", fake_torch)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     return monkeypatch
 
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(machine, "import_torch", lambda: fake_torch(devices=0, cuda=None))
+    monkeypatch.setattr(devices, "import_torch", lambda: fake_torch(devices=0, cuda=None))
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(refuse=("init",)))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return monkeypatch

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.counters._traffic import CounterError, Traffic
+from repshift_cli.counters.base.traffic import CounterError, Traffic
 
 LABEL = "counter"
 MISDEED = os.environ.get("FAKE_COUNTER", "")
@@ -43,7 +43,7 @@ def collect(counted: Any, folder: Path, ranges: int) -> list[Traffic]:
 
 @contextlib.contextmanager
 def counting(device: str) -> Iterator[Any]:
-    from repshift_cli.probes._traffic_model import TrafficModel
+    from repshift_cli.probes.base.traffic_model import TrafficModel
 
     def count(work: Any) -> list[int]:
         print("rubbish on stdout")

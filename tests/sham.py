@@ -15,8 +15,8 @@ from pathlib import Path
 
 from synthetic import CPU, ON_CPU, ran
 
-from repshift_cli.plain import to_plain
 from repshift_cli.records import Case, Record, Run
+from repshift_cli.records.json_codec import to_plain
 
 ROOT = Path(__file__).parent.parent
 FLASH = dataclasses.replace(ON_CPU, attention="flash")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from repshift_cli.analysis.stats import paired_ratios, round_medians
 from repshift_cli.records import Case, Machine, Measurement, Record, Run
-from repshift_cli.stats import paired_ratios, round_medians
 
 ROUNDS, PER_ROUND = 24, 3
 MIB = 2**20

@@ -9,14 +9,14 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from test_pruning import SCHEDULES, reference, run
+from test_reduction import SCHEDULES, reference, run
 from tiny import FAMILIES, case, one_thread  # noqa: F401
 from torch import Tensor, nn
 
 from repshift_cli.kernels.along import along
-from repshift_cli.models._companions import PLACES, WHOLE
-from repshift_cli.models._structure import CAUSAL, NoSites, find_sites
-from repshift_cli.pruning import oracle, stride
+from repshift_cli.models.discovery.arguments import PLACES, WHOLE
+from repshift_cli.models.discovery.blocks import CAUSAL, NoSites, find_sites
+from repshift_cli.reduction import oracle, stride
 
 B, N, D, H = 2, 5, 7, 3
 PLACES_KEPT = torch.tensor([[0, 2, 4], [0, 1, 3]])

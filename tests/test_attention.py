@@ -19,11 +19,11 @@ from tiny import case, one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from repshift_cli import catalog
+from repshift_cli import registry
 from repshift_cli.attention import cudnn, efficient, flash, flash_attn2, flash_attn3, flash_attn4, vanilla
 from repshift_cli.attention import math as math_backend
-from repshift_cli.attention._packages import adapted
-from repshift_cli.attention._seam import attending
+from repshift_cli.attention.base.packages import adapted
+from repshift_cli.attention.base.swap import attending
 from repshift_cli.probes.kernels import WrongKernel, judge, verify
 from repshift_cli.records import Step, Subject, call
 
@@ -200,8 +200,8 @@ def test_back_ends_that_need_cuda_say_so(part: ModuleType) -> None:
 
 
 def test_every_back_end_has_the_whole_interface() -> None:
-    for name in catalog.parts("attention"):
-        part = catalog.load(catalog.find("attention", name))
+    for name in registry.parts("attention"):
+        part = registry.load(registry.find("attention", name))
         assert part.attend is None or callable(part.attend), name
         assert isinstance(part.OPS, tuple), name
         re.compile(part.KERNELS)

@@ -10,8 +10,8 @@ from cuda_trace import KERNELS, Writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repshift_cli.attribution import Tally, nanoseconds, nested, wall_shares
-from repshift_cli.breakdown import Breakdown
+from repshift_cli.profiling.attribution import Tally, nanoseconds, nested, wall_shares
+from repshift_cli.records.profile import Breakdown
 
 
 def breakdown(events: list[dict[str, Any]]) -> Breakdown:

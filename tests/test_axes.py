@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repshift_cli.axes import PARSERS, Axes, integers, merge, numbers, parse, schedules
 from repshift_cli.records import UsageError
+from repshift_cli.sweep.axes import PARSERS, Axes, integers, merge, numbers, parse, schedules
 
 
 def test_a_decimal_range_has_both_ends_and_no_dust() -> None:

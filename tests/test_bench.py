@@ -24,9 +24,10 @@ from typing import Any
 import pytest
 import torch
 
-from repshift_cli import cli, machine, store
-from repshift_cli.commands import _progress
-from repshift_cli.records import Progress, Run
+from repshift_cli import cli
+from repshift_cli.commands.shared import progress
+from repshift_cli.machine import device as devices
+from repshift_cli.records import Progress, Run, store
 
 MODELS = """
 import os
@@ -501,7 +502,7 @@ LIGHT = {
     "--resume nosuch.json": "nosuch.json does not exist",
     "--out /proc/none/run.json": "cannot write /proc/none/run.json: ",
     "--out .": "cannot write .: it is a folder; name a file in it",
-    "--csv - --json -": "--json and --csv both write to stdout (-)",
+    "--csv - --json -": "--csv and --json both write to stdout (-)",
     "--out t.csv --csv t.csv": "--out and --csv both write to t.csv; give one of them another file",
     "--out damaged.json": "damaged.json exists already; go on with it by --resume damaged.json",
     "--variant flash --keep 0.5": "--keep applies to pruning, and no variant prunes",
@@ -574,7 +575,7 @@ def test_bad_input_that_the_model_or_the_device_tells(repshift: Any, here: Path,
 
 
 def test_cuda_where_there_is_none(repshift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "why_no_cuda", lambda: "the GPU was sold")
+    monkeypatch.setattr(devices, "why_no_cuda", lambda: "the GPU was sold")
     said = one_sentence(repshift("bench", "--model", f"{NAME}:tiny", "--device", "cuda"))
     assert said == "CUDA was asked for, but the GPU was sold; --device cpu runs without"
 
@@ -602,13 +603,13 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: screen.seconds))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: screen.seconds))
     return screen
 
 
 def test_the_bar_shows_the_estimate_and_the_time_left_of_the_whole_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watched(monkeypatch)
-    with _progress.Bar(3) as bar:
+    with progress.Bar(3) as bar:
         bar.phase("building pkg.mod:smile:")
         assert "1/3 building pkg.mod:smile:" in terminal.last and "left" not in terminal.last
         terminal.seconds = 10
@@ -630,7 +631,7 @@ def test_the_bar_shows_the_estimate_and_the_time_left_of_the_whole_sweep(monkeyp
 def test_the_bar_is_drawn_between_the_timed_regions_and_not_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watched(monkeypatch)
     threads = threading.active_count()
-    with _progress.Bar(1) as bar:
+    with progress.Bar(1) as bar:
         assert threading.active_count() == threads, "a thread that draws would be timed"
         terminal.seconds = 1
         bar.update(Progress("timing", 0.5, 9.0, "first"))

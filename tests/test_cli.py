@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from repshift_cli import __version__, catalog, cli
-from repshift_cli.catalog import Part
+from repshift_cli import __version__, cli, registry
 from repshift_cli.cli import debug_first, run
-from repshift_cli.commands import _complete, _listing
+from repshift_cli.commands.shared import completion, listing
 from repshift_cli.records import RepshiftError, UsageError
+from repshift_cli.registry import Part
 
 HEAVY = {"torch", "transformers", "timm", "torchvision", "pynvml"}
 LISTINGS = ("models", "methods", "backends", "profiles", "doctor")
@@ -171,7 +171,7 @@ def test_a_listing_fits_its_width(shown: Callable[..., str], command: str, colum
 
 def test_models_lists_every_alias(shown: Callable[..., str]) -> None:
     words = shown("models").replace(",", " ").split()
-    assert set(catalog.aliases()) <= set(words)
+    assert set(registry.aliases()) <= set(words)
     assert "hf:NAME" in words and "package.module:function" in words
 
 
@@ -196,10 +196,10 @@ def test_profiles_prints_a_file_as_it_is() -> None:
 
 
 def test_a_part_that_cannot_be_imported_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    module, reason = _listing.loaded(Part("ghost", "pruning", "", "no_such_package.ghost"), "cpu")
+    module, reason = listing.loaded(Part("ghost", "reduction", "", "no_such_package.ghost"), "cpu")
     assert module is None
     assert reason is not None and "no_such_package" in reason
-    _listing.show_rows([("ghost", "a [bold]help[/bold]", reason)], "the end")
+    listing.show_rows([("ghost", "a [bold]help[/bold]", reason)], "the end")
     shown = capsys.readouterr().out
     assert "a [bold]help[/bold]" in shown and "not here: " in shown
 
@@ -208,11 +208,11 @@ def test_a_part_that_cannot_be_imported_is_a_row(capsys: pytest.CaptureFixture[s
 
 
 def test_names_complete() -> None:
-    assert set(_complete.model_names("deit_b")) == {"deit_b", "deit_b_distilled"}
-    assert _complete.model_names("vit_b,umt") == ["vit_b,umt_b", "vit_b,umt_l"]
-    assert _complete.variant_names("van") == ["vanilla"]
-    assert _complete.variant_names("vanilla,flash+ran") == ["vanilla,flash+random"]
-    assert _complete.profile_names("paper") == [
+    assert set(completion.model_names("deit_b")) == {"deit_b", "deit_b_distilled"}
+    assert completion.model_names("vit_b,umt") == ["vit_b,umt_b", "vit_b,umt_l"]
+    assert completion.variant_names("van") == ["vanilla"]
+    assert completion.variant_names("vanilla,flash+ran") == ["vanilla,flash+random"]
+    assert completion.profile_names("paper") == [
         "paper-deit",
         "paper-qa",
         "paper-resnet",

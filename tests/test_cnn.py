@@ -14,23 +14,24 @@ from typing import Any
 
 import pytest
 import torch
-from test_pruning import D, pruning
+from test_reduction import D, pruning
 from tiny import BATCH, case, one_thread, pixels, roughen  # noqa: F401
 from torch import Tensor
 from typer.testing import CliRunner
 
-from repshift_cli import assemble, balance
-from repshift_cli.axes import Axes
-from repshift_cli.breakdown import Breakdown, PartTime
+from repshift_cli.benchmark import builder
 from repshift_cli.cli import app
 from repshift_cli.models import convnext, resnet
-from repshift_cli.models._transformers import logits, pooled
-from repshift_cli.plan import Backend, expand
+from repshift_cli.models.base.transformers import logits, pooled
 from repshift_cli.probes.macs import MacsProbe
-from repshift_cli.pruning import lowest, oracle, random, repshift, stride
-from repshift_cli.pruning._grid import by_line, by_token, picked
+from repshift_cli.profiling import break_even
 from repshift_cli.records import Case, Site, Subject, UsageError, call, dropped_share, lines_left, tokens_along
-from repshift_cli.workloads import load_profile
+from repshift_cli.records.profile import Breakdown, PartTime
+from repshift_cli.reduction import lowest, oracle, random, repshift, stride
+from repshift_cli.reduction.engine.grid import by_line, by_token, picked
+from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.plan import Backend, expand
+from repshift_cli.sweep.profiles import load_profile
 
 SCHEDULES = [(0.72, (1, 2)), (0.4, (1, 3))]
 SIZES: dict[str, Any] = {"hidden_sizes": [16, 24, 32, 40], "num_labels": 7}
@@ -415,7 +416,7 @@ def test_macs_of_the_paper(name: str, exact: tuple[float, float], printed: tuple
     cut = replace(
         plain, pruning="repshift", keep=profile["keep"], layers=tuple(layers), operation="block", removal="line"
     )
-    workshop = assemble.Workshop("cpu")
+    workshop = builder.Workshop("cpu")
     counted = []
     for given in (plain, cut, replace(cut, removal="token")):
         (macs,) = MacsProbe().measure(workshop.prepare(given))
@@ -423,12 +424,12 @@ def test_macs_of_the_paper(name: str, exact: tuple[float, float], printed: tuple
     assert counted[1] == counted[2]
     assert tuple(round(n, 2) for n in counted[:2]) == exact
     assert tuple(round(n, 1) for n in counted[:2]) == printed
-    assert tokens_along(assemble.facts_of(None, name, None, None), cut.keep, cut.layers) == (3136, 2304, 400)
+    assert tokens_along(builder.facts_of(None, name, None, None), cut.keep, cut.layers) == (3136, 2304, 400)
 
 
 # --- planning and bad input -------------------------------------------------------------------------------------------
 
-METHODS = {"repshift": repshift.OPTIONS, "oracle": oracle.OPTIONS}
+METHODS = {"repshift": repshift.OPTIONS, "oracle": ()}
 
 
 def planned(**options: Any) -> Any:
@@ -437,7 +438,7 @@ def planned(**options: Any) -> Any:
     return expand(
         axes,
         "cpu",
-        partial(assemble.facts_of, None),
+        partial(builder.facts_of, None),
         {name: Backend(None) for name in names},
         METHODS,
     )
@@ -530,10 +531,10 @@ def test_no_break_even_keep_for_stages() -> None:
     plain = Breakdown("none", case(attention="none"), parts=(PartTime("convolution", 2, 9.0),), tokens=(64,))
     parts = (PartTime("cut", 1, 0.1), PartTime("convolution", 1, 1.0), PartTime("convolution", 2, 1.0))
     own = Breakdown("none+repshift", shifted(keep=0.5, layers=(1,)), parts=parts, tokens=(64, 36))
-    assert balance.break_even_keep(own, plain) is None
-    assert balance.tokens_in(own, 2) is None
+    assert break_even.break_even_keep(own, plain) is None
+    assert break_even.tokens_in(own, 2) is None
     as_tokens = replace(own, parts=tuple(replace(p, part=p.part.replace("convolution", "mlp")) for p in parts))
-    assert balance.break_even_keep(as_tokens, plain) is not None
+    assert break_even.break_even_keep(as_tokens, plain) is not None
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
@@ -552,7 +553,7 @@ def test_a_gpu_cuts_as_written(removal: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("removal", ["line", "token"])
 def test_a_cuda_graph_replays_the_cut(removal: str) -> None:
-    workshop = assemble.Workshop("cuda")
+    workshop = builder.Workshop("cuda")
     given = shifted(model="resnet18", image_size=64, device="cuda", dtype="bf16", removal=removal)
     outputs = []
     for execution in ("eager", "graph"):

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import CPU, CUDA, ON_CPU, ON_CUDA, REPSHIFT, ROUNDS, small_run
 
-from repshift_cli import cli, findings, store
-from repshift_cli.findings import BETTER, OPEN, SAME, WORSE, between, exact_word, labels, word_for
-from repshift_cli.records import Measurement, Run
-from repshift_cli.stats import Estimate
+from repshift_cli import cli
+from repshift_cli.analysis import comparison
+from repshift_cli.analysis.comparison import BETTER, OPEN, SAME, WORSE, between, exact_word, labels, word_for
+from repshift_cli.analysis.stats import Estimate
+from repshift_cli.records import Measurement, Run, store
 
 FLASH = dataclasses.replace(ON_CPU, attention="flash")
 
@@ -105,7 +106,7 @@ def test_a_zero_that_grows_has_no_ratio_and_is_worse() -> None:
 
 
 def test_the_largest_change_comes_first() -> None:
-    found, lonely = findings.compare(small_run(), slower(small_run(), 1.05))
+    found, lonely = comparison.compare(small_run(), slower(small_run(), 1.05))
     assert [f.effect for f in found] == sorted((f.effect for f in found), reverse=True)
     assert {f.word for f in found if f.metric == "latency"} == {WORSE} and not lonely
 
@@ -115,7 +116,7 @@ def test_cases_of_one_side_are_listed_with_what_the_other_says() -> None:
     fewer = dataclasses.replace(run, records=run.records[1:])
     failed = dataclasses.replace(run.records[1], status="failed", reason="out of\nmemory", measurements=())
     head = dataclasses.replace(fewer, records=(failed, *fewer.records[1:]))
-    _, lonely = findings.compare(run, head)
+    _, lonely = comparison.compare(run, head)
     assert [(one.case.variant, one.side, one.reason) for one in lonely] == [
         ("vanilla", "base", "it has no such case"),
         ("flash", "base", "failed: out of memory"),
@@ -145,11 +146,11 @@ def test_a_case_is_called_by_what_tells_it_apart() -> None:
     ],
 )
 def test_a_difference_of_machines_is_named(changes: dict[str, Any], words: str) -> None:
-    assert findings.differences(CUDA, dataclasses.replace(CUDA, **changes)) == [words]
+    assert comparison.differences(CUDA, dataclasses.replace(CUDA, **changes)) == [words]
 
 
 def test_a_minor_driver_and_another_card_of_the_model_do_not_differ() -> None:
-    assert findings.differences(CUDA, dataclasses.replace(CUDA, driver="580.99", uuid="GPU-other")) == []
+    assert comparison.differences(CUDA, dataclasses.replace(CUDA, driver="580.99", uuid="GPU-other")) == []
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -209,9 +210,9 @@ def test_more_runs_give_more_tables(tmp_path: Path) -> None:
 
 
 def test_a_run_against_itself_is_the_same() -> None:
-    found, _ = findings.compare(small_run(), small_run())
+    found, _ = comparison.compare(small_run(), small_run())
     assert ROUNDS >= 10 and {f.word for f in found} == {SAME}
 
 
 def test_machines_of_the_fixtures_differ() -> None:
-    assert findings.differences(CPU, CUDA)
+    assert comparison.differences(CPU, CUDA)

@@ -17,9 +17,10 @@ import pytest
 from fake_machine import FakeNvml
 from tiny import case
 
-from repshift_cli.counters import _permission, calibration, child, choice, cupti, gpm, instruments, ncu
-from repshift_cli.counters._traffic import CounterError, Traffic
-from repshift_cli.counters.calibration import KNOWN, judge
+from repshift_cli.counters import cupti, gpm, ncu
+from repshift_cli.counters.base import calibration, child, choice, instruments, permission
+from repshift_cli.counters.base.calibration import KNOWN, judge
+from repshift_cli.counters.base.traffic import CounterError, Traffic
 from repshift_cli.records import HBM_CHOICES, Calibration, UsageError
 
 HERE = Path(__file__).parent
@@ -205,14 +206,14 @@ def test_without_ncu_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch: pyte
 def test_closed_counters_carry_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = tmp_path / "params"
     parameters.write_text("RmProfilingAdminOnly: 1\n")
-    monkeypatch.setattr(_permission, "NVIDIA_PARAMETERS", parameters)
-    monkeypatch.setattr(_permission, "is_admin", lambda: False)
+    monkeypatch.setattr(permission, "NVIDIA_PARAMETERS", parameters)
+    monkeypatch.setattr(permission, "is_admin", lambda: False)
     monkeypatch.setattr(ncu, "program", lambda: "/usr/bin/ncu")
     monkeypatch.setattr(cupti, "find_library", lambda: Path("libcupti.so.13"))
     for part in (ncu, cupti):
         words = part.unavailable("cuda")
         assert "RmProfilingAdminOnly: 1" in words and "NVreg_RestrictProfilingToAdminUsers=0" in words
-    monkeypatch.setattr(_permission, "is_admin", lambda: True)
+    monkeypatch.setattr(permission, "is_admin", lambda: True)
     assert ncu.unavailable("cuda") is None and cupti.unavailable("cuda") is None
 
 
@@ -268,11 +269,11 @@ def test_gpm_frees_its_samples_when_it_fails(told: Any, refuse: Any, reason: str
 
 
 def test_gpm_gives_bytes_of_one_run(two_gpus: pytest.MonkeyPatch) -> None:
-    from repshift_cli import machine
+    from repshift_cli.machine import device as devices
 
-    torch = machine.import_torch()
+    torch = devices.import_torch()
     torch.cuda.synchronize = lambda: None
-    two_gpus.setattr(machine, "import_torch", lambda: torch)
+    two_gpus.setattr(devices, "import_torch", lambda: torch)
     two_gpus.setattr(gpm, "sample", lambda *_: (0.5, 3.0, 100))
     peak = 5120 / 8 * 2 * 2619e6
     with gpm.counting("cuda") as count:
@@ -320,7 +321,7 @@ def test_the_known_work_is_sixteen_passes() -> None:
     """16 GiB each way, held against the model on a small tensor."""
     import torch
 
-    from repshift_cli.probes._traffic_model import TrafficModel
+    from repshift_cli.probes.base.traffic_model import TrafficModel
 
     size = calibration.SIZE
     try:
@@ -471,10 +472,10 @@ OWN: dict[str, Any] = {"model": "fake_counter:tiny_model", "weights": "own", "ba
 def test_counted_bytes_reach_the_record(counter: pytest.MonkeyPatch) -> None:
     """A pruned case is rebuilt and counted in a child, though libraries print on its stdout: the bytes that this
     process models, their intensity, and a share for which no peak is known."""
-    from repshift_cli import assemble, runner
+    from repshift_cli.benchmark import builder, runner
 
     pruned = case(**OWN, attention="flash", pruning="stride", keep=0.5, layers=(1,))
-    workshop = assemble.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
+    workshop = builder.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
     settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
     record = next(runner.compare([(pruned, (17, 9))], {pruned}, workshop.parts, settings))
     assert record.status == "ok", record.reason
@@ -488,11 +489,11 @@ def test_counted_bytes_reach_the_record(counter: pytest.MonkeyPatch) -> None:
 
 
 def test_a_child_that_crashes_leaves_the_record_whole(counter: pytest.MonkeyPatch) -> None:
-    from repshift_cli import assemble, runner
+    from repshift_cli.benchmark import builder, runner
 
     counter.setenv("FAKE_COUNTER", "crash")
     flash = case(**OWN, attention="flash")
-    workshop = assemble.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
+    workshop = builder.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
     settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
     record = next(runner.compare([(flash, (17,))], {flash}, workshop.parts, settings))
     told = {m.metric: m for m in record.measurements}
@@ -504,8 +505,8 @@ def test_a_run_file_of_schema_1_is_read() -> None:
     """As the first version wrote it: without calibrations, instruments and parts."""
     from synthetic import small_run
 
-    from repshift_cli.plain import from_plain, to_plain
     from repshift_cli.records import Run
+    from repshift_cli.records.json_codec import from_plain, to_plain
 
     plain = {k: v for k, v in to_plain(small_run()).items() if k != "calibrations"} | {"schema": 1}
     plain["machine"].pop("peak_bandwidth")

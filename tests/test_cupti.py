@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from repshift_cli.counters import _cupti_abi as abi
 from repshift_cli.counters import cupti
-from repshift_cli.counters._traffic import CounterError, Traffic
+from repshift_cli.counters.base import cupti_abi as abi
+from repshift_cli.counters.base.traffic import CounterError, Traffic
 
 PACKAGE = "nvidia-cuda-cupti"
 OLDEST, NEWER = "13.0.85", "13.2.86"

@@ -13,21 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-from test_pruning import D, best, pruning
+from test_reduction import D, best, pruning
 from tiny import case, one_thread, roughen  # noqa: F401
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from repshift_cli import assemble
 from repshift_cli.attention import flash, vanilla
+from repshift_cli.benchmark import builder
 from repshift_cli.cli import app
-from repshift_cli.models import _decoder
-from repshift_cli.models._decoder import Decoder, next_logits
-from repshift_cli.models._structure import find_sites
+from repshift_cli.models.base import decoder
+from repshift_cli.models.base.decoder import Decoder, next_logits
+from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.probes.kv_cache import KvCacheProbe
 from repshift_cli.probes.macs import count_flops
-from repshift_cli.pruning import dash, norm, oracle, random, repshift
 from repshift_cli.records import Case, Step, Subject, UsageError, call, kept
+from repshift_cli.reduction import dash, norm, oracle, random, repshift
 
 BATCH, LENGTH, WORDS, DEPTH = 2, 20, 50, 4
 SCHEDULES = [(0.7, (1, 2)), (0.5, (2,))]
@@ -257,9 +257,9 @@ def test_protected_tokens_stay_in_every_prompt(subject: Subject) -> None:
 def test_protect_is_added_to_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
     given = case(model="llama_160m", length=40, batch=1, protect="first:3,last:2")
     monkeypatch.setattr("repshift_cli.models.llama.ALIASES", {"llama_160m": TINY_ALIAS})
-    made = assemble._built(given)
+    made = builder._built(given)
     assert (made.prefix, made.suffix, made.tokens) == (3, 3, 34)
-    assert assemble.facts_of(None, "llama_160m", None, None, 40).prefix == 1
+    assert builder.facts_of(None, "llama_160m", None, None, 40).prefix == 1
 
 
 TINY_ALIAS = {"width": 32, "inner": 48, "depth": 2, "heads": 4, "kv": 2, "words": 60}
@@ -308,7 +308,7 @@ def test_the_aliases_have_their_models_size(name: str, parameters: int) -> None:
     """The numbers of parameters that the models' cards name."""
     from transformers import AutoModelForCausalLM
 
-    from repshift_cli.catalog import load, resolve_model
+    from repshift_cli.registry import load, resolve_model
 
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(load(resolve_model(name))._recipe(name).config)
@@ -317,7 +317,7 @@ def test_the_aliases_have_their_models_size(name: str, parameters: int) -> None:
 
 def test_rotary_frequencies_are_not_rounded_with_the_weights() -> None:
     made = Decoder(config("llama"))
-    module, _ = _decoder._module(made, case(dtype="bf16", length=8))
+    module, _ = decoder._module(made, case(dtype="bf16", length=8))
     assert module.model.embed_tokens.weight.dtype == torch.bfloat16
     exact = 1 / 100.0 ** (torch.arange(0, 8, 2) / 8)
     assert torch.equal(module.model.rotary_emb.inv_freq, exact)
@@ -347,20 +347,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prompts_are_cut_to_one_length(folder: Path) -> None:
-    ids = _decoder.read_prompts(str(folder), str(folder / "prompts.txt"), 24)
+    ids = decoder.read_prompts(str(folder), str(folder / "prompts.txt"), 24)
     assert ids.tolist() == [[(i * 7 + j) % 49 + 1 for j in range(24)] for i in range(7)]
     with pytest.raises(UsageError, match="has 24 of 25 tokens: use --tokens 24"):
-        _decoder.read_prompts(str(folder), str(folder / "prompts.txt"), 25)
+        decoder.read_prompts(str(folder), str(folder / "prompts.txt"), 25)
 
 
 def test_prompts_that_cannot_be_read_are_told(folder: Path) -> None:
     (folder / "empty.txt").write_text("\n")
     with pytest.raises(UsageError, match="has no prompts"):
-        _decoder.read_prompts(str(folder), str(folder / "empty.txt"), 4)
+        decoder.read_prompts(str(folder), str(folder / "empty.txt"), 4)
     with pytest.raises(UsageError, match="one prompt per line"):
-        _decoder.read_prompts(str(folder), str(folder / "model.safetensors"), 4)
+        decoder.read_prompts(str(folder), str(folder / "model.safetensors"), 4)
     with pytest.raises(UsageError, match="random weights have no tokenizer"):
-        _decoder._prompts(Decoder(config("llama")), case(input="prompts.txt", length=4))
+        decoder._prompts(Decoder(config("llama")), case(input="prompts.txt", length=4))
 
 
 def command(*words: str) -> Any:
@@ -397,8 +397,8 @@ def test_tokens_do_not_apply_to_an_image_checkpoint(tmp_path: Path) -> None:
     sizes = {name: 32 for name in ("hidden_size", "intermediate_size", "image_size")}
     ViTModel(ViTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, patch_size=16)).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="--tokens does not apply"):
-        assemble.facts_of(None, f"hf:{tmp_path}", None, None, 16)
-    assert assemble.facts_of(None, f"hf:{tmp_path}", None, None).tokens == 4
+        builder.facts_of(None, f"hf:{tmp_path}", None, None, 16)
+    assert builder.facts_of(None, f"hf:{tmp_path}", None, None).tokens == 4
 
 
 @pytest.mark.slow

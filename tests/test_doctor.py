@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from repshift_cli import machine
 from repshift_cli.commands import doctor
 from repshift_cli.commands.doctor import Check, checks
-from repshift_cli.counters import _permission
+from repshift_cli.counters.base import permission
+from repshift_cli.machine import device as devices
 
 
 def check(name: str) -> Check:
@@ -31,7 +31,7 @@ def test_the_doctor_survives_a_broken_torch(monkeypatch: pytest.MonkeyPatch) -> 
     def broken() -> None:
         raise OSError("libfoo.so: cannot open\nshared object file")
 
-    monkeypatch.setattr(machine, "import_torch", broken)
+    monkeypatch.setattr(devices, "import_torch", broken)
     assert check("torch").detail == "cannot be imported: libfoo.so: cannot open shared object file"
     assert check("GPU").ok is False
 
@@ -51,8 +51,8 @@ def test_the_counters_permission(
     path = tmp_path / "params"
     if text:
         path.write_text(text)
-    monkeypatch.setattr(_permission, "NVIDIA_PARAMETERS", path)
-    monkeypatch.setattr(_permission, "is_admin", lambda: admin)
+    monkeypatch.setattr(permission, "NVIDIA_PARAMETERS", path)
+    monkeypatch.setattr(permission, "is_admin", lambda: admin)
     found = doctor._check_counters()
     assert (found.ok, words in found.detail) == (ok, True)
     assert ok or found.remedy

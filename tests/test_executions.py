@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-from repshift_cli import assemble, executions
+from repshift_cli.benchmark import builder, execution
 from repshift_cli.cli import app
 from repshift_cli.probes.kernels import WrongKernel, verify
 from repshift_cli.records import Case, Step, Subject
@@ -37,7 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compiled(given: Case, subject: Subject) -> Step:
-    return executions.compiled(assemble._eager(given, subject))
+    return execution.compiled(builder._eager(given, subject))
 
 
 def subject_of(family: str) -> Subject:
@@ -92,7 +92,7 @@ def test_breaks_are_counted_and_cases_kept_apart_behind_them(quick: None) -> Non
     inputs = (tiny.pixels(2, 12, tiny.WIDTH),)
     subject = tiny.subject(model, inputs)
     cases = [case(), case(pruning="repshift", keep=0.5, layers=(1,)), case(pruning="lowest", keep=0.5, layers=(1,))]
-    if "isolate_recompiles" not in executions.inspect.signature(torch.compile).parameters:
+    if "isolate_recompiles" not in execution.inspect.signature(torch.compile).parameters:
         with pytest.raises(Exception, match="graph_break"):
             compiled(cases[0], subject)
         return
@@ -112,9 +112,9 @@ def test_compiling_again_within_the_measurements_is_an_error(quick: None) -> Non
 
 def test_compiled_attention_is_verified() -> None:
     """The calls of the eager twin, the operators of the compiled forward."""
-    step = assemble._eager(case(attention="flash"), subject_of("vit"))
-    other = assemble._eager(case(attention="math"), subject_of("vit"))
-    flash = assemble._backend("flash")
+    step = builder._eager(case(attention="flash"), subject_of("vit"))
+    other = builder._eager(case(attention="math"), subject_of("vit"))
+    flash = builder._backend("flash")
 
     def pretended(forward: Step) -> Step:
         return Step(
@@ -129,7 +129,7 @@ def test_compiled_attention_is_verified() -> None:
     assert verify(pretended(step), flash.OPS, "") == f"flash_attention_for_cpu ×{tiny.DEPTH}"
     with pytest.raises(WrongKernel, match="attention_math instead"):
         verify(pretended(other), flash.OPS, "")
-    vanilla = assemble._backend("vanilla")
+    vanilla = builder._backend("vanilla")
     with pytest.raises(WrongKernel, match="flash_attention_for_cpu instead"):
         verify(pretended(step), vanilla.OPS, "")
 
@@ -155,10 +155,10 @@ def test_what_the_record_says_of_scores_and_paths() -> None:
     plain = FAMILIES["vit"]()
     given = case(attention="flash", pruning="repshift", keep=0.5, layers=(1, 2), form="update")
     subject = tiny.subject(plain.module, plain.inputs)
-    paths, words = assemble._looked(assemble._eager(given, subject))
+    paths, words = builder._looked(builder._eager(given, subject))
     assert (paths, words) == (("cut:torch", "score:torch", "select:torch"), ())
     broken = subject.sites[1].mlp.register_forward_hook(lambda m, a, o: o.index_fill(1, torch.tensor([3]), torch.inf))
-    paths, words = assemble._looked(assemble._eager(given, subject))
+    paths, words = builder._looked(builder._eager(given, subject))
     broken.remove()
     assert words == ("3 scores after block 2 are not finite: such tokens count as highest and stay",)
 
@@ -199,6 +199,6 @@ def test_pruning_never_waits_for_the_device(family: str, method: str) -> None:
         ]
     subject = subject_of(family)
     for chosen in options:
-        step = assemble._eager(Case(**{**vars(given), **chosen}), subject)
+        step = builder._eager(Case(**{**vars(given), **chosen}), subject)
         with step.active(), Waits():
             step.forward()

@@ -14,11 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import ON_CPU
 
-from repshift_cli import gate, stats
-from repshift_cli.findings import BETTER, Finding, Lonely
-from repshift_cli.gate import FAIL, INCONCLUSIVE, INFORM, PASS, Check, Judged, Outcome, Round, decide, judge
+from repshift_cli.analysis import stats
+from repshift_cli.analysis.comparison import BETTER, Finding, Lonely
+from repshift_cli.analysis.stats import Estimate
+from repshift_cli.gate import verdict as rules
+from repshift_cli.gate.verdict import (
+    FAIL,
+    INCONCLUSIVE,
+    INFORM,
+    PASS,
+    Check,
+    Judged,
+    Outcome,
+    Round,
+    decide,
+    judge,
+)
 from repshift_cli.records import Measurement, UsageError
-from repshift_cli.stats import Estimate
 
 GATES, FIRST, MOST, CASES = 1000, 12, 32, 4
 BETWEEN, WITHIN, SAMPLES = 0.006, 0.004, 10
@@ -136,10 +148,10 @@ def test_the_order_of_the_rounds_does_not_matter(ratios: list[float], order: obj
 
 @given(RATIOS, st.floats(1.0, 1.1))
 def test_the_test_and_the_interval_agree(ratios: list[float], bound: float) -> None:
-    low = stats.hodges_lehmann(ratios, gate.CONFIDENCE).low
+    low = stats.hodges_lehmann(ratios, rules.CONFIDENCE).low
     assert low is not None
     if abs(low / bound - 1) > 1e-9:
-        assert (stats.signed_rank_p(ratios, bound) <= gate.LEVEL) == (low > bound)
+        assert (stats.signed_rank_p(ratios, bound) <= rules.LEVEL) == (low > bound)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -216,9 +228,9 @@ def test_what_informs_is_not_judged() -> None:
 
 
 def test_too_few_rounds_for_so_many_checks_are_refused() -> None:
-    assert gate.least_rounds(1) == 7 and gate.least_rounds(4) == 9
+    assert rules.least_rounds(1) == 7 and rules.least_rounds(4) == 9
     with pytest.raises(UsageError, match=r"8 rounds cannot show a regression among 4 gated checks; .* at least 9"):
-        gate.check_rounds(CHECKS, 8)
+        rules.check_rounds(CHECKS, 8)
 
 
 def test_a_wide_threshold_lets_through_what_lies_below_it() -> None:
@@ -233,7 +245,7 @@ def test_learnt_noise_is_the_99th_percentile_of_a_against_a() -> None:
     """Of normal rounds of 1%: 2.58 / sqrt(12) of it, a little more for the estimator."""
     rng = np.random.default_rng(0)
     rounds = [{ONE: math.exp(x)} for x in rng.normal(0, 0.01, 400)]
-    assert gate.noise(rounds, [ONE], first=12)[ONE] == pytest.approx(0.01 * 2.58 / math.sqrt(12), rel=0.15)
+    assert rules.noise(rounds, [ONE], first=12)[ONE] == pytest.approx(0.01 * 2.58 / math.sqrt(12), rel=0.15)
 
 
 # --- exact metrics ----------------------------------------------------------------------------------------------------
@@ -259,7 +271,7 @@ def value(number: float, better: str = "lower") -> Measurement:
 def test_an_exact_metric_needs_no_statistics(
     base: float, head: float, better: str, tolerance: float | None, verdict: str
 ) -> None:
-    assert gate.exact(ON_CPU, value(base, better), value(head, better), tolerance).verdict == verdict
+    assert rules.exact(ON_CPU, value(base, better), value(head, better), tolerance).verdict == verdict
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_pruning import reference, run, shift
+from test_reduction import reference, run, shift
 from tiny import FAMILIES, Plain, case
 from torch import Tensor
 from typer.testing import CliRunner
 
-from repshift_cli import catalog, cli, store
-from repshift_cli.assemble import Workshop
+from repshift_cli import cli, registry
 from repshift_cli.attention import flash, vanilla
-from repshift_cli.pruning import repshift
-from repshift_cli.records import Case, Measurement, Step
+from repshift_cli.benchmark.builder import Workshop
+from repshift_cli.records import Case, Measurement, Step, store
+from repshift_cli.reduction import repshift
 
 pytestmark = pytest.mark.gpu
 
@@ -111,7 +111,7 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", ["none", "repshift"])
 def test_every_back_end_is_verified_by_its_kernels_name(shop: Workshop, name: str, method: str) -> None:
-    missing = catalog.load(catalog.find("attention", name)).unavailable("cuda")
+    missing = registry.load(registry.find("attention", name)).unavailable("cuda")
     if missing:
         pytest.skip(missing)
     step = shop.prepare(on_cuda(attention=name, **METHODS[method]))
@@ -119,12 +119,12 @@ def test_every_back_end_is_verified_by_its_kernels_name(shop: Workshop, name: st
 
 
 def test_every_back_end_is_named_in_the_test_above() -> None:
-    assert set(NAMES) == set(catalog.parts("attention"))
+    assert set(NAMES) == set(registry.parts("attention"))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "vanilla"])
 def test_back_ends_agree(shop: Workshop, name: str) -> None:
-    missing = catalog.load(catalog.find("attention", name)).unavailable("cuda")
+    missing = registry.load(registry.find("attention", name)).unavailable("cuda")
     if missing:
         pytest.skip(missing)
     by_hand, given = (once(shop.prepare(on_cuda(attention=a))) for a in ("vanilla", name))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tiny import case
 
-from repshift_cli import machine
-from repshift_cli.counters import calibration, instruments
-from repshift_cli.counters._traffic import CounterError
+from repshift_cli.counters.base import calibration, instruments
+from repshift_cli.counters.base.traffic import CounterError
+from repshift_cli.machine import nvml
 from repshift_cli.records import Calibration, Case
 
 pytestmark = pytest.mark.gpu
@@ -77,10 +77,10 @@ def test_two_instruments_agree() -> None:
 def test_bytes_over_time_stay_below_the_peak() -> None:
     import torch
 
-    from repshift_cli.assemble import lone_step
+    from repshift_cli.benchmark.builder import lone_step
     from repshift_cli.probes.latency import CudaTimer
 
-    peak = machine.peak_bandwidth("cuda")
+    peak = nvml.peak_bandwidth("cuda")
     if isinstance(peak, str) or not believed():
         pytest.skip(f"nothing to compare: {peak}, {believed()}")
     step = lone_step(deit("vanilla"))
@@ -101,12 +101,12 @@ def test_a_case_that_does_not_fit_is_one_reason() -> None:
 def test_energy_is_measured() -> None:
     import torch
 
-    from repshift_cli.assemble import lone_step
+    from repshift_cli.benchmark.builder import lone_step
     from repshift_cli.probes.energy import EnergyProbe
 
-    if isinstance(reason := machine.millijoules("cuda"), str):
+    if isinstance(reason := nvml.millijoules("cuda"), str):
         pytest.skip(reason)
-    probe = EnergyProbe(lambda: machine.millijoules("cuda"), torch.cuda.synchronize)
+    probe = EnergyProbe(lambda: nvml.millijoules("cuda"), torch.cuda.synchronize)
     found = {m.metric: m for m in probe.measure(lone_step(deit("flash")))}
     joules, uncertain = (found[name].samples[0] for name in ("energy", "energy_uncertainty"))
     assert 0 < uncertain < 0.05 * joules
@@ -115,11 +115,11 @@ def test_energy_is_measured() -> None:
 def test_memory_is_nested_and_a_snapshot_is_written(tmp_path: Path) -> None:
     from functools import partial
 
-    from repshift_cli.assemble import lone_step
+    from repshift_cli.benchmark.builder import lone_step
     from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
 
     step = lone_step(deit("flash"))
-    probe = MemoryProbe(partial(machine.process_bytes, "cuda"), partial(machine.card_bytes, "cuda"))
+    probe = MemoryProbe(partial(nvml.process_bytes, "cuda"), partial(nvml.card_bytes, "cuda"))
     found = {m.metric: m for m in probe.measure(step)}
     told = [found[f"memory_{n}"] for n in ("resting", "peak_allocated", "peak_reserved", "process", "card")]
     values = [m.samples[0] for m in told if m.samples]

@@ -12,10 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from repshift_cli import catalog
-from repshift_cli.attention._seam import attending
-from repshift_cli.counters._traffic import CounterError, Traffic
-from repshift_cli.probes._traffic_model import FORMULA, OUTSIDE, TrafficModel, attention_bytes, stored_bytes, watching
+from repshift_cli import registry
+from repshift_cli.attention.base.swap import attending
+from repshift_cli.counters.base.traffic import CounterError, Traffic
+from repshift_cli.probes.base.traffic_model import (
+    FORMULA,
+    OUTSIDE,
+    TrafficModel,
+    attention_bytes,
+    stored_bytes,
+    watching,
+)
 from repshift_cli.probes.hbm import Counter, HbmProbe, modelled, rates
 from repshift_cli.records import Measurement, Step, call
 
@@ -101,7 +108,7 @@ def compulsory(n: int, e: int, kv_heads: int = H) -> int:
 
 
 def attend(name: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int]:
-    with attending(catalog.load(catalog.find("attention", name))):
+    with attending(registry.load(registry.find("attention", name))):
         return moved(lambda: F.scaled_dot_product_attention(q, k, v))
 
 
@@ -144,7 +151,7 @@ def test_a_package_that_shows_no_operator_is_counted_by_formula(
     package: str, kv_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The packages' launches are played by a function that torch does not see: exactly the compulsory bytes remain."""
-    part = catalog.load(catalog.find("attention", package))
+    part = registry.load(registry.find("attention", package))
     monkeypatch.setattr(part, "attend", lambda q, k, v, **_: torch.empty_like(q))
     q, k, v = qkv(kv_heads=kv_heads)
     with torch.inference_mode(), attending(part), TrafficModel() as model, watching(model, ()):
@@ -157,7 +164,7 @@ def test_a_package_that_shows_no_operator_is_counted_by_formula(
 
 def test_attention_that_shows_its_operator_is_counted_once() -> None:
     q, k, v = qkv()
-    part = catalog.load(catalog.find("attention", "flash"))
+    part = registry.load(registry.find("attention", "flash"))
     with torch.inference_mode(), attending(part), TrafficModel() as model, watching(model, ()):
         F.scaled_dot_product_attention(q, k, v)
     assert FORMULA not in model.operators
@@ -176,11 +183,11 @@ def test_materialised_attention_grows_with_the_square_of_n_and_fused_with_n() ->
 
 
 def step(**changes: Any) -> Step:
-    from repshift_cli import assemble
+    from repshift_cli.benchmark import builder
 
     plain = tiny.vit()
     module, inputs = plain.module.float(), {name: value.float() for name, value in plain.inputs.items()}
-    return assemble._eager(tiny.case(attention="flash", **changes), tiny.subject(module, inputs))
+    return builder._eager(tiny.case(attention="flash", **changes), tiny.subject(module, inputs))
 
 
 def test_the_parts_add_up_to_the_whole() -> None:
@@ -307,7 +314,7 @@ def test_what_moves_the_bytes_is_shown(tmp_path: Any, capsys: Any, monkeypatch: 
     from synthetic import small_run
 
     from repshift_cli.cli import run
-    from repshift_cli.plain import to_json
+    from repshift_cli.records.json_codec import to_json
 
     made = small_run()
     parts = {"operator": {"aten.addmm": 3.0 * 2**20, "aten.add": 2.0**20}, "block": {"1": 2.0**20, "2": 2.0**20}}

@@ -10,10 +10,10 @@ import pytest
 from synthetic import CPU, ON_CPU, ran, small_run
 from test_compare import command
 
-from repshift_cli import history, store
-from repshift_cli.history import Point, steps
-from repshift_cli.records import Run
-from repshift_cli.renderers import _history
+from repshift_cli.analysis import history
+from repshift_cli.analysis.history import Point, steps
+from repshift_cli.records import Run, store
+from repshift_cli.renderers.sheets import history as sheet_of
 
 FLASH = dataclasses.replace(ON_CPU, attention="flash")
 needs_ruptures = pytest.mark.skipif(history.why_no_steps() is not None, reason="ruptures is not installed")
@@ -73,7 +73,7 @@ def test_without_ruptures_the_rest_still_works(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(history, "is_installed", lambda name: False)
     (own,) = history.series(runs([1.0] * 8), ["latency"])
     assert own.steps is None and "repshift[history]" in (history.why_no_steps() or "")
-    (sheet,) = _history.sheets([own], [])
+    (sheet,) = sheet_of.sheets([own], [])
     assert next(c for c in sheet.columns if c.title == "steps").cells[0].text == "–"
 
 
@@ -87,16 +87,16 @@ def test_each_machine_has_a_series_of_its_own_oldest_first() -> None:
 def test_the_sparkline_spans_the_range_and_marks_steps() -> None:
     (own,) = history.series(runs([1.0, 1.5, 2.0]), ["latency"])
     own = dataclasses.replace(own, steps=(history.Step(own.points[2], 2, 1.33),))
-    text = _history.sparkline(own)
+    text = sheet_of.sparkline(own)
     assert text[0] == "▁" and text[-1] == "█" and text[2] == "|" and len(text) == 4
     flat = dataclasses.replace(own, points=own.points[:1] * 3, steps=())
-    assert _history.sparkline(flat) == "▁▁▁"
+    assert sheet_of.sparkline(flat) == "▁▁▁"
 
 
 def test_a_long_history_shows_its_end() -> None:
     (own,) = history.series(runs([1.0] * 9), ["latency"])
     long = dataclasses.replace(own, points=(*own.points * 8, dataclasses.replace(own.points[0], value=99.0)), steps=())
-    assert len(_history.sparkline(long)) == _history.WIDEST and _history.sparkline(long)[-1] == "█"
+    assert len(sheet_of.sparkline(long)) == sheet_of.WIDEST and sheet_of.sparkline(long)[-1] == "█"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from fake_machine import FakeNvml, fake_torch
 
-from repshift_cli import machine
-from repshift_cli.machine import Reading, Watch, choose_device, describe
+from repshift_cli.machine import device as devices
+from repshift_cli.machine import nvml
+from repshift_cli.machine.describe import GPU_FIELDS, describe
+from repshift_cli.machine.device import choose_device
+from repshift_cli.machine.nvml import Reading, Watch
 from repshift_cli.records import Machine, UsageError
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
@@ -25,7 +28,7 @@ def test_auto_is_the_cpu_elsewhere(no_gpu: pytest.MonkeyPatch) -> None:
 def test_cuda_is_refused_with_the_reason(no_gpu: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"^CUDA was asked for, but this torch \(2.13.0\) is built without CUDA"):
         choose_device("cuda")
-    no_gpu.setattr(machine, "import_torch", lambda: fake_torch(devices=0))
+    no_gpu.setattr(devices, "import_torch", lambda: fake_torch(devices=0))
     with pytest.raises(UsageError, match=r"but torch finds no usable GPU: Found no NVIDIA driver on your system\."):
         choose_device("cuda:0")
     no_gpu.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -48,11 +51,11 @@ def test_an_unknown_device_is_refused(name: str) -> None:
 
 
 def test_torch_and_nvml_meet_by_uuid(two_gpus: pytest.MonkeyPatch) -> None:
-    assert machine.nvml_handle("cuda:1")[1] == "GPU-2222-bb"
-    assert machine.nvml_handle("cuda")[1] == "GPU-1111-aa"
-    assert machine.nvml_handle("cuda:2")[1] == "MIG-3333-cc"
-    with pytest.raises(machine.NoNvml, match="does not know the device GPU-4444-dd"):
-        machine.nvml_handle("cuda:3")
+    assert nvml.nvml_handle("cuda:1")[1] == "GPU-2222-bb"
+    assert nvml.nvml_handle("cuda")[1] == "GPU-1111-aa"
+    assert nvml.nvml_handle("cuda:2")[1] == "MIG-3333-cc"
+    with pytest.raises(nvml.NoNvml, match="does not know the device GPU-4444-dd"):
+        nvml.nvml_handle("cuda:3")
 
 
 def test_a_watch_reads_the_clocks(two_gpus: pytest.MonkeyPatch) -> None:
@@ -105,7 +108,7 @@ def test_a_gpu_is_described(two_gpus: pytest.MonkeyPatch) -> None:
     assert (found.device, found.device_name, found.uuid) == ("cuda:1", "GPU 2222-bb", "GPU-2222-bb")
     assert (found.driver, found.cuda, found.capability, found.device_memory) == ("580.1", "13.0", "9.0", 80 * 2**30)
     assert (found.sm_clock_max, found.memory_clock_max, found.threads) == (1980, 2619, 3)
-    assert not set(found.missing) & set(machine.GPU_FIELDS)
+    assert not set(found.missing) & set(GPU_FIELDS)
 
 
 def test_what_nvml_does_not_tell_is_missing_with_the_reason(two_gpus: pytest.MonkeyPatch) -> None:

@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, case, one_thread  # noqa: F401
 from torch import Tensor, nn
 
-from repshift_cli import assemble, catalog
+from repshift_cli import registry
+from repshift_cli.benchmark import builder
 from repshift_cli.models import hf, own
-from repshift_cli.models._inputs import batches, image_files, load_images, random_pixels
-from repshift_cli.models._structure import NoSites, find_sites, prefix_tokens
-from repshift_cli.models._transformers import first_line, load_weights, logits, pooled, weights_file
-from repshift_cli.pruning import repshift
-from repshift_cli.pruning._hooks import pruned
+from repshift_cli.models.base.transformers import first_line, load_weights, logits, pooled, weights_file
+from repshift_cli.models.discovery.blocks import NoSites, find_sites, prefix_tokens
+from repshift_cli.models.inputs.images import batches, image_files, load_images, random_pixels
 from repshift_cli.records import Case, Subject, UsageError, call, tokens_along
+from repshift_cli.reduction import repshift
+from repshift_cli.reduction.engine.hooks import pruned
 
 # --- every alias ------------------------------------------------------------------------------------------------------
 
@@ -54,26 +55,26 @@ ALIASES = {
 @pytest.mark.parametrize("name", ALIASES)
 def test_facts_of_the_aliases(name: str) -> None:
     depth, tokens, prefix, heads = ALIASES[name]
-    facts = assemble.facts_of(None, name, None, None)
+    facts = builder.facts_of(None, name, None, None)
     assert (facts.depth, facts.tokens + facts.prefix, facts.prefix) == (depth, tokens, prefix)
     assert facts.weights == "random"
-    width = {"siglip_so400m": 1152}.get(name) or catalog.resolve_model(name).constants["ALIASES"][name]["width"]
+    width = {"siglip_so400m": 1152}.get(name) or registry.resolve_model(name).constants["ALIASES"][name]["width"]
     assert facts.head_dim == width // heads
 
 
 def test_every_alias_has_facts_that_its_family_can_build() -> None:
-    for name, part in catalog.aliases().items():
+    for name, part in registry.aliases().items():
         if part.name == "timesformer":  # always refused
             continue
-        facts = catalog.load(part).facts(name, None, None, None)
+        facts = registry.load(part).facts(name, None, None, None)
         assert facts.depth >= (4 if facts.removals else 6), name
         assert facts.tokens > 40, name
         assert facts.head_dim in (32, 64, 72, 80, 128) if facts.attention else facts.head_dim is None, name
 
 
 def test_paper_tokens() -> None:
-    assert tokens_along(assemble.facts_of(None, "deit_b", None, None), 0.8, (1, 4, 7)) == (197, 158, 127, 102)
-    assert tokens_along(assemble.facts_of(None, "umt_b", None, None), 0.8, (1, 2, 3)) == (2352, 1882, 1506, 1205)
+    assert tokens_along(builder.facts_of(None, "deit_b", None, None), 0.8, (1, 4, 7)) == (197, 158, 127, 102)
+    assert tokens_along(builder.facts_of(None, "umt_b", None, None), 0.8, (1, 2, 3)) == (2352, 1882, 1506, 1205)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_paper_tokens() -> None:
     ],
 )
 def test_facts_follow_image_size_and_frames(name: str, size: int | None, frames: int | None, tokens: int) -> None:
-    facts = assemble.facts_of(None, name, size, frames)
+    facts = builder.facts_of(None, name, size, frames)
     assert facts.tokens == tokens
     assert facts.image_size == (size or 224)
 
@@ -105,7 +106,7 @@ def test_facts_follow_image_size_and_frames(name: str, size: int | None, frames:
 )
 def test_impossible_sizes_are_refused(name: str, size: int | None, frames: int | None, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        assemble.facts_of(None, name, size, frames)
+        builder.facts_of(None, name, size, frames)
 
 
 VIDEO = {"umt_b": 2, "videomae_b": 4, "vivit_b": 4}
@@ -142,7 +143,7 @@ def shrunk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     families = []
 
     def shrink(name: str) -> Any:
-        family = catalog.load(catalog.resolve_model(name))
+        family = registry.load(registry.resolve_model(name))
         sizes = {**family.ALIASES[name], "width": 64, "heads": 4, "depth": 2, "inner": 128}
         monkeypatch.setitem(family.ALIASES, name, sizes)
         if name.startswith("deit") and name.endswith("distilled"):  # whose depth is no part of the alias
@@ -640,7 +641,7 @@ def test_a_narrow_dtype_does_not_spoil_the_next_one(own_module: Callable[[str], 
 )
 def test_own_model_done_wrong(own_module: Callable[[str], str], function: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        assemble.facts_of(None, own_module(function), None, None)
+        builder.facts_of(None, own_module(function), None, None)
 
 
 @pytest.mark.parametrize(
@@ -653,7 +654,7 @@ def test_own_model_done_wrong(own_module: Callable[[str], str], function: str, s
 )
 def test_own_module_that_cannot_be_imported(own_module: Callable[[str], str], name: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        assemble.facts_of(None, name, None, None)
+        builder.facts_of(None, name, None, None)
 
 
 @pytest.mark.parametrize("option", [{"image_size": 32}, {"frames": 4}, {"weights": "w.safetensors"}])

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_pruning import SCHEDULES, pruning, reference, shift
+from test_reduction import SCHEDULES, pruning, reference, shift
 from tiny import case, one_thread  # noqa: F401
 from torch import Tensor, nn
 
-from repshift_cli import assemble, cli
+from repshift_cli import cli
+from repshift_cli.benchmark import builder
 from repshift_cli.models import own
-from repshift_cli.models._adapter import COUNTING
-from repshift_cli.pruning import repshift
+from repshift_cli.models.discovery.adapter import COUNTING
 from repshift_cli.records import Case, UsageError, call
+from repshift_cli.reduction import repshift
 
 NAME = "adapted_under_test"
 SOURCE = """
@@ -216,7 +217,7 @@ def test_blocks_that_count_their_tokens_are_the_users_word(here: Path, monkeypat
 @pytest.mark.parametrize("function", SAID)
 def test_a_wrong_adapter_is_refused_in_words(here: Path, function: str) -> None:
     with pytest.raises(UsageError, match=SAID[function]):
-        assemble.facts_of(None, f"{NAME}:{function}", None, None)
+        builder.facts_of(None, f"{NAME}:{function}", None, None)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_a_wrong_toml_is_refused_in_words(here: Path, text: str | None, said: st
     if text is not None:
         (here / "mine.toml").write_text(text)
     with pytest.raises(UsageError, match=said):
-        assemble.facts_of(None, "mine.toml", None, None)
+        builder.facts_of(None, "mine.toml", None, None)
 
 
 # --- explain ----------------------------------------------------------------------------------------------------------
@@ -313,8 +314,8 @@ def test_a_model_that_cannot_be_built_is_tried_once(monkeypatch: pytest.MonkeyPa
         tries.append(given)
         raise MemoryError("too big")
 
-    monkeypatch.setattr(assemble, "_built", build)
-    workshop = assemble.Workshop("cpu")
+    monkeypatch.setattr(builder, "_built", build)
+    workshop = builder.Workshop("cpu")
     for keep in (0.5, 0.7):
         with pytest.raises(MemoryError, match="too big") as error:
             workshop.subject(case(keep=keep, layers=(1,)))
@@ -330,9 +331,9 @@ def test_protected_tokens_do_not_shift_what_is_cut_along(monkeypatch: pytest.Mon
     """Rotations have no entry for the model's own prefix of four; --protect adds two leading tokens that have one."""
     plain = tiny.dinov3()
     built = tiny.subject(plain.module, plain.inputs)
-    monkeypatch.setattr(assemble.catalog, "load", lambda part: type("Family", (), {"build": lambda case: built}))
+    monkeypatch.setattr(builder.registry, "load", lambda part: type("Family", (), {"build": lambda case: built}))
     given = case(model="vit_t", pruning="repshift", keep=0.5, layers=(1, 2), protect="first:2,last:1")
-    subject = assemble._built(given)
+    subject = builder._built(given)
     assert (subject.prefix, subject.suffix, subject.tokens) == (6, 1, 13)
 
     def first_and_last_stay(seen: dict[str, Tensor]) -> list[list[float]]:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repshift_cli.axes import Axes
-from repshift_cli.plan import Backend, Planned, comparisons, default_dtype, default_layers, expand
 from repshift_cli.records import Facts, Offers, UsageError
+from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.plan import Backend, Planned, comparisons, default_dtype, default_layers, expand
 
 FACTS = Facts(depth=12, tokens=196, prefix=1, head_dim=64, image_size=224)
 OPTIONS = ("operation", "distance", "form")

@@ -15,19 +15,20 @@ import torch.nn.functional as F
 from tiny import case
 from torch import Tensor, nn
 
-from repshift_cli import assemble, catalog
+from repshift_cli import registry
 from repshift_cli.attention import flash, vanilla
-from repshift_cli.attention._seam import attending
-from repshift_cli.models._transformers import logits, pooled
-from repshift_cli.probes._traffic_model import TrafficModel, stored_bytes
+from repshift_cli.attention.base.swap import attending
+from repshift_cli.benchmark import builder
+from repshift_cli.models.base.transformers import logits, pooled
+from repshift_cli.probes.base.traffic_model import TrafficModel, stored_bytes
 from repshift_cli.probes.fidelity import FidelityProbe, NotFinite, agreement, cosine, divergence
 from repshift_cli.probes.hbm import HbmProbe
 from repshift_cli.probes.latency import CudaTimer, HostTimer, timer_for
 from repshift_cli.probes.macs import MacsProbe, attention_flops, count_flops
 from repshift_cli.probes.memory import METRICS, MemoryProbe, highest, resting_bytes
-from repshift_cli.pruning import repshift
-from repshift_cli.pruning._hooks import pruned
 from repshift_cli.records import Case, Measurement, Step, Subject, call
+from repshift_cli.reduction import repshift
+from repshift_cli.reduction.engine.hooks import pruned
 
 
 def step(module: Any, inputs: Any, given: Case | None = None, attention: Any = flash, evaluation: Any = None) -> Step:
@@ -76,7 +77,7 @@ def giga_macs(subject: Subject, keep: float, layers: tuple[int, ...], attention:
 
 
 def built(name: str) -> Subject:
-    subject: Subject = catalog.load(catalog.resolve_model(name)).build(case(model=name, batch=1))
+    subject: Subject = registry.load(registry.resolve_model(name)).build(case(model=name, batch=1))
     return subject
 
 
@@ -146,7 +147,7 @@ def test_macs_are_the_same_on_every_back_end(name: str) -> None:
     if name == "package":
         part: Any = SimpleNamespace(attend=lambda q, k, v, **_: torch.empty_like(q), session=nullcontext)
     else:
-        part = catalog.load(catalog.find("attention", name))
+        part = registry.load(registry.find("attention", name))
     made = step(Attends(), (torch.randn(2, 3, 10, 4),), case(batch=2), part)
     assert value(MacsProbe().measure(made), "macs") == 3 * 10 * 10 * (4 + 4)
     assert F.scaled_dot_product_attention.__name__ == "scaled_dot_product_attention"
@@ -511,7 +512,7 @@ def test_an_output_that_is_not_finite_is_said(wrong: float, classifies: bool) ->
 
 def test_fidelity_sees_pruning_and_repeats_random_draws() -> None:
     plain = tiny.FAMILIES["vit"]()
-    from repshift_cli.pruning import random
+    from repshift_cli.reduction import random
 
     subject = tiny.subject(plain.module, plain.inputs)
 
@@ -548,10 +549,10 @@ def test_a_prepared_step_serves_every_probe(monkeypatch: pytest.MonkeyPatch) -> 
     subject = tiny.subject(plain.module.float(), {"pixel_values": plain.inputs["pixel_values"].float()})
     builds: list[Case] = []
     family = SimpleNamespace(build=lambda given: builds.append(given) or subject)  # type: ignore[func-returns-value]
-    monkeypatch.setattr(assemble.catalog, "resolve_model", lambda name: name)
-    load = assemble.catalog.load
-    monkeypatch.setattr(assemble.catalog, "load", lambda part: family if part == "tiny" else load(part))
-    shop = assemble.Workshop("cpu")
+    monkeypatch.setattr(builder.registry, "resolve_model", lambda name: name)
+    load = builder.registry.load
+    monkeypatch.setattr(builder.registry, "load", lambda part: family if part == "tiny" else load(part))
+    shop = builder.Workshop("cpu")
     kinds = {"keep": 0.5, "layers": (1,), "operation": "mlp", "distance": "l2", "form": "paper"}
     kl = {}
     for given in (

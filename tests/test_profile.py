@@ -21,20 +21,21 @@ import jsonschema
 import pytest
 import tiny
 import torch
-from test_traces import two_variants
+from test_chrome_trace import two_variants
 from tiny import FAMILIES, Plain, case
 
 import repshift_cli
-from repshift_cli import assemble, profiler, ranges, store, traces
-from repshift_cli.attribution import nanoseconds, nested
-from repshift_cli.breakdown import Breakdown, ProfileRun
+from repshift_cli.benchmark import builder
 from repshift_cli.cli import run
 from repshift_cli.commands.profile import _write_snapshots, profile_schema
-from repshift_cli.plain import to_json, to_plain
-from repshift_cli.probes import trace as probe
-from repshift_cli.records import Case, Run, Step, UsageError
-from repshift_cli.renderers import table
-from repshift_cli.renderers._profile import profile_sheets, readable
+from repshift_cli.profiling import annotations, chrome_trace, digest
+from repshift_cli.profiling import recorder as probe
+from repshift_cli.profiling.attribution import nanoseconds, nested
+from repshift_cli.records import Case, Run, Step, UsageError, store
+from repshift_cli.records.json_codec import to_json, to_plain
+from repshift_cli.records.profile import Breakdown, ProfileRun
+from repshift_cli.renderers import document_of, table
+from repshift_cli.renderers.sheets.profile import profile_sheets, readable
 
 OWN = """
 import tiny, torch
@@ -60,14 +61,14 @@ def repshift(*arguments: object) -> int:
 
 
 def step_of(plain: Plain, given: Case) -> Step:
-    return assemble._eager(given, tiny.subject(plain.module, plain.inputs))
+    return builder._eager(given, tiny.subject(plain.module, plain.inputs))
 
 
 def recorded(step: Step, folder: Path, steps: int = 2) -> tuple[Breakdown, list[dict[str, Any]]]:
     path = folder / "t.json"
     probe.record(step, path, steps)
-    found, _ = profiler.digest(Breakdown(step.case.variant, step.case), path)
-    return found, list(traces.Trace(path))
+    found, _ = digest.digest(Breakdown(step.case.variant, step.case), path)
+    return found, list(chrome_trace.Trace(path))
 
 
 PRUNED: dict[str, Any] = {"attention": "flash", "pruning": "repshift", "keep": 0.5, "layers": (2,)}
@@ -86,7 +87,7 @@ def test_every_block_of_every_family_is_told_apart(family: str, tmp_path: Path) 
     for layer in range(1, tiny.DEPTH + 1):
         parts = {p.part for p in found.parts if p.layer == layer}
         assert wanted <= parts
-        assert (parts & set(ranges.SELECTION) == set(ranges.SELECTION)) == (layer == 2)
+        assert (parts & set(annotations.SELECTION) == set(annotations.SELECTION)) == (layer == 2)
     assert sum(p.host_ms for p in found.parts) == pytest.approx(found.step, rel=0.02)
     assert found.warnings == ()
 
@@ -106,7 +107,7 @@ def test_what_each_part_holds(tmp_path: Path) -> None:
     held: Counter[tuple[str, str]] = Counter()
     for i, (_, _, name) in enumerate(rows):
         outside = parts[around[i]] if around[i] >= 0 else ""
-        parts.append(name.removeprefix(ranges.PREFIX) if name.startswith(ranges.PREFIX) else outside)
+        parts.append(name.removeprefix(annotations.PREFIX) if name.startswith(annotations.PREFIX) else outside)
         held[(parts[i].split()[0] if parts[i] else "", name)] += 1
     assert held[("projection", "aten::linear")] == 4 * tiny.DEPTH
     assert held[("mlp", "aten::linear")] == 2 * tiny.DEPTH
@@ -122,7 +123,7 @@ def test_what_each_part_holds(tmp_path: Path) -> None:
 def test_a_methods_own_cut_is_a_cut(tmp_path: Path) -> None:
     given = case(attention="flash", pruning="oracle", keep=0.5, layers=(1,))
     found, _ = recorded(step_of(tiny.vit(), given), tmp_path)
-    assert {p.part for p in found.parts if p.part in ranges.SELECTION} == {"cut"}
+    assert {p.part for p in found.parts if p.part in annotations.SELECTION} == {"cut"}
 
 
 def test_a_layer_scale_is_neither_attention_nor_mlp() -> None:
@@ -132,17 +133,17 @@ def test_a_layer_scale_is_neither_attention_nor_mlp() -> None:
 
 
 def test_without_a_listener_a_range_is_nothing() -> None:
-    assert ranges.part("score") is ranges.part("cut")
-    assert isinstance(ranges.part("score"), nullcontext)
+    assert annotations.part("score") is annotations.part("cut")
+    assert isinstance(annotations.part("score"), nullcontext)
     names: list[str] = []
 
     def opener(name: str) -> Any:
         names.append(name)
         return nullcontext()
 
-    with ranges.listening(opener), ranges.part("score"):
+    with annotations.listening(opener), annotations.part("score"):
         pass
-    with ranges.part("cut"):
+    with annotations.part("cut"):
         pass
     assert names == ["repshift/score"]
 
@@ -155,7 +156,7 @@ def test_recording_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(plain.module(**plain.inputs).logits, before)
     assert torch.nn.functional.scaled_dot_product_attention is attention
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.module.modules())
-    assert isinstance(ranges.part("score"), nullcontext)
+    assert isinstance(annotations.part("score"), nullcontext)
 
 
 def test_a_forward_that_fails_closes_its_ranges(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_memory_snapshots_are_one_file_per_variant(tmp_path: Path, names: list[s
     recorded = []
     for number, name in enumerate(names):
         (tmp_path / f"{number}.pickle").write_bytes(b"x")
-        recorded.append(traces.Recorded(name, tmp_path / f"{number}.json", 0))
+        recorded.append(chrome_trace.Recorded(name, tmp_path / f"{number}.json", 0))
     (tmp_path / "out").mkdir()
     _write_snapshots(tmp_path / "out" / "m.pickle", recorded)
     assert sorted(os.listdir(tmp_path / "out")) == files
@@ -245,7 +246,7 @@ def test_one_run_with_every_output(model: str, tmp_path: Path, capsys: pytest.Ca
         assert sum(p.host_ms for p in b.parts) == pytest.approx(b.step, rel=0.02)
     assert summary.breakdowns[0].kernel and summary.machine and summary.machine.cpu
 
-    read = profiler.read(places["trace"])
+    read = digest.read(places["trace"])
     assert read.breakdowns == summary.breakdowns and read.machine == summary.machine
 
     assert sorted(os.listdir(tmp_path / "tb")) == sorted(variants)
@@ -304,7 +305,7 @@ def test_variants_are_named_by_what_tells_them_apart(model: str, capsys: pytest.
         (["--read", "t.json", "--trace", "u.json"], "leave out --trace"),
         (["--read", "t.json", "--profile", "quick"], "leave out --profile"),
         (["--trace", "a.json", "--summary", "a.json"], "--trace and --summary both write to a.json"),
-        (["--summary", "a.csv", "--csv", "a.csv"], "--csv and --summary both write to a.csv"),
+        (["--summary", "a.csv", "--csv", "a.csv"], "--summary and --csv both write to a.csv"),
         (["--trace", "."], "it is a folder; name a file in it"),
         (["--model", "vitb"], "unknown model 'vitb'"),
         (["--keep", "2"], "--keep: 2 is outside (0, 1]"),
@@ -363,7 +364,7 @@ def rendered(profile: ProfileRun, width: int = 200, **views: Any) -> str:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", str(width))
-        table.render(replace(profile, options=views), out)
+        table.render(document_of(replace(profile, options=views)), out)
     return out.getvalue()
 
 
@@ -375,7 +376,7 @@ def cells(profile: ProfileRun, sheet: int, column: str, **views: Any) -> list[st
 def test_by_part_adds_up_to_the_step(on_cuda: ProfileRun) -> None:
     names = cells(on_cuda, 1, "part")
     assert names == [
-        *(p for p in ranges.PARTS if p not in (ranges.CONVOLUTION, ranges.MIXER)),
+        *(p for p in annotations.PARTS if p not in (annotations.CONVOLUTION, annotations.MIXER)),
         "other",
         "wait",
         "idle",
@@ -412,7 +413,7 @@ def test_a_pass_under_other_conditions_gives_no_verdict(on_cuda: ProfileRun) -> 
     assert "pruning does not pay here: the selection costs 0.028 ms" in rendered(on_cuda)
     flash, pruned = on_cuda.breakdowns
     slower = [
-        replace(p, device_ms=(p.device_ms or 0) * (1 if p.part in ranges.SELECTION else 1.3)) for p in pruned.parts
+        replace(p, device_ms=(p.device_ms or 0) * (1 if p.part in annotations.SELECTION else 1.3)) for p in pruned.parts
     ]
     text = rendered(replace(on_cuda, breakdowns=(flash, replace(pruned, parts=tuple(slower)))))
     assert "no verdict on pruning: the blocks up to the first cut, alike in both, took +30% time" in text
@@ -433,7 +434,7 @@ def test_a_graph_says_why_it_has_no_parts(tmp_path: Path, on_cuda: ProfileRun) -
     out.kernel("gemm", 50, 200, 9)
     (tmp_path / "g.json").write_text(json.dumps({"traceEvents": out.events}))
     given = replace(case(attention="flash"), device="cuda:0", execution="graph")
-    graph, _ = profiler.digest(Breakdown("flash graph", given), tmp_path / "g.json")
+    graph, _ = digest.digest(Breakdown("flash graph", given), tmp_path / "g.json")
     text = rendered(replace(on_cuda, breakdowns=(graph,)), by="part")
     assert "flash · CUDA graph" in text and "shown by kernel, for a CUDA graph replays kernels without" in text
     assert "1 kernels and 1 launches per step" in text
@@ -493,8 +494,8 @@ def test_markdown_and_csv_of_a_profile(on_cuda: ProfileRun, tmp_path: Path, caps
 
 
 def test_the_published_schema_is_the_one_that_holds() -> None:
-    """After a change: repshift profile --schema > repshift_cli/profile.schema.json"""
-    published = Path(repshift_cli.__file__).parent / "profile.schema.json"
+    """After a change: repshift profile --schema > repshift_cli/records/profile.schema.json"""
+    published = Path(repshift_cli.__file__).parent / "records" / "profile.schema.json"
     assert json.loads(published.read_text()) == profile_schema()
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from repshift_cli import profiler, ranges
-from repshift_cli.assemble import Workshop
-from repshift_cli.breakdown import Breakdown
-from repshift_cli.probes import trace as probe
+from repshift_cli.benchmark.builder import Workshop
+from repshift_cli.profiling import annotations, digest
+from repshift_cli.profiling import recorder as probe
 from repshift_cli.records import Case
+from repshift_cli.records.profile import Breakdown
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +25,7 @@ def profiled(folder: Path, **changes: Any) -> Breakdown:
     case = Case("deit_s", "random", "random", 224, None, 8, "bf16", "cuda", "flash", **changes)
     step = Workshop("cuda").prepare(case)
     probe.record(step, folder / "t.json", 3)
-    return profiler.digest(Breakdown(case.variant, case), folder / "t.json")[0]
+    return digest.digest(Breakdown(case.variant, case), folder / "t.json")[0]
 
 
 def test_device_time_belongs_to_parts_of_blocks(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_device_time_belongs_to_parts_of_blocks(tmp_path: Path) -> None:
     assert sum(p.host_ms for p in found.parts) == pytest.approx(found.step, rel=0.02)
     for layer in range(1, 13):
         assert all(device[(part, layer)] > 0 for part in ("attention", "projection", "mlp", "norm"))
-    assert all(device[(part, 3)] > 0 for part in ranges.SELECTION)
+    assert all(device[(part, 3)] > 0 for part in annotations.SELECTION)
     assert any(p.part == "wait" for p in found.parts)
     assert found.warnings == ()
 
@@ -48,7 +48,7 @@ def test_the_kernels_show_the_back_end(tmp_path: Path) -> None:
 
 def test_a_graph_has_the_same_kernels_and_no_parts(tmp_path: Path) -> None:
     eager, graph = profiled(tmp_path), profiled(tmp_path, execution="graph")
-    assert (graph.parts, graph.missing) == ((), {"parts": profiler.IN_A_GRAPH})
+    assert (graph.parts, graph.missing) == ((), {"parts": digest.IN_A_GRAPH})
     assert graph.kernel_count == pytest.approx(eager.kernel_count, rel=0.1)
     assert graph.launches == 1
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from repshift_cli.axes import Axes, merge
-from repshift_cli.catalog import find_variant, resolve_model
 from repshift_cli.records import UsageError
-from repshift_cli.workloads import load_profile, shipped_profiles
+from repshift_cli.registry import find_variant, resolve_model
+from repshift_cli.sweep.axes import Axes, merge
+from repshift_cli.sweep.profiles import load_profile, shipped_profiles
 
 
 def axes_of(name: str) -> Axes:

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import Dinov2Model
 
 from repshift_cli.models import hf
-from repshift_cli.pruning import lowest, repshift
-from repshift_cli.pruning._hooks import pruned
 from repshift_cli.records import call
+from repshift_cli.reduction import lowest, repshift
+from repshift_cli.reduction.engine.hooks import pruned
 
 pytestmark = pytest.mark.slow
 

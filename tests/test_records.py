@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from synthetic import ON_CPU, REPSHIFT, small_run, sweep_run
 
-from repshift_cli.plain import from_plain, json_schema, to_json, to_plain
 from repshift_cli.records import Case, Facts, Measurement, Run, kept, tokens_along
+from repshift_cli.records.json_codec import from_plain, json_schema, to_json, to_plain
 
 
 @pytest.mark.parametrize("run", [small_run(), sweep_run()])

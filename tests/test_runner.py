@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from repshift_cli import runner
+from repshift_cli.analysis.stats import estimate, hodges_lehmann
+from repshift_cli.benchmark import runner
+from repshift_cli.benchmark.runner import Parts, Settings, compare, reason_of
 from repshift_cli.records import Case, Measurement, Metric, Progress, Record, Step, Subject, UsageError
-from repshift_cli.runner import Parts, Settings, compare, reason_of
-from repshift_cli.stats import estimate, hodges_lehmann
 
 VANILLA = Case("m", "random", "random", 224, None, 2, "fp32", "cpu", "vanilla")
 FLASH = replace(VANILLA, attention="flash")

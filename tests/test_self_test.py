@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sham import ROOT
 
-from repshift_cli.assemble import delayed
+from repshift_cli.benchmark.builder import delayed
 
 MODEL = '''
 import os

@@ -13,20 +13,21 @@ from tiny import case, one_thread, pixels, roughen  # noqa: F401
 from torch import Tensor, nn
 from transformers.models.mamba import modeling_mamba
 
-from repshift_cli import assemble, catalog, cli, profiler
-from repshift_cli.breakdown import Breakdown
+from repshift_cli import cli, registry
+from repshift_cli.benchmark import builder
 from repshift_cli.kernels import scan
 from repshift_cli.models import mamba, vim
-from repshift_cli.models._structure import NoSites, find_sites
-from repshift_cli.models._vim import VisionMamba, class_position
-from repshift_cli.probes import trace
-from repshift_cli.probes._traffic_model import stored_bytes
+from repshift_cli.models.base.vim import VisionMamba, class_position
+from repshift_cli.models.discovery.blocks import NoSites, find_sites
+from repshift_cli.probes.base.traffic_model import stored_bytes
 from repshift_cli.probes.hbm import modelled
 from repshift_cli.probes.macs import MacsProbe
-from repshift_cli.pruning import oracle, repshift, stride
-from repshift_cli.pruning._choice import fixed, scored
-from repshift_cli.pruning._hooks import pruned
+from repshift_cli.profiling import digest, recorder
 from repshift_cli.records import Case, Subject, UsageError, call, dropped_share, kept, tokens_along
+from repshift_cli.records.profile import Breakdown
+from repshift_cli.reduction import oracle, repshift, stride
+from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.reduction.engine.selection import fixed, scored
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(x, the branch's output), each (B, N, C) -> (B, N), the highest kept."""
@@ -165,7 +166,7 @@ def test_the_papers_macs_of_vim_t() -> None:
     pruned_case = asked(0.8, (10, 20), "attention", "paper", model="vim_t", image_size=224, batch=1)
     facts = vim.facts("vim_t")
     assert tokens_along(facts, 0.8, (10, 20)) == (197, 158, 127)
-    shop = assemble.Workshop("cpu")
+    shop = builder.Workshop("cpu")
     counted = [MacsProbe().measure(shop.prepare(c))[0].samples[0] for c in (given, pruned_case)]
     assert counted == [1_525_108_224, 1_313_109_504]
 
@@ -260,7 +261,7 @@ def test_our_scan_takes_no_cache(shrunk: None) -> None:
 
 
 def test_a_step_runs_within_the_subjects_context(shrunk: None) -> None:
-    step = assemble.lone_step(case(model="mamba_130m", length=9, batch=2, attention="none"))
+    step = builder.lone_step(case(model="mamba_130m", length=9, batch=2, attention="none"))
     theirs = modeling_mamba.mamba_selective_scan
     with step.active():
         assert modeling_mamba.mamba_selective_scan is mamba._scan
@@ -296,7 +297,7 @@ def test_macs_of_mamba_go_down(shrunk: None) -> None:
     padding = 3 * 4 * inner  # transformers convolves three tokens more and drops them
     shared = {"model": "mamba_130m", "length": 21, "batch": 2}
     cases = [case(**shared, attention="none"), asked(0.5, (1,), "attention", "paper", **shared)]
-    counted = [MacsProbe().measure(assemble.lone_step(c))[0].samples[0] for c in cases]
+    counted = [MacsProbe().measure(builder.lone_step(c))[0].samples[0] for c in cases]
     expected = [sum(lengths) * per_token + 3 * padding + 64 * 50280 for lengths in ((21, 21, 21), (21, 11, 11))]
     assert counted == expected
 
@@ -327,7 +328,7 @@ def test_blocks_that_are_half_of_one_are_refused() -> None:
 @pytest.fixture
 def vim_step(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(vim.ALIASES, "vim_t", {"width": 32, "depth": 2})
-    return assemble.lone_step(asked(0.5, (1,), "attention", "paper", model="vim_t", image_size=64, batch=2))
+    return builder.lone_step(asked(0.5, (1,), "attention", "paper", model="vim_t", image_size=64, batch=2))
 
 
 def test_modelled_bytes_are_those_of_the_scan_that_runs(vim_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +336,7 @@ def test_modelled_bytes_are_those_of_the_scan_that_runs(vim_step: Any, monkeypat
     plain = modelled(vim_step)[0]
     assert "repshift.selective_scan" not in plain.parts["operator"]
     given: list[Any] = []
-    monkeypatch.setattr("repshift_cli.probes._traffic_model.scan_in_use", lambda u: given.append(u) or "mamba-ssm")
+    monkeypatch.setattr("repshift_cli.probes.base.traffic_model.scan_in_use", lambda u: given.append(u) or "mamba-ssm")
     fused = modelled(vim_step)[0]
     moved = 0
     for u in given:
@@ -348,8 +349,8 @@ def test_modelled_bytes_are_those_of_the_scan_that_runs(vim_step: Any, monkeypat
 
 def test_the_profile_names_the_mixer(vim_step: Any, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    trace.record(vim_step, path, 1)
-    found, _ = profiler.digest(Breakdown("none+repshift", vim_step.case), path)
+    recorder.record(vim_step, path, 1)
+    found, _ = digest.digest(Breakdown("none+repshift", vim_step.case), path)
     for layer in (1, 2):
         parts = {p.part for p in found.parts if p.layer == layer}
         assert parts >= {"mixer", "projection", "norm"}
@@ -387,4 +388,4 @@ def test_back_ends_are_one_where_there_is_no_attention(
 
 
 def test_the_families_are_listed() -> None:
-    assert {"vim_t", "vim_s", "mamba_130m", "mamba2_130m"} <= set(catalog.aliases())
+    assert {"vim_t", "vim_s", "mamba_130m", "mamba2_130m"} <= set(registry.aliases())

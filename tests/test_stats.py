@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repshift_cli.records import Measurement
-from repshift_cli.stats import (
+from repshift_cli.analysis.stats import (
     Estimate,
     estimate,
     hodges_lehmann,
@@ -22,6 +21,7 @@ from repshift_cli.stats import (
     steady,
     student_t,
 )
+from repshift_cli.records import Measurement
 
 TIMES = st.lists(st.floats(0.01, 1000), min_size=2, max_size=40)
 PAIRS = st.lists(st.tuples(st.floats(0.01, 1000), st.floats(0.01, 1000)), min_size=2, max_size=40)

@@ -13,11 +13,10 @@ import pytest
 from synthetic import small_run, sweep_run
 
 import repshift_cli
-from repshift_cli import store
-from repshift_cli.plain import json_schema, to_plain
-from repshift_cli.records import Record, UsageError
+from repshift_cli.records import Record, UsageError, store
+from repshift_cli.records.json_codec import json_schema, to_plain
 
-SCHEMA = Path(repshift_cli.__file__).parent / "run.schema.json"
+SCHEMA = Path(repshift_cli.__file__).parent / "records" / "run.schema.json"
 
 
 def test_append_adds_replaces_and_keeps_the_order(tmp_path: Path) -> None:
@@ -120,7 +119,7 @@ def test_default_path_names_time_and_models(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_published_schema_is_the_generated_one() -> None:
-    """After a change: repshift show --schema > repshift_cli/run.schema.json"""
+    """After a change: repshift show --schema > repshift_cli/records/run.schema.json"""
     assert SCHEMA.read_text() == json.dumps(json_schema(), indent=2) + "\n"
 
 

@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from tiny import case, one_thread  # noqa: F401
 from torch import Tensor, nn
 
-from repshift_cli import assemble, cli
+from repshift_cli import cli
 from repshift_cli.attention import flash, vanilla
-from repshift_cli.attention._seam import attending
+from repshift_cli.attention.base.swap import attending
+from repshift_cli.benchmark import builder
 from repshift_cli.models import bert, hf
-from repshift_cli.models._sentences import encoded, random_ids, roles, sentences
-from repshift_cli.models._text import SentenceEncoder, subject_of
-from repshift_cli.pruning import lowest, oracle, random, repshift, stride
-from repshift_cli.pruning._hooks import pruned
+from repshift_cli.models.base.text import SentenceEncoder, subject_of
+from repshift_cli.models.inputs.sentences import encoded, random_ids, roles, sentences
 from repshift_cli.records import Case, Subject, UsageError, call, kept
+from repshift_cli.reduction import lowest, oracle, random, repshift, stride
+from repshift_cli.reduction.engine.hooks import pruned
 
 WORDS, DEPTH, WIDTH, HEADS, WINDOW = 40, 3, 32, 4, 3
 LENGTHS = (14, 3, 9, 2)
@@ -297,7 +298,7 @@ def test_roles_follow_the_mask() -> None:
 def test_facts_of_the_aliases(
     name: str, length: int | None, depth: int, tokens: int, head_dim: int, needs: str | None
 ) -> None:
-    facts = assemble.facts_of(None, name, None, None, length)
+    facts = builder.facts_of(None, name, None, None, length)
     assert (facts.depth, facts.tokens + facts.prefix, facts.prefix, facts.length) == (depth, tokens, 2, tokens)
     assert (facts.head_dim, facts.mask, facts.weights) == (head_dim, needs, "random")
 
@@ -357,7 +358,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_sentences_become_full_batches_of_one_shape(checkpoint: Path) -> None:
-    facts = assemble.facts_of(None, "hf:words", None, None, None, "text.txt")
+    facts = builder.facts_of(None, "hf:words", None, None, None, "text.txt")
     assert (facts.length, facts.tokens, facts.prefix, facts.weights) == (14, 12, 2, "words")
     assert facts.mask is not None
     subject = hf.build(case(model="hf:words", weights="words", input="text.txt", batch=3, length=14))
@@ -384,18 +385,18 @@ def test_the_embedding_is_the_mean_over_the_sentence(checkpoint: Path) -> None:
 
 def test_long_sentences_are_cut_and_that_is_said(checkpoint: Path) -> None:
     (checkpoint / "text.txt").write_text("the cat\n" + "a dog " * 20)
-    facts = assemble.facts_of(None, "hf:words", None, None, None, "text.txt")
+    facts = builder.facts_of(None, "hf:words", None, None, None, "text.txt")
     assert facts.length == 16
     subject = hf.build(case(model="hf:words", weights="words", input="text.txt", batch=2, length=16))
     assert subject.warnings == ("1 of 2 sentences have more than 16 tokens and were cut",)
     ends = subject.inputs["input_ids"][1, [0, -1]].tolist()
     assert ends == [VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")]
-    assert assemble.facts_of(None, "hf:words", None, None, 5, "text.txt").length == 5
+    assert builder.facts_of(None, "hf:words", None, None, 5, "text.txt").length == 5
 
 
 def test_sentences_of_equal_length_leave_no_mask(checkpoint: Path) -> None:
     (checkpoint / "text.txt").write_text("the cat runs\na dog runs\n")
-    facts = assemble.facts_of(None, "hf:words", None, None, None, "text.txt")
+    facts = builder.facts_of(None, "hf:words", None, None, None, "text.txt")
     assert (facts.length, facts.mask) == (5, None)
     subject = hf.build(case(model="hf:words", weights="words", input="text.txt", batch=2, length=5))
     assert list(subject.inputs) == ["input_ids"]
@@ -413,10 +414,10 @@ def test_text_that_cannot_be_used(checkpoint: Path) -> None:
     (checkpoint / "bytes.txt").write_bytes(b"\xff\xfe\xff")
     for place, said in (("no.txt", "cannot read"), ("bytes.txt", "cannot read"), ("empty.txt", "no sentences in")):
         with pytest.raises(UsageError, match=said):
-            assemble.facts_of(None, "hf:words", None, None, None, place)
+            builder.facts_of(None, "hf:words", None, None, None, place)
     (checkpoint / "words" / "tokenizer_config.json").write_text("{")
     with pytest.raises(UsageError, match="tokenizer of words"):
-        assemble.facts_of(None, "hf:words", None, None, None, "text.txt")
+        builder.facts_of(None, "hf:words", None, None, None, "text.txt")
 
 
 def test_a_mask_that_hides_every_token_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,8 +486,8 @@ def test_an_alias_takes_random_tokens(tmp_path: Path, command: Callable[..., tup
 
 
 def test_a_back_end_without_masks_is_refused(checkpoint: Path) -> None:
-    from repshift_cli.axes import Axes
-    from repshift_cli.commands._options import plan_cases
+    from repshift_cli.commands.shared.options import plan_cases
+    from repshift_cli.sweep.axes import Axes
 
     sweep = Axes(model=("hf:words",), data="text.txt", variant=("flash", "vanilla", "flash+repshift"))
     reasons = {p.case.variant: p.refused for p in plan_cases(sweep, "cuda:0")}

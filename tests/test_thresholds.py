@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from synthetic import ON_CPU, REPSHIFT
 
+from repshift_cli.gate.thresholds import MOST_ROUNDS, ROUNDS, parse
 from repshift_cli.records import UsageError
-from repshift_cli.thresholds import MOST_ROUNDS, ROUNDS, parse
-from repshift_cli.workloads import load_profile, shipped_profiles
+from repshift_cli.sweep.profiles import load_profile, shipped_profiles
 
 FLASH = dataclasses.replace(ON_CPU, attention="flash")
 PRUNED = dataclasses.replace(FLASH, **REPSHIFT)

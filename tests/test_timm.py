@@ -16,18 +16,17 @@ from tiny import case, one_thread, pixels, roughen  # noqa: F401
 from torch import Tensor
 from typer.testing import CliRunner
 
-from repshift_cli import store
-from repshift_cli.assemble import facts_of
 from repshift_cli.attention import vanilla
-from repshift_cli.attention._seam import attending
-from repshift_cli.catalog import resolve_model
+from repshift_cli.attention.base.swap import attending
+from repshift_cli.benchmark.builder import facts_of
 from repshift_cli.cli import app
 from repshift_cli.models import timm as family
-from repshift_cli.models._structure import NoSites
-from repshift_cli.models._torchvision import mend
-from repshift_cli.pruning import repshift
-from repshift_cli.pruning._hooks import pruned
-from repshift_cli.records import Case, Facts, Subject, UsageError, call, kept, tokens_along
+from repshift_cli.models.base.torchvision import mend
+from repshift_cli.models.discovery.blocks import NoSites
+from repshift_cli.records import Case, Facts, Subject, UsageError, call, kept, store, tokens_along
+from repshift_cli.reduction import repshift
+from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.registry import resolve_model
 
 mend()
 timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
@@ -482,8 +481,11 @@ def qnms(dets, scores, iou_threshold):
     ("first", "fails"),
     [
         ("pass", True),
-        ("import repshift_cli.models._transformers", False),
-        ("import torch; torch.version.cuda = '13.0'; from repshift_cli.models._torchvision import mend; mend()", True),
+        ("import repshift_cli.models.base.transformers", False),
+        (
+            "import torch; torch.version.cuda = '13.0'; from repshift_cli.models.base.torchvision import mend; mend()",
+            True,
+        ),
     ],
 )
 def test_torchvision_whose_library_cannot_be_loaded(tmp_path: Path, first: str, fails: bool) -> None:

@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_pruning import SCHEDULES, reference, run, shift
+from test_reduction import SCHEDULES, reference, run, shift
 from tiny import Plain, case, one_thread  # noqa: F401
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from repshift_cli import assemble, catalog
+from repshift_cli import registry
+from repshift_cli.benchmark import builder
 from repshift_cli.cli import app
-from repshift_cli.models import _clips, videomae, vivit
-from repshift_cli.models._clips import centres, clip_files, load_clips
-from repshift_cli.models._structure import NoSites, find_sites
+from repshift_cli.models import videomae, vivit
+from repshift_cli.models.discovery.blocks import NoSites, find_sites
+from repshift_cli.models.inputs import clips
+from repshift_cli.models.inputs.clips import centres, clip_files, load_clips
 from repshift_cli.probes.macs import count_flops
-from repshift_cli.pruning import repshift
 from repshift_cli.records import Step, UsageError, call, kept
+from repshift_cli.reduction import repshift
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
@@ -96,7 +98,7 @@ def test_macs_before_and_after(family: str, keep: float, layers: tuple[int, ...]
 
 def ready(plain: Plain, keep: float, layers: tuple[int, ...]) -> Step:
     given = case(pruning="repshift" if layers else "none", keep=keep, layers=layers)
-    shop = assemble.Workshop("cpu")
+    shop = builder.Workshop("cpu")
     shop._subject, shop._group = tiny.subject(plain.module, plain.inputs), given.group
     return shop.prepare(given)
 
@@ -117,7 +119,7 @@ def refusal(*options: str) -> str:
 
 def test_divided_attention_is_refused_in_words() -> None:
     assert "timesformer_b is refused: its divided attention mixes" in refusal("--model", "timesformer_b")
-    family = catalog.load(catalog.resolve_model("timesformer_b"))
+    family = registry.load(registry.resolve_model("timesformer_b"))
     with pytest.raises(UsageError, match="cannot be dropped from its grid"):
         family.build(case(model="timesformer_b"))
 
@@ -180,7 +182,7 @@ def test_frames_are_the_centres_of_equal_segments(count: int, frames: int, place
 def test_frames_are_cut_in_the_middle_and_normalised(tmp_path: Path) -> None:
     from PIL import Image
 
-    from repshift_cli.models._inputs import load_images
+    from repshift_cli.models.inputs.images import load_images
 
     file = film(tmp_path / "clip.mkv", 3, size=(60, 20), noise=True)
     for place, picture in enumerate(static((3, 20, 60, 3))):
@@ -283,7 +285,7 @@ def test_what_does_not_fit_the_model_is_told_before_it_is_built(
     assert "the model takes video; no clips in" in refusal("--model", "umt_b", "--data", str(photos))
     assert "no such file or folder" in refusal("--model", "umt_b", "--data", str(tmp_path / "absent.mp4"))
     assert "the model takes video, and" in refusal("--model", "vit_t,umt_b", "--data", str(photo))
-    monkeypatch.setattr(_clips, "find_spec", lambda name: None)
+    monkeypatch.setattr(clips, "find_spec", lambda name: None)
     assert "pip install 'repshift[video]'" in refusal("--model", "umt_b", "--data", str(clip))
 
 

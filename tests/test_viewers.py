@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 import tiny
+from test_chrome_trace import two_variants
 from test_profile import PRUNED, step_of
-from test_traces import two_variants
 from tiny import case
 
-from repshift_cli import profiler, traces
-from repshift_cli.breakdown import Breakdown, ProfileRun
-from repshift_cli.probes import trace as probe
+from repshift_cli.profiling import chrome_trace, digest
+from repshift_cli.profiling import recorder as probe
+from repshift_cli.records.profile import Breakdown, ProfileRun
 
 Get = Callable[..., Any]
 
@@ -66,17 +66,17 @@ def asked(get: Get, path: str, run: str, view: str, **query: str) -> Any:
     return get(path, run=run, worker="repshift", span="1", view=view, **query)
 
 
-def write_all(folder: Path, recorded: list[traces.Recorded]) -> None:
+def write_all(folder: Path, recorded: list[chrome_trace.Recorded]) -> None:
     for one in recorded:
         (folder / one.name).mkdir(parents=True)
-        traces.write_for_tensorboard(folder / one.name / "repshift.1700000000000.pt.trace.json", one)
+        chrome_trace.write_for_tensorboard(folder / one.name / "repshift.1700000000000.pt.trace.json", one)
 
 
 @pytest.mark.slow
 def test_the_plugin_shows_a_recorded_cpu_trace_with_our_figures(tmp_path: Path) -> None:
     step = step_of(tiny.vit(), case(**PRUNED))
     probe.record(step, tmp_path / "t.json", 3)
-    found, one = profiler.digest(Breakdown("flash+repshift", step.case), tmp_path / "t.json")
+    found, one = digest.digest(Breakdown("flash+repshift", step.case), tmp_path / "t.json")
     write_all(tmp_path / "tb", [one])
     with tensorboard(tmp_path / "tb") as get:
         assert get("runs")["runs"] == ["flash+repshift"]
@@ -122,8 +122,8 @@ def test_hta_opens_a_cpu_trace(tmp_path: Path) -> None:
     step = step_of(tiny.vit(), case(**PRUNED))
     probe.record(step, tmp_path / "r.json", 3)
     about = Breakdown("flash+repshift", step.case)
-    found, one = profiler.digest(about, tmp_path / "r.json")
-    traces.write(tmp_path / "t.json.gz", [one], profiler.metadata(ProfileRun(None, {}, (found,))))
+    found, one = digest.digest(about, tmp_path / "r.json")
+    chrome_trace.write(tmp_path / "t.json.gz", [one], digest.metadata(ProfileRun(None, {}, (found,))))
     analysis = analysed(tmp_path / "t.json.gz")
     assert [int(n) for n in analysis.get_profiler_steps()] == [1, 2], "it leaves the last step out"
     names = analysis.t.symbol_table.get_sym_table()
@@ -135,7 +135,7 @@ def test_hta_opens_a_cpu_trace(tmp_path: Path) -> None:
 def test_hta_finds_our_device_times(tmp_path: Path) -> None:
     run, recorded = two_variants(tmp_path)
     alone = ProfileRun(run.machine, {}, run.breakdowns[1:])
-    traces.write(tmp_path / "t.json", recorded[1:], profiler.metadata(alone))
+    chrome_trace.write(tmp_path / "t.json", recorded[1:], digest.metadata(alone))
     _, kernels = analysed(tmp_path / "t.json").get_gpu_kernel_breakdown(visualize=False)
     theirs = dict(zip(kernels["name"], kernels["sum (us)"], strict=True))
     ours = {k.name: round(1000 * k.ms) for k in alone.breakdowns[0].kernels}

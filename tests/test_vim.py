@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from repshift_cli.kernels.select import top
-from repshift_cli.models._vim import Block, Mixer, VisionMamba, class_position
+from repshift_cli.models.base.vim import Block, Mixer, VisionMamba, class_position
 from repshift_cli.records import kept
 
 BATCH, WIDTH, DEPTH, STATES, PATCHES, CLASSES = 3, 16, 4, 4, 25, 7

@@ -30,7 +30,7 @@ def test_every_module_is_there(names: set[str]) -> None:
 
 
 def test_the_schema_and_the_types_are_there(names: set[str]) -> None:
-    assert {"repshift_cli/run.schema.json", "repshift_cli/py.typed"} <= names
+    assert {"repshift_cli/records/run.schema.json", "repshift_cli/py.typed"} <= names
 
 
 def test_exactly_the_profiles_of_the_top_level_ship(names: set[str]) -> None:
@@ -44,7 +44,7 @@ def test_nothing_else_ships(names: set[str]) -> None:
 
 def test_the_wheel_runs_and_finds_its_profiles(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "import repshift_cli.workloads as a; print(a.__file__, *a.shipped_profiles())"
+    code = "import repshift_cli.sweep.profiles as a; print(a.__file__, *a.shipped_profiles())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     where, *profiles = done.stdout.split()
     assert Path(where).is_relative_to(tmp_path)

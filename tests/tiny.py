@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models._structure import find_sites, prefix_tokens
-from repshift_cli.models._transformers import logits, pooled
+from repshift_cli.models.base.transformers import logits, pooled
+from repshift_cli.models.discovery.blocks import find_sites, prefix_tokens
 from repshift_cli.records import Case, Subject
 
 DEPTH, WIDTH, BATCH = 3, 32, 3

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
-from repshift_cli.attention._packages import adapted, missing
+from repshift_cli.attention.base.packages import adapted, missing
 from repshift_cli.records import Offers
 
 OFFERS = Offers(dtypes={"cuda": ("bf16", "fp16")}, max_head_dim=256, head_dim_multiple=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.nn.attention import SDPBackend
 
-from repshift_cli.attention._sdpa import forced
+from repshift_cli.attention.base.sdpa import forced
 from repshift_cli.records import Offers
 
 OFFERS = Offers(

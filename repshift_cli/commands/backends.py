@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from repshift_cli.catalog import Part, parts
-from repshift_cli.commands._listing import Row, loaded, show_rows
+from repshift_cli.commands.shared.listing import Row, loaded, show_rows
 from repshift_cli.records import Offers
+from repshift_cli.registry import Part, parts
 
 
 def backends() -> None:
     """List the attention back ends, or why one is not here."""
-    from repshift_cli.machine import choose_device
+    from repshift_cli.machine.device import choose_device
 
     device = choose_device("auto").partition(":")[0]
     footer = f"\nOn this machine's {device}. Use as --variant BACKEND or BACKEND+METHOD, like --variant vanilla,flash."

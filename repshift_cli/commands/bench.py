@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repshift_cli import __version__, axes, machine, store, workloads
-from repshift_cli.axes import Axes
-from repshift_cli.commands import _options
-from repshift_cli.commands._output import check_outputs, emit
-from repshift_cli.plain import to_plain
-from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError
+from repshift_cli import __version__
+from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.output import Outputs, output_options
+from repshift_cli.machine import device as devices
+from repshift_cli.machine.describe import describe
+from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError, store
+from repshift_cli.records.json_codec import to_plain
+from repshift_cli.renderers import document_of
+from repshift_cli.sweep import axes, profiles
+from repshift_cli.sweep.axes import Axes
 
 if TYPE_CHECKING:
-    from repshift_cli.assemble import Workshop
-    from repshift_cli.counters.choice import Choice
-    from repshift_cli.plan import Planned
-    from repshift_cli.runner import Settings
+    from repshift_cli.benchmark.builder import Workshop
+    from repshift_cli.benchmark.runner import Settings
+    from repshift_cli.counters.base.choice import Choice
+    from repshift_cli.sweep.plan import Planned
 
 PRECISION = {"cuda": 0.005, "cpu": 0.01}
 BUDGET = {"cuda": 5.0, "cpu": 6.0}
@@ -32,34 +36,35 @@ ON_A_CPU = "measured on a CPU: there is no HBM, clock or GPU memory to measure"
 CPU_FLASH = ", and `flash` is torch's CPU flash kernel"
 
 
+@output_options("run")
 def bench(
-    model: _options.Model = None,
-    keep: _options.Keep = None,
-    layers: _options.Layers = None,
-    variant: _options.Variant = None,
-    batch: _options.Batch = None,
-    dtype: _options.Dtype = None,
-    image_size: _options.ImageSize = None,
-    frames: _options.Frames = None,
-    tokens: _options.Tokens = None,
-    operation: _options.Operation = None,
-    distance: _options.Distance = None,
-    form: _options.Form = None,
-    removal: _options.Removal = None,
-    protect: _options.Protect = None,
-    profile: _options.Profile = None,
-    weights: _options.Weights = None,
-    data: _options.Data = None,
-    device: _options.Device = None,
-    cuda_graph: _options.CudaGraph = False,
-    compile: _options.Compile = False,
+    model: options.Model = None,
+    keep: options.Keep = None,
+    layers: options.Layers = None,
+    variant: options.Variant = None,
+    batch: options.Batch = None,
+    dtype: options.Dtype = None,
+    image_size: options.ImageSize = None,
+    frames: options.Frames = None,
+    tokens: options.Tokens = None,
+    operation: options.Operation = None,
+    distance: options.Distance = None,
+    form: options.Form = None,
+    removal: options.Removal = None,
+    protect: options.Protect = None,
+    profile: options.Profile = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    device: options.Device = None,
+    cuda_graph: options.CudaGraph = False,
+    compile: options.Compile = False,
     precision: Annotated[
         str | None,
         typer.Option(
             metavar="SHARE",
             help="Stop when every speed-up's interval has a half-width below this share. "
             "(default: 0.005 on CUDA, 0.01 on a CPU)",
-            rich_help_panel=_options.MEASURE,
+            rich_help_panel=options.MEASURE,
         ),
     ] = None,
     budget: Annotated[
@@ -67,7 +72,7 @@ def bench(
         typer.Option(
             metavar="SECONDS",
             help="Seconds of timing per case after which a comparison stops. (default: 5 on CUDA, 6 on a CPU)",
-            rich_help_panel=_options.MEASURE,
+            rich_help_panel=options.MEASURE,
         ),
     ] = None,
     rounds: Annotated[
@@ -75,17 +80,17 @@ def bench(
         typer.Option(
             metavar="N",
             help="Exactly this many rounds instead of precision and budget.",
-            rich_help_panel=_options.MEASURE,
+            rich_help_panel=options.MEASURE,
         ),
     ] = None,
-    seed: _options.Seed = None,
+    seed: options.Seed = None,
     hbm: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="What measures HBM traffic: auto (the best that passes its calibration here), cupti, ncu, gpm, model "
             "(arithmetic only) or off. See `repshift doctor --counters`. (default: auto)",
-            rich_help_panel=_options.MEASURE,
+            rich_help_panel=options.MEASURE,
         ),
     ] = None,
     memory_snapshot: Annotated[
@@ -94,7 +99,7 @@ def bench(
             metavar="FILE",
             help="Write torch's history of allocations during one forward to this file, for the viewer at "
             "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
-            rich_help_panel=_options.OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     timing_only: Annotated[
@@ -102,17 +107,17 @@ def bench(
         typer.Option(
             "--timing-only",
             help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
-            rich_help_panel=_options.MEASURE,
+            rich_help_panel=options.MEASURE,
         ),
     ] = False,
     delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
-    dry_run: _options.DryRun = False,
+    dry_run: options.DryRun = False,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Run file, written after every case. (default: in repshift-runs/)",
-            rich_help_panel=_options.OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     resume: Annotated[
@@ -120,34 +125,27 @@ def bench(
         typer.Option(
             metavar="RUN",
             help="Go on with an interrupted run file; its own options apply.",
-            rich_help_panel=_options.OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=_options.OUTPUT)
+        bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=options.OUTPUT)
     ] = False,
-    json_to: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write JSON to this file, - for stdout.", rich_help_panel=_options.OUTPUT
-        ),
-    ] = None,
-    csv_to: _options.Csv = None,
-    markdown_to: _options.Markdown = None,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
-    given = _options.given(locals())
-    check_outputs(json_to, csv_to, markdown_to)
+    given = options.given(locals())
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
-    sweep = _options.with_full_names(sweep)
-    _options.check_scoring(given, sweep)
-    _check_apart(path, {"--csv": csv_to, "--markdown": markdown_to})
+    sweep = options.with_full_names(sweep)
+    options.check_scoring(given, sweep)
+    outputs.check({"--out": path})
     if not dry_run:
         _check_run_file(path, new=earlier is None)
-    where = machine.choose_device(sweep.device)
-    planned = _options.plan_cases(sweep, where)
+    where = devices.choose_device(sweep.device)
+    planned = options.plan_cases(sweep, where)
     if dry_run:
-        _options.list_cases(planned)
+        options.list_cases(planned)
         return
     snapshot = _snapshots(memory_snapshot, where, planned)
     settings = dataclasses.replace(_settings(sweep, where), passes=not timing_only)
@@ -160,7 +158,7 @@ def bench(
     again = {r.case for r in run.records if retry_failed and r.status == "failed"}
     workshop = _workshop(where, delay, choice, snapshot)
     run = _measure_all(path, run, planned, workshop, settings, again)
-    emit(run, json_to, csv_to, markdown_to)
+    outputs.emit(document_of(run))
     print(f"run file: {path}", file=sys.stderr)
     if snapshot is not None:
         written = " ".join(str(snapshot(r.case)) for r in run.records if r.status == "ok")
@@ -189,14 +187,8 @@ def _what_to_run(
         return resume, Axes.from_options(_options_of(earlier)), earlier
     if retry_failed:
         raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
-    sweep = Axes.from_options(axes.merge(workloads.load_profile(profile) if profile else {}, given))
+    sweep = Axes.from_options(axes.merge(profiles.load_profile(profile) if profile else {}, given))
     return out or store.default_path(datetime.now(UTC), sweep.model), sweep, None
-
-
-def _check_apart(path: Path, outputs: Mapping[str, str | None]) -> None:
-    for option, target in outputs.items():
-        if target is not None and Path(target).resolve() == path.resolve():
-            raise UsageError(f"--out and {option} both write to {target}; give one of them another file")
 
 
 def _options_of(run: Run) -> dict[str, Any]:
@@ -205,7 +197,7 @@ def _options_of(run: Run) -> dict[str, Any]:
 
 
 def _settings(sweep: Axes, device: str) -> Settings:
-    from repshift_cli.runner import Settings
+    from repshift_cli.benchmark.runner import Settings
 
     kind = device.partition(":")[0]
     return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed)
@@ -213,8 +205,8 @@ def _settings(sweep: Axes, device: str) -> Settings:
 
 def _choice(asked: str, device: str) -> Choice:
     """What measures HBM traffic in this run, calibrated where it has to be."""
-    from repshift_cli.commands._progress import Bar
-    from repshift_cli.counters.choice import choose
+    from repshift_cli.commands.shared.progress import Bar
+    from repshift_cli.counters.base.choice import choose
 
     with Bar(1) as bar:
         return choose(asked, device, bar.phase)
@@ -248,7 +240,7 @@ def _started(path: Path, sweep: Axes, device: str, planned: tuple[Planned, ...],
     """A new run file as it stands before the first case; its options hold the settings that really apply."""
     sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget)
     run = Run(
-        machine=machine.describe(device),
+        machine=describe(device),
         options={k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)},
         planned=tuple(p.case for p in planned),
         records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
@@ -262,7 +254,7 @@ def _started(path: Path, sweep: Axes, device: str, planned: tuple[Planned, ...],
 
 def _continued(path: Path, earlier: Run, device: str, planned: tuple[Planned, ...]) -> Run:
     """The earlier run, where this machine and this version measure the same: UsageError otherwise."""
-    here = machine.describe(device)
+    here = describe(device)
     for name in ("device_name", "uuid", "driver", "cpu"):
         if getattr(earlier.machine, name) != getattr(here, name):
             raise UsageError(f"{path} was begun on another machine ({name}: {getattr(earlier.machine, name)})")
@@ -279,7 +271,7 @@ def _on_a_cpu(planned: tuple[Planned, ...]) -> str:
 
 def _workshop(device: str, delay: float, choice: Choice, snapshot: Callable[[Case], Path] | None) -> Workshop:
     """`delay` makes every forward longer by that share, for the gate's test of itself."""
-    from repshift_cli.assemble import Workshop
+    from repshift_cli.benchmark.builder import Workshop
 
     return Workshop(device, delay, choice, snapshot)
 
@@ -288,8 +280,9 @@ def _measure_all(
     path: Path, run: Run, planned: tuple[Planned, ...], workshop: Workshop, settings: Settings, again: set[Case]
 ) -> Run:
     """Every comparison that is not yet in the run or has a case to measure `again`, each record on disk at once."""
-    from repshift_cli import plan, runner
-    from repshift_cli.commands._progress import Bar
+    from repshift_cli.benchmark import runner
+    from repshift_cli.commands.shared.progress import Bar
+    from repshift_cli.sweep import plan
 
     done = {record.case for record in run.records} - again
     blocks = [block for block in plan.comparisons(planned) if any(p.case not in done for p in block)]

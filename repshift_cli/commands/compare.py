@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repshift_cli import store
-from repshift_cli.records import Run, UsageError
+from repshift_cli.records import Run, UsageError, store
 
 if TYPE_CHECKING:
-    from repshift_cli.findings import Finding, Lonely
-    from repshift_cli.renderers._rows import Sheet
+    from repshift_cli.analysis.comparison import Finding, Lonely
+    from repshift_cli.renderers.sheets.run import Sheet
 
 BETWEEN_PROCESSES = (
     "change: head / base with its 95% interval over each run's rounds; a run of bench is one process, and processes "
@@ -46,22 +45,22 @@ def compare(
 def _sheet(
     base: Path, old: Run, head: Path, new: Run, metrics: list[str], only_changed: bool, delta: float, across: bool
 ) -> Sheet:
-    from repshift_cli import findings
-    from repshift_cli.gate import NoBase
-    from repshift_cli.renderers._findings import sheet
+    from repshift_cli.analysis import comparison
+    from repshift_cli.gate.verdict import NoBase
+    from repshift_cli.renderers.sheets.comparison import sheet
 
-    different = [*findings.differences(old.machine, new.machine), *findings.dtype_difference(old, new)]
+    different = [*comparison.differences(old.machine, new.machine), *comparison.dtype_difference(old, new)]
     if different and not across:
         raise NoBase(
             f"environment mismatch: {base} and {head} differ in {'; '.join(different)}; --across describes only"
         )
     if across:
-        old, new = findings.without_place(old), findings.without_place(new)
-    found, lonely = findings.compare(old, new, delta)
+        old, new = comparison.without_place(old), comparison.without_place(new)
+    found, lonely = comparison.compare(old, new, delta)
     found = _selected(found, metrics)
     if different:
-        found = [findings.described(f) for f in found]
-    shown = [f for f in found if f.word in findings.CHANGES] if only_changed else found
+        found = [comparison.described(f) for f in found]
+    shown = [f for f in found if f.word in comparison.CHANGES] if only_changed else found
     notes = _notes(found, lonely, shown, different)
     return sheet(shown, lonely, (f"base: {base}", f"head: {head}", *_made(old, new)), notes)
 

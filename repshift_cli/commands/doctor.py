@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repshift_cli import machine
-from repshift_cli.catalog import one_line
-from repshift_cli.counters import _permission
-from repshift_cli.installed import is_installed
+from repshift_cli.counters.base import permission
+from repshift_cli.machine import device as devices
+from repshift_cli.machine import nvml
+from repshift_cli.machine.describe import Missing, cpu_name, version_of
+from repshift_cli.machine.packages import is_installed
+from repshift_cli.records import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,7 +35,7 @@ def doctor(
     device: Annotated[str, typer.Option(help="With --counters: auto, cuda, cuda:1.")] = "auto",
 ) -> None:
     """Say what this machine has, and how to get what it lacks."""
-    _show(_calibrated(machine.choose_device(device)) if counters else checks())
+    _show(_calibrated(devices.choose_device(device)) if counters else checks())
 
 
 def _show(lines: Iterable[Check]) -> None:
@@ -94,34 +96,34 @@ def checks() -> list[Check]:
 
 def _check_cpu() -> Check:
     cpu, cores = (
-        machine.cpu_name(),
+        cpu_name(),
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     )
-    return Check("CPU", True, f"{cpu.reason if isinstance(cpu, machine.Missing) else cpu}, {cores} cores")
+    return Check("CPU", True, f"{cpu.reason if isinstance(cpu, Missing) else cpu}, {cores} cores")
 
 
 def _check_torch() -> Check:
     try:
-        torch = machine.import_torch()
+        torch = devices.import_torch()
     except Exception as error:
         return Check("torch", False, f"cannot be imported: {one_line(error)}", "pip install 'torch>=2.11'")
     return Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
 
 
 def _check_gpu() -> Check:
-    if reason := machine.why_no_cuda():
+    if reason := devices.why_no_cuda():
         remedy = "an NVIDIA GPU, its driver and a CUDA build of torch; without them everything runs on the CPU"
         return Check("GPU", False, reason, remedy)
-    p = machine.import_torch().cuda.get_device_properties(0)
+    p = devices.import_torch().cuda.get_device_properties(0)
     detail = (
-        f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}, CUDA {machine.import_torch().version.cuda}"
+        f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}, CUDA {devices.import_torch().version.cuda}"
     )
     return Check("GPU", True, detail)
 
 
 def _check_driver() -> Check:
     try:
-        return Check("driver", True, str(machine.nvml().nvmlSystemGetDriverVersion()))
+        return Check("driver", True, str(nvml.started().nvmlSystemGetDriverVersion()))
     except Exception as error:
         return Check("driver", False, one_line(error), "install the NVIDIA driver")
 
@@ -129,9 +131,9 @@ def _check_driver() -> Check:
 def _check_nvml() -> Check:
     """Whether NVML reads the state of the first GPU."""
     remedy = "install the NVIDIA driver; without it clocks, throttling and energy are not read"
-    if reason := machine.why_no_cuda():
+    if reason := devices.why_no_cuda():
         return Check("NVML", False, f"no GPU to read: {reason}", remedy)
-    watch = machine.Watch("cuda")
+    watch = nvml.Watch("cuda")
     reading = watch.sample()
     if reading is None:
         remedy = remedy if is_installed("pynvml") else "pip install nvidia-ml-py"
@@ -147,7 +149,7 @@ def _check_nvml() -> Check:
 
 def _what_is_measured() -> Check:
     """The quantities that `repshift bench` gives on this machine."""
-    if machine.why_no_cuda():
+    if devices.why_no_cuda():
         words, counted = "latency (host clock), peak memory (torch's profiler)", ""
     else:
         words = (
@@ -161,7 +163,7 @@ def _check_package(name: str, module: str, remedy: str, package: str | None = No
     """Whether a module is there, without importing it; a bare folder without a module file does not count."""
     if not is_installed(module):
         return Check(name, False, "not installed", remedy)
-    return Check(name, True, machine.version_of(package or module.replace("_", "-")) or "installed")
+    return Check(name, True, version_of(package or module.replace("_", "-")) or "installed")
 
 
 def _check_program(name: str, programs: tuple[str, ...], remedy: str) -> Check:
@@ -171,8 +173,8 @@ def _check_program(name: str, programs: tuple[str, ...], remedy: str) -> Check:
 
 def _check_counters() -> Check:
     """Whether this process may read the GPU's performance counters."""
-    allowed, words = _permission.permission()
-    remedy = {True: "", False: _permission.REMEDY, None: "install the NVIDIA driver"}[allowed]
+    allowed, words = permission.permission()
+    remedy = {True: "", False: permission.REMEDY, None: "install the NVIDIA driver"}[allowed]
     return Check("hardware counters", allowed, words, remedy)
 
 
@@ -181,8 +183,8 @@ def _check_counters() -> Check:
 
 def _calibrated(device: str) -> Iterator[Check]:
     """Every instrument's calibration, taken now and kept for `repshift bench`; then the peak that shares refer to."""
-    from repshift_cli.commands._progress import Bar
-    from repshift_cli.counters import calibration, instruments
+    from repshift_cli.commands.shared.progress import Bar
+    from repshift_cli.counters.base import calibration, instruments
 
     with Bar(len(instruments.ORDER)) as bar:
         for name in instruments.ORDER:
@@ -190,10 +192,10 @@ def _calibrated(device: str) -> Iterator[Check]:
             if device.startswith("cuda"):
                 yield _calibration_line(calibration.kept(calibration.calibrate(name, device)))
             else:
-                yield Check(name, False, f"no GPU to count on: {machine.why_no_cuda() or 'the CPU was asked for'}")
+                yield Check(name, False, f"no GPU to count on: {devices.why_no_cuda() or 'the CPU was asked for'}")
             bar.next()
     yield Check("model", True, "always there: modelled (cold cache), from what the operators read and write")
-    peak = machine.peak_bandwidth(device)
+    peak = nvml.peak_bandwidth(device)
     yield Check("peak bandwidth", not isinstance(peak, str), str(peak))
 
 

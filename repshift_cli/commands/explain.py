@@ -2,80 +2,69 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from repshift_cli.commands import _options
-from repshift_cli.commands._output import STDOUT, check_outputs, prepare_stdout, write
+from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.output import Outputs, output_options, prepare_stdout
 from repshift_cli.records import WITHOUT_ATTENTION, UsageError, protection
+from repshift_cli.renderers import Document
 
 if TYPE_CHECKING:
-    from repshift_cli.axes import Axes
+    from repshift_cli.sweep.axes import Axes
 
 
+@output_options("explanation", laid_out=False)
 def explain(
-    model: _options.Model = None,
-    keep: _options.Keep = None,
-    layers: _options.Layers = None,
-    image_size: _options.ImageSize = None,
-    frames: _options.Frames = None,
-    tokens: _options.Tokens = None,
-    removal: _options.Removal = None,
-    protect: _options.Protect = None,
-    weights: _options.Weights = None,
-    json_to: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write JSON to this file, - for stdout.", rich_help_panel=_options.OUTPUT
-        ),
-    ] = None,
+    model: options.Model = None,
+    keep: options.Keep = None,
+    layers: options.Layers = None,
+    image_size: options.ImageSize = None,
+    frames: options.Frames = None,
+    tokens: options.Tokens = None,
+    removal: options.Removal = None,
+    protect: options.Protect = None,
+    weights: options.Weights = None,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Say which blocks, branches and protected tokens a model has, or why it is refused."""
-    chosen = _options.given(locals())
-    check_outputs(json_to, None, None)
-    sweep = _options.sweep_of({"variant": ["flash+repshift"], **chosen}, None)
+    chosen = options.given(locals())
+    sweep = options.sweep_of({"variant": ["flash+repshift"], **chosen}, None)
     if max(map(len, (sweep.model, sweep.image_size, sweep.frames, sweep.tokens))) > 1:
         raise UsageError(
             "one model at one size is explained at a time; give --model, --image-size, --frames, --tokens one value"
         )
     prepare_stdout()
-    from repshift_cli.models._structure import NoSites
-    from repshift_cli.renderers._explain import render, render_refused
+    from repshift_cli.models.discovery.blocks import NoSites
+    from repshift_cli.renderers.sheets.explain import render, render_refused
 
     try:
         found = _found(sweep)
     except NoSites as refusal:
         name = sweep.model[0]
         looked = [{"what": what, "why": why} for what, why in refusal.looked]
-        _write(json_to, {"model": name, "refused": str(refusal), "looked": looked})
-        if json_to != STDOUT:
+        outputs.write(Document("explanation", {"model": name, "refused": str(refusal), "looked": looked}))
+        if not outputs.own_stdout:
             render_refused(name, refusal.looked, sys.stdout)
         raise
-    _write(json_to, found)
-    if json_to != STDOUT:
+    outputs.write(Document("explanation", found))
+    if not outputs.own_stdout:
         render(found, sys.stdout)
-
-
-def _write(target: str | None, data: dict[str, Any]) -> None:
-    if target is not None:
-        write(target, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def _found(sweep: Axes) -> dict[str, Any]:
     """What was found, with the tokens along every schedule, from a forward of the first block at batch 1."""
-    planned = _options.plan_cases(sweep, "cpu")
-    from repshift_cli import assemble
-    from repshift_cli.models._explain import explained
+    planned = options.plan_cases(sweep, "cpu")
+    from repshift_cli.benchmark import builder
+    from repshift_cli.models.discovery.explain import explained
 
     cases = [p for p in planned if p.case.layers]
     case = cases[0].case
     schedules = [{"keep": p.case.keep, "layers": list(p.case.layers), "tokens": list(p.tokens)} for p in cases]
     return {
         "model": case.model,
-        **explained(assemble.lone_step(case).subject, protection(case.protect)),
+        **explained(builder.lone_step(case).subject, protection(case.protect)),
         "default": case.operation,
         "attention": case.attention != WITHOUT_ATTENTION,
         "schedules": schedules,

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from repshift_cli import store
-from repshift_cli.commands import _complete
-from repshift_cli.records import UsageError
+from repshift_cli.commands.shared import completion
+from repshift_cli.records import UsageError, store
 
 _WHAT, _HOW, _OUT = "What is compared", "Measurement", "Output"
 
@@ -27,7 +26,7 @@ def gate(
         typer.Option(
             help="Workload profile whose table of thresholds says what gates: a name or a TOML file.",
             rich_help_panel=_WHAT,
-            autocompletion=_complete.profile_names,
+            autocompletion=completion.profile_names,
         ),
     ] = "ci",
     setup: Annotated[
@@ -100,10 +99,10 @@ def gate(
     if learn + self_test + (base is not None) != 1:
         raise UsageError("name the revision to compare with (--base main), or give --learn or --self-test alone")
 
-    from repshift_cli.commands import _gating
+    from repshift_cli.commands.shared import gating
 
     pythons = (base_python, head_python)
-    asked = _gating.Asked(base, head, pythons, setup, noise_file, everything, github, *outputs)
-    options, limits = _gating.profile_options(profile, device, rounds, most_rounds)
+    asked = gating.Asked(base, head, pythons, setup, noise_file, everything, github, *outputs)
+    options, limits = gating.profile_options(profile, device, rounds, most_rounds)
     mode = "learn" if learn else "self-test" if self_test else "gate"
-    raise typer.Exit(_gating.run(mode, asked, options, limits, out))
+    raise typer.Exit(gating.run(mode, asked, options, limits, out))

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repshift_cli import store
-from repshift_cli.records import Run, UsageError
+from repshift_cli.records import Run, UsageError, store
 
 if TYPE_CHECKING:
-    from repshift_cli.history import Series
+    from repshift_cli.analysis.history import Series
 
 
 def history(
@@ -27,7 +26,7 @@ def history(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
     """Show every case over time as a sparkline, with step changes marked; each machine has its own history."""
-    from repshift_cli import history as over_time
+    from repshift_cli.analysis import history as over_time
 
     runs, unreadable = _runs(folder or [store.FOLDER])
     wanted = metric or ["latency"]
@@ -64,10 +63,11 @@ def _runs(places: list[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _print(found: list[Series], notes: list[str], markdown: bool) -> None:
-    from repshift_cli.renderers import _history, table
     from repshift_cli.renderers import markdown as as_markdown
+    from repshift_cli.renderers import table
+    from repshift_cli.renderers.sheets import history
 
-    sheets = _history.sheets(found, notes)
+    sheets = history.sheets(found, notes)
     if markdown:
         sys.stdout.write("\n".join(as_markdown.section(sheet) for sheet in sheets))
         return

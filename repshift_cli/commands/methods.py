@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from repshift_cli.catalog import Part, parts
-from repshift_cli.commands._listing import Row, loaded, show_rows
+from repshift_cli.commands.shared.listing import Row, loaded, show_rows
+from repshift_cli.registry import Part, parts
 
 
 def methods() -> None:
     """List the pruning methods and the options each of them takes."""
     footer = "\nUse as --variant BACKEND+METHOD, like --variant flash+repshift; a back end alone prunes nothing."
-    show_rows([_row(part) for part in parts("pruning").values()], footer)
+    show_rows([_row(part) for part in parts("reduction").values()], footer)
 
 
 def _row(part: Part) -> Row:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from repshift_cli.catalog import Part, family_aliases, parts
-from repshift_cli.commands._listing import Row, loaded, show_rows
+from repshift_cli.commands.shared.listing import Row, loaded, show_rows
+from repshift_cli.registry import Part, family_aliases, parts
 
 OPEN_NAMES = {"hf": "hf:NAME", "timm": "timm:NAME", "own": "package.module:function, or FILE.toml"}
 """What stands for the names of the families that take any."""

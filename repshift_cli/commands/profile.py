@@ -17,17 +17,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repshift_cli import __version__, machine, profiler, store, traces
-from repshift_cli.breakdown import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
-from repshift_cli.commands import _options
-from repshift_cli.commands._output import check_outputs, emit
-from repshift_cli.installed import is_installed
-from repshift_cli.plain import json_schema, to_json, to_plain
-from repshift_cli.records import Case, Progress, UsageError
+from repshift_cli import __version__
+from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.output import Outputs, output_options
+from repshift_cli.machine import device as devices
+from repshift_cli.machine.describe import describe
+from repshift_cli.machine.packages import is_installed
+from repshift_cli.profiling import chrome_trace, digest
+from repshift_cli.records import Case, Progress, UsageError, store
+from repshift_cli.records.json_codec import json_schema, to_json, to_plain
+from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
+from repshift_cli.renderers import document_of
 
 if TYPE_CHECKING:
-    from repshift_cli.axes import Axes
-    from repshift_cli.plan import Planned
+    from repshift_cli.sweep.axes import Axes
+    from repshift_cli.sweep.plan import Planned
 
 NOTHING_PROFILED = 5
 MOST_STEPS = 20
@@ -37,7 +41,7 @@ VIEWER = "pip install 'repshift[tensorboard]'"
 
 
 @dataclasses.dataclass(frozen=True)
-class Outputs:
+class Files:
     """The files asked for."""
 
     trace: Path | None
@@ -46,47 +50,46 @@ class Outputs:
     stacks: Path | None
     memory_snapshot: Path | None
 
-    def check(self, **others: str | None) -> None:
-        """UsageError for what cannot be written, before anything runs; `others` have been checked by themselves."""
-        places = {Path(path).resolve(): f"--{name}" for name, path in others.items() if path}
-        for name, path in vars(self).items():
-            if path is None:
-                continue
-            option = f"--{name.replace('_', '-')}"
-            if other := places.get(path.resolve()):
-                raise UsageError(f"{other} and {option} both write to {path}; give one of them another place")
-            places[path.resolve()] = option
+    @property
+    def named(self) -> dict[str, Path]:
+        """Those that are asked for, by their options."""
+        return {f"--{name.replace('_', '-')}": path for name, path in vars(self).items() if path is not None}
+
+    def check(self) -> None:
+        """UsageError for what cannot be written, before anything runs."""
+        for path in self.named.values():
             store.check_writable(path / "trace" if path == self.tensorboard else path)
 
 
+@output_options("profile")
 def profile(
-    model: _options.Model = None,
-    keep: _options.Keep = None,
-    layers: _options.Layers = None,
-    variant: _options.Variant = None,
-    batch: _options.Batch = None,
-    dtype: _options.Dtype = None,
-    image_size: _options.ImageSize = None,
-    frames: _options.Frames = None,
-    tokens: _options.Tokens = None,
-    operation: _options.Operation = None,
-    distance: _options.Distance = None,
-    form: _options.Form = None,
-    removal: _options.Removal = None,
-    protect: _options.Protect = None,
-    profile: _options.Profile = None,
-    weights: _options.Weights = None,
-    data: _options.Data = None,
-    device: _options.Device = None,
-    cuda_graph: _options.CudaGraph = False,
-    seed: _options.Seed = None,
+    model: options.Model = None,
+    keep: options.Keep = None,
+    layers: options.Layers = None,
+    variant: options.Variant = None,
+    batch: options.Batch = None,
+    dtype: options.Dtype = None,
+    image_size: options.ImageSize = None,
+    frames: options.Frames = None,
+    tokens: options.Tokens = None,
+    operation: options.Operation = None,
+    distance: options.Distance = None,
+    form: options.Form = None,
+    removal: options.Removal = None,
+    protect: options.Protect = None,
+    profile: options.Profile = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    device: options.Device = None,
+    cuda_graph: options.CudaGraph = False,
+    seed: options.Seed = None,
     steps: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=_options.MEASURE
+            metavar="N", min=1, max=MOST_STEPS, help="Forwards recorded per variant.", rich_help_panel=options.MEASURE
         ),
     ] = 5,
-    dry_run: _options.DryRun = False,
+    dry_run: options.DryRun = False,
     by: Annotated[
         str, typer.Option(metavar="VIEW", help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
     ] = "part",
@@ -107,65 +110,65 @@ def profile(
         typer.Option(
             metavar="FILE",
             help="Chrome trace of all variants, for Perfetto; gz when named so.",
-            rich_help_panel=_options.OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     tensorboard: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=_options.OUTPUT
+            metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=options.OUTPUT
         ),
     ] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=_options.OUTPUT),
+        typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=options.OUTPUT),
     ] = None,
     stacks: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=_options.OUTPUT),
+        typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=options.OUTPUT),
     ] = None,
     memory_snapshot: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=_options.OUTPUT
+            metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=options.OUTPUT
         ),
     ] = None,
-    csv_to: _options.Csv = None,
-    markdown_to: _options.Markdown = None,
     schema: Annotated[
         bool,
-        typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=_options.OUTPUT),
+        typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=options.OUTPUT),
     ] = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Show where the time goes, part by part and block by block, and from where pruning pays."""
-    given = _options.given(locals())
+    given = options.given(locals())
     if schema:
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
-    _options.check_view(by)
-    check_outputs(None, csv_to, markdown_to)
-    outputs = Outputs(trace, tensorboard, summary, stacks, memory_snapshot)
+    options.check_view(by)
+    files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
     views = {"by": by, "diff": diff}
     if read is not None:
-        _only_summary(given, profile, outputs)
+        _only_summary(given, profile, files)
     if not dry_run:
-        outputs.check(csv=csv_to, markdown=markdown_to)
+        outputs.check(files.named)
+        files.check()
     if read is not None:
         run = _read(read)
         run = dataclasses.replace(run, options=run.options | views)
     else:
-        sweep = _options.sweep_of(given, profile)
-        where = machine.choose_device(sweep.device)
-        planned = _options.plan_cases(sweep, where)
+        sweep = options.sweep_of(given, profile)
+        where = devices.choose_device(sweep.device)
+        planned = options.plan_cases(sweep, where)
         if dry_run:
-            _options.list_cases(planned)
+            options.list_cases(planned)
             return
         if memory_snapshot is not None and not where.startswith("cuda"):
             raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
-        run = _profiled(sweep, where, planned, steps, views, outputs)
+        run = _profiled(sweep, where, planned, steps, views, files)
     if summary is not None:
         store.write_text(summary, to_json(run))
-    emit(run, None, csv_to, markdown_to)
+    outputs.emit(document_of(run))
     raise typer.Exit(exit_code(run))
 
 
@@ -183,31 +186,31 @@ def profile_schema() -> dict[str, Any]:
 # --- a stored trace ---------------------------------------------------------------------------------------------------
 
 
-def _only_summary(given: dict[str, Any], profile: str | None, outputs: Outputs) -> None:
+def _only_summary(given: dict[str, Any], profile: str | None, files: Files) -> None:
     """UsageError for what --read cannot go with: it runs nothing."""
     names = [*given, *(["profile"] if profile else [])]
-    names += [name for name, path in vars(outputs).items() if path is not None and name != "summary"]
+    names += [name for name, path in vars(files).items() if path is not None and name != "summary"]
     if names:
         raise UsageError(f"--read shows a stored trace and runs nothing; leave out --{names[0].replace('_', '-')}")
 
 
 def _read(path: Path) -> ProfileRun:
-    from repshift_cli.commands._progress import Bar
+    from repshift_cli.commands.shared.progress import Bar
 
     with Bar(1) as bar:
-        return profiler.read(path, lambda share: bar.update(Progress(f"reading {path.name}", share)))
+        return digest.read(path, lambda share: bar.update(Progress(f"reading {path.name}", share)))
 
 
 # --- recording --------------------------------------------------------------------------------------------------------
 
 
 def _profiled(
-    sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, views: dict[str, Any], outputs: Outputs
+    sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, views: dict[str, Any], files: Files
 ) -> ProfileRun:
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     options = {k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)}
     run = ProfileRun(
-        machine=machine.describe(device),
+        machine=describe(device),
         options=options | views | {"steps": steps},
         breakdowns=(),
         warnings=() if device.startswith("cuda") else (ON_A_CPU,),
@@ -215,9 +218,9 @@ def _profiled(
         tool=f"repshift {__version__}",
     )
     with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
-        found = list(_recorded(planned, steps, device, Path(folder), outputs))
+        found = list(_recorded(planned, steps, device, Path(folder), files))
         run = dataclasses.replace(run, breakdowns=tuple(b for b, _ in found))
-        _write_traces(run, [r for _, r in found if r is not None], outputs)
+        _write_traces(run, [r for _, r in found if r is not None], files)
     return run
 
 
@@ -231,14 +234,14 @@ def _said_when_interrupted() -> Iterator[None]:
 
 
 def _recorded(
-    planned: tuple[Planned, ...], steps: int, device: str, folder: Path, outputs: Outputs
-) -> Iterator[tuple[Breakdown, traces.Recorded | None]]:
+    planned: tuple[Planned, ...], steps: int, device: str, folder: Path, files: Files
+) -> Iterator[tuple[Breakdown, chrome_trace.Recorded | None]]:
     """Each case's breakdown and its trace; a case that fails gives the reason, and the others go on."""
-    from repshift_cli import assemble
-    from repshift_cli.commands._progress import Bar
-    from repshift_cli.runner import reason_of
+    from repshift_cli.benchmark import builder
+    from repshift_cli.benchmark.runner import reason_of
+    from repshift_cli.commands.shared.progress import Bar
 
-    workshop = assemble.Workshop(device)
+    workshop = builder.Workshop(device)
     name_of = _names([p.case for p in planned])
     with Bar(len(planned)) as bar:
         for number, p in enumerate(planned):
@@ -248,7 +251,7 @@ def _recorded(
                 if p.refused:
                     yield dataclasses.replace(about, status="skipped", reason=p.refused), None
                 else:
-                    yield _record_one(about, workshop, steps, folder / f"{number}.json", outputs, bar)
+                    yield _record_one(about, workshop, steps, folder / f"{number}.json", files, bar)
             except UsageError:
                 raise
             except Exception as error:
@@ -257,26 +260,26 @@ def _recorded(
 
 
 def _record_one(
-    about: Breakdown, workshop: Any, steps: int, path: Path, outputs: Outputs, bar: Any
-) -> tuple[Breakdown, traces.Recorded]:
-    from repshift_cli.probes import trace
+    about: Breakdown, workshop: Any, steps: int, path: Path, files: Files, bar: Any
+) -> tuple[Breakdown, chrome_trace.Recorded]:
+    from repshift_cli.profiling import recorder
 
     assert about.case is not None
     step = workshop.prepare(about.case)
     about = dataclasses.replace(about, kernel=workshop.parts.verify(step))
     bar.update(Progress(f"{about.name}: recording", 0.5))
-    trace.record(step, path, steps)
-    found = profiler.digest(about, path)
-    if outputs.stacks is not None:
-        trace.record_stacks(step, path.with_suffix(".stacks"))
-    if outputs.memory_snapshot is not None:
-        trace.record_memory(step, path.with_suffix(".pickle"))
+    recorder.record(step, path, steps)
+    found = digest.digest(about, path)
+    if files.stacks is not None:
+        recorder.record_stacks(step, path.with_suffix(".stacks"))
+    if files.memory_snapshot is not None:
+        recorder.record_memory(step, path.with_suffix(".pickle"))
     return found
 
 
 def _names(cases: list[Case]) -> Any:
     """How variants are called: by what tells them apart, the model and the batch only where these vary."""
-    from repshift_cli.renderers._rows import labeller
+    from repshift_cli.renderers.sheets.run import labeller
 
     label = labeller(cases)
     several = {
@@ -297,28 +300,28 @@ def _names(cases: list[Case]) -> Any:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _write_traces(run: ProfileRun, recorded: list[traces.Recorded], outputs: Outputs) -> None:
+def _write_traces(run: ProfileRun, recorded: list[chrome_trace.Recorded], files: Files) -> None:
     if not recorded:
         return
-    if outputs.trace is not None:
-        traces.write(outputs.trace, recorded, profiler.metadata(run))
-        _said("trace", outputs.trace, "open it at ui.perfetto.dev")
-    if outputs.tensorboard is not None:
+    if files.trace is not None:
+        chrome_trace.write(files.trace, recorded, digest.metadata(run))
+        _said("trace", files.trace, "open it at ui.perfetto.dev")
+    if files.tensorboard is not None:
         for one in recorded:
-            folder = outputs.tensorboard / _slug(one.name)
+            folder = files.tensorboard / _slug(one.name)
             folder.mkdir(parents=True, exist_ok=True)
-            traces.write_for_tensorboard(folder / f"repshift.{time.time_ns() // 10**6}.pt.trace.json", one)
+            chrome_trace.write_for_tensorboard(folder / f"repshift.{time.time_ns() // 10**6}.pt.trace.json", one)
         needed = "" if is_installed("torch_tb_profiler") else f"{VIEWER}, then "
-        _said("TensorBoard runs", outputs.tensorboard, f"{needed}tensorboard --logdir {outputs.tensorboard}")
-    if outputs.stacks is not None:
-        lines = (line for r in recorded for line in profiler.folded(r.path.with_suffix(".stacks"), r.name))
-        store.write_text(outputs.stacks, "".join(f"{line}\n" for line in lines))
-        _said("stacks", outputs.stacks, "open them at speedscope.app, or with flamegraph.pl")
-    if outputs.memory_snapshot is not None:
-        _write_snapshots(outputs.memory_snapshot, recorded)
+        _said("TensorBoard runs", files.tensorboard, f"{needed}tensorboard --logdir {files.tensorboard}")
+    if files.stacks is not None:
+        lines = (line for r in recorded for line in digest.folded(r.path.with_suffix(".stacks"), r.name))
+        store.write_text(files.stacks, "".join(f"{line}\n" for line in lines))
+        _said("stacks", files.stacks, "open them at speedscope.app, or with flamegraph.pl")
+    if files.memory_snapshot is not None:
+        _write_snapshots(files.memory_snapshot, recorded)
 
 
-def _write_snapshots(target: Path, recorded: list[traces.Recorded]) -> None:
+def _write_snapshots(target: Path, recorded: list[chrome_trace.Recorded]) -> None:
     """One file per variant, for the viewer takes one at a time: `m.pickle`, or `m-flash+repshift.pickle` of several."""
     for one in recorded:
         path = target if len(recorded) == 1 else target.with_name(f"{target.stem}-{_slug(one.name)}{target.suffix}")

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from repshift_cli.axes import Axes, merge
-from repshift_cli.commands._complete import profile_names
-from repshift_cli.commands._listing import Row, show_rows
+from repshift_cli.commands.shared.completion import profile_names
+from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.records import UsageError
-from repshift_cli.workloads import load_profile, profile_path, shipped_profiles
+from repshift_cli.sweep.axes import Axes, merge
+from repshift_cli.sweep.profiles import load_profile, profile_path, shipped_profiles
 
 
 def profiles(

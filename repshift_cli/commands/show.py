@@ -10,27 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from repshift_cli import store
-from repshift_cli.breakdown import ProfileRun
-from repshift_cli.commands import _options
-from repshift_cli.commands._output import emit
-from repshift_cli.plain import json_schema
-from repshift_cli.records import UsageError
-
-FILE_OR_STDOUT = "FILE|-"
+from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.output import Outputs, output_options
+from repshift_cli.records import UsageError, store
+from repshift_cli.records.json_codec import json_schema
+from repshift_cli.records.profile import ProfileRun
+from repshift_cli.renderers import document_of
 
 
+@output_options("run", "profile")
 def show(
     run: Annotated[Path | None, typer.Argument(help="The run file, or the profile.", show_default=False)] = None,
-    json_to: Annotated[
-        str | None, typer.Option("--json", metavar=FILE_OR_STDOUT, help="The whole run as JSON, raw samples included.")
-    ] = None,
-    csv_to: Annotated[
-        str | None, typer.Option("--csv", metavar=FILE_OR_STDOUT, help="One line per case, every metric.")
-    ] = None,
-    markdown_to: Annotated[
-        str | None, typer.Option("--markdown", metavar=FILE_OR_STDOUT, help="The table for a GitHub page.")
-    ] = None,
     by: Annotated[
         str | None, typer.Option(help="Of a profile: rows by part, layer, kernel or op.", show_default=False)
     ] = None,
@@ -39,6 +29,8 @@ def show(
         bool, typer.Option("--traffic", help="Say which operators and which blocks move the modelled bytes.")
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of run files and stop.")] = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Show a stored run or profile as a table, or as JSON, CSV or Markdown (- is stdout, with nothing else on it)."""
     if schema:
@@ -54,21 +46,21 @@ def show(
     if traffic:
         _show_traffic(shown, run)
         return
-    emit(shown, json_to, csv_to, markdown_to)
+    outputs.emit(document_of(shown))
 
 
 def _show_traffic(shown: Any, file: Path) -> None:
     """What moves the bytes of each case of a run."""
-    from repshift_cli.renderers import _traffic
+    from repshift_cli.renderers.sheets import traffic
     from repshift_cli.renderers.table import console_for
 
     if isinstance(shown, ProfileRun):
         raise UsageError(f"{file} is a profile, no run: leave out --traffic")
-    _traffic.render(shown, console_for(sys.stdout))
+    traffic.render(shown, console_for(sys.stdout))
 
 
 def _views(by: str | None, diff: bool) -> dict[str, Any]:
     """The views of a profile that were asked for; the others stay as they were stored."""
     if by is not None:
-        _options.check_view(by)
+        options.check_view(by)
     return ({} if by is None else {"by": by}) | ({"diff": True} if diff else {})

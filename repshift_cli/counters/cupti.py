@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from repshift_cli import machine
-from repshift_cli.counters import _cupti_abi as abi
-from repshift_cli.counters._permission import why_not_allowed
-from repshift_cli.counters._traffic import CounterError, Traffic
+from repshift_cli.counters.base import cupti_abi as abi
+from repshift_cli.counters.base.permission import why_not_allowed
+from repshift_cli.counters.base.traffic import CounterError, Traffic
+from repshift_cli.machine import device as devices
 
 LABEL = "counter"
 METRICS = (b"dram__bytes_read.sum", b"dram__bytes_write.sum")
@@ -50,7 +50,7 @@ def collect(counted: Any, folder: Path, ranges: int) -> list[Traffic]:
 @contextlib.contextmanager
 def counting(device: str) -> Iterator[Callable[[Callable[[], Any]], list[float]]]:
     """In the child: a function that runs some work in a range and gives its bytes read and written."""
-    torch = machine.import_torch()
+    torch = devices.import_torch()
     torch.zeros(1, device=device)  # makes the CUDA context that CUPTI looks at
     torch.cuda.synchronize()
     library = find_library()

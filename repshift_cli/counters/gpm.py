@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from repshift_cli import machine
-from repshift_cli.catalog import one_line
-from repshift_cli.counters._traffic import CounterError, Traffic
+from repshift_cli.counters.base.traffic import CounterError, Traffic
+from repshift_cli.machine import device as devices
+from repshift_cli.machine import nvml
+from repshift_cli.records import one_line
 
 LABEL = "sampled"
 LOOP_SECONDS = 3.0
@@ -24,8 +25,8 @@ LOOP_SECONDS = 3.0
 def unavailable(device: str) -> str | None:
     """Why GPM cannot tell anything here, or None."""
     try:
-        api, handle = machine.nvml_handle(device)
-    except machine.NoNvml as error:
+        api, handle = nvml.nvml_handle(device)
+    except nvml.NoNvml as error:
         return str(error)
     try:
         if _is_mig(api, handle):
@@ -34,7 +35,7 @@ def unavailable(device: str) -> str | None:
             return "GPM is not supported on this GPU (it needs Hopper or later)"
     except Exception as error:
         return f"GPM does not answer: {one_line(error)}"
-    peak = machine.peak_bandwidth(device)
+    peak = nvml.peak_bandwidth(device)
     return peak if isinstance(peak, str) else None
 
 
@@ -57,13 +58,13 @@ def collect(counted: Any, folder: Path, ranges: int) -> list[Traffic]:
 def counting(device: str) -> Iterator[Callable[[Callable[[], Any]], list[float]]]:
     """In the child: a function that repeats some work for seconds and gives the bytes of one run of it."""
     try:
-        api, handle = machine.nvml_handle(device)
-    except machine.NoNvml as error:
+        api, handle = nvml.nvml_handle(device)
+    except nvml.NoNvml as error:
         raise CounterError(str(error)) from error
-    peak = machine.peak_bandwidth(device)
+    peak = nvml.peak_bandwidth(device)
     if isinstance(peak, str):
         raise CounterError(peak)
-    synchronize = machine.import_torch().cuda.synchronize
+    synchronize = devices.import_torch().cuda.synchronize
 
     def count(work: Callable[[], Any]) -> list[float]:
         share, seconds, times = sample(api, handle, work, synchronize)

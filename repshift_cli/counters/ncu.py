@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from repshift_cli import machine
-from repshift_cli.counters._permission import REMEDY, why_not_allowed
-from repshift_cli.counters._traffic import CounterError, Traffic
+from repshift_cli.counters.base.permission import REMEDY, why_not_allowed
+from repshift_cli.counters.base.traffic import CounterError, Traffic
+from repshift_cli.machine import device as devices
 
 LABEL = "counter"
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
@@ -67,7 +67,7 @@ def collect(counted: Any, folder: Path, ranges: int) -> list[Traffic]:
 @contextlib.contextmanager
 def counting(device: str) -> Iterator[Callable[[Callable[[], Any]], None]]:
     """In the child: a function that runs some work between brackets; the numbers are in ncu's log, not here."""
-    torch = machine.import_torch()
+    torch = devices.import_torch()
 
     def count(work: Callable[[], Any]) -> None:
         torch.cuda.synchronize()

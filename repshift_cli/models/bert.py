@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repshift_cli.models._text import Encoder, family, transformers_recipe
+from repshift_cli.models.base.text import Encoder, family, transformers_recipe
 
 ALIASES = {
     "bert_b": {"width": 768, "depth": 12, "heads": 12},

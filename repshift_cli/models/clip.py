@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repshift_cli.models._transformers import Recipe, family
+from repshift_cli.models.base.transformers import Recipe, family
 
 ALIASES = {
     "clip_b32": {"width": 768, "depth": 12, "heads": 12, "patch": 32, "image": 224},

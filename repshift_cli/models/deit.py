@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repshift_cli.models._transformers import Recipe, family
+from repshift_cli.models.base.transformers import Recipe, family
 
 ALIASES = {
     "deit_t_distilled": {"width": 192, "heads": 3},

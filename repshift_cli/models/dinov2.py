@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from repshift_cli.models._transformers import Recipe, family
+from repshift_cli.models.base.transformers import Recipe, family
 
 ALIASES = {
     "dinov2_s": {"width": 384, "depth": 12, "heads": 6, "registers": 0},

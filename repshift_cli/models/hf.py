@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.models import _decoder, _text
-from repshift_cli.models._inputs import IMAGENET_MEAN, IMAGENET_STD
-from repshift_cli.models._transformers import Recipe, family, first_line, weights_file
+from repshift_cli.models.base import decoder, text
+from repshift_cli.models.base.transformers import Recipe, family, first_line, weights_file
+from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models.videomae import place_positions
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
@@ -83,7 +83,7 @@ def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(stored.get("image_mean", IMAGENET_MEAN)), tuple(stored.get("image_std", IMAGENET_STD))
 
 
-def _encoder(name: str) -> _text.Encoder:
+def _encoder(name: str) -> text.Encoder:
     import transformers
 
     place = name.removeprefix("hf:")
@@ -92,16 +92,16 @@ def _encoder(name: str) -> _text.Encoder:
     positions = config.max_position_embeddings
     if "roberta" in config.model_type:
         positions -= config.pad_token_id + 1  # it counts positions from behind the padding's
-    recipe = _text.transformers_recipe(model, config, place)
-    return _text.Encoder(recipe, LENGTH, positions, window=getattr(config, "sliding_window", None))
+    recipe = text.transformers_recipe(model, config, place)
+    return text.Encoder(recipe, LENGTH, positions, window=getattr(config, "sliding_window", None))
 
 
-def _prompted(name: str) -> _decoder.Decoder:
+def _prompted(name: str) -> decoder.Decoder:
     place = name.removeprefix("hf:")
-    return _decoder.Decoder(_config(place), checkpoint=place)
+    return decoder.Decoder(_config(place), checkpoint=place)
 
 
-_IMAGES, _TEXT, _CAUSAL = family(_recipe), _text.family(_encoder), _decoder.family(_prompted)
+_IMAGES, _TEXT, _CAUSAL = family(_recipe), text.family(_encoder), decoder.family(_prompted)
 
 
 def _kind(name: str) -> str:

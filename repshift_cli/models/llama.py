@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from repshift_cli.models._decoder import Decoder, family
+from repshift_cli.models.base.decoder import Decoder, family
 
 ALIASES: dict[str, dict[str, Any]] = {
     "llama_160m": {"width": 768, "inner": 3072, "depth": 12, "heads": 12, "kv": 12, "words": 32000},

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from repshift_cli.kernels.scan import scan_named, selective_scan
-from repshift_cli.models._inputs import refuse_pixels
-from repshift_cli.models._structure import find_sites
-from repshift_cli.models._transformers import TORCH_DTYPES
+from repshift_cli.models.base.transformers import TORCH_DTYPES
+from repshift_cli.models.discovery.blocks import find_sites
+from repshift_cli.models.inputs.images import refuse_pixels
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES = {

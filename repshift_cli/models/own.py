@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models._adapter import Adapter, named_sites
-from repshift_cli.models._structure import Found, find_sites, prefix_tokens
-from repshift_cli.models._transformers import TORCH_DTYPES, first_line, logits, pooled
+from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, logits, pooled
+from repshift_cli.models.discovery.adapter import Adapter, named_sites
+from repshift_cli.models.discovery.blocks import Found, find_sites, prefix_tokens
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}

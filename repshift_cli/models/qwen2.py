@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repshift_cli.models._decoder import Decoder, family
+from repshift_cli.models.base.decoder import Decoder, family
 
 ALIASES = {
     "qwen2_0b5": {"width": 896, "inner": 4864, "depth": 24, "heads": 14, "kv": 2, "words": 151936, "tied": True},

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from repshift_cli.models._stages import Stages, family
-from repshift_cli.models._transformers import Recipe
+from repshift_cli.models.base.stages import Stages, family
+from repshift_cli.models.base.transformers import Recipe
 from repshift_cli.records import Site
 
 ALIASES = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repshift_cli.models._transformers import Recipe, family
+from repshift_cli.models.base.transformers import Recipe, family
 
 ALIASES = {
     "siglip_b": {"width": 768, "inner": 3072, "depth": 12, "heads": 12, "patch": 16, "image": 224},

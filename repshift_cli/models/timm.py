@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repshift_cli.models._inputs import batches, load_images, random_pixels
-from repshift_cli.models._structure import Found, NoSites, find_sites, pattern, prefix_tokens, successive
-from repshift_cli.models._torchvision import mend
-from repshift_cli.models._transformers import TORCH_DTYPES, first_line, load_weights, pooled, weights_file
+from repshift_cli.models.base.torchvision import mend
+from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, load_weights, pooled, weights_file
+from repshift_cli.models.discovery.blocks import Found, NoSites, find_sites, pattern, prefix_tokens, successive
+from repshift_cli.models.inputs.images import batches, load_images, random_pixels
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}

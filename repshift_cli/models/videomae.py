@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from repshift_cli.models._transformers import Recipe, family
+from repshift_cli.models.base.transformers import Recipe, family
 
 ALIASES = {
     "videomae_b": {"width": 768, "depth": 12, "heads": 12},

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from repshift_cli.kernels.scan import scan_named
-from repshift_cli.models._inputs import batches, load_images, random_pixels
-from repshift_cli.models._structure import find_sites
-from repshift_cli.models._transformers import TORCH_DTYPES, load_weights, weights_file
-from repshift_cli.models._vim import VisionMamba
+from repshift_cli.models.base.transformers import TORCH_DTYPES, load_weights, weights_file
+from repshift_cli.models.base.vim import VisionMamba
+from repshift_cli.models.discovery.blocks import find_sites
+from repshift_cli.models.inputs.images import batches, load_images, random_pixels
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES = {

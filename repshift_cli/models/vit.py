@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repshift_cli.models._transformers import Recipe, family
+from repshift_cli.models.base.transformers import Recipe, family
 
 ALIASES = {
     "vit_t": {"width": 192, "depth": 12, "heads": 3, "patch": 16},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repshift_cli.models._transformers import Recipe, family
+from repshift_cli.models.base.transformers import Recipe, family
 
 ALIASES = {"vivit_b": {"width": 768, "depth": 12, "heads": 12}}
 _CLASSES = 400  # Kinetics-400

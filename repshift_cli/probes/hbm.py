@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from repshift_cli.probes._traffic_model import TrafficModel, watching
+from repshift_cli.probes.base.traffic_model import TrafficModel, watching
 from repshift_cli.records import Measurement, Metric, Step
 
 MODELLED = Metric("hbm_modelled", "HBM modelled", "B", "lower", "value", 30, "modelled")

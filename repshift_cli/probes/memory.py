@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from repshift_cli.probes.trace import record_memory
+from repshift_cli.profiling.recorder import record_memory
 from repshift_cli.records import Case, Measurement, Metric, Step
 
 PEAK = Metric("memory_peak_allocated", "peak mem", "B", "lower", "value", 25, "allocator")

@@ -22,10 +22,13 @@ from unittest import mock
 from rich.console import Console
 from rich.table import Table
 
-from repshift_cli import assemble, executions, machine, stats
+from repshift_cli.analysis import stats
+from repshift_cli.benchmark import builder, execution
 from repshift_cli.kernels import paths
-from repshift_cli.plan import default_layers
+from repshift_cli.machine import device as devices
+from repshift_cli.machine.describe import describe
 from repshift_cli.records import Case, Step, kept
+from repshift_cli.sweep.plan import default_layers
 
 SCHEDULES = {"umt_b": (0.8, (1, 2, 3)), "deit_s": (0.8, (1, 4, 7)), "deit_b": (0.8, (1, 4, 7))}
 """The paper's; another model keeps 0.8 at a quarter of its depth."""
@@ -54,9 +57,9 @@ ON_CPU = (Rung("plain torch"), Rung("+ kept rows added alone", late=True))
 def main() -> None:
     """Print one table: a row per rung, a column per model and batch."""
     asked = _arguments()
-    device = machine.choose_device("auto")
+    device = devices.choose_device("auto")
     rungs = ON_CUDA if device.startswith("cuda") else ON_CPU
-    table = Table("repshift / oracle", title=f"{machine.describe(device).device_name}, {asked.rounds} rounds")
+    table = Table("repshift / oracle", title=f"{describe(device).device_name}, {asked.rounds} rounds")
     columns = []
     for model in asked.model.split(","):
         for batch in map(int, asked.batch.split(",")):
@@ -76,13 +79,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _column(model: str, batch: int, device: str, rungs: tuple[Rung, ...], rounds: int) -> list[str]:
-    workshop = assemble.Workshop(device)
+    workshop = builder.Workshop(device)
     shift, oracle = _cases(model, batch, device)
     subject = workshop.subject(shift)
-    limits = [assemble._eager(oracle, subject)]
+    limits = [builder._eager(oracle, subject)]
     if any(rung.graph for rung in rungs):
-        limits.append(executions.graph(limits[0]))
-    steps = [_step(rung, assemble._eager(shift, subject)) for rung in rungs]
+        limits.append(execution.graph(limits[0]))
+    steps = [_step(rung, builder._eager(shift, subject)) for rung in rungs]
     times = _times([*limits, *steps], workshop.parts.timer, rounds)
     found = []
     for rung, own in zip(rungs, times[len(limits) :], strict=True):
@@ -92,7 +95,7 @@ def _column(model: str, batch: int, device: str, rungs: tuple[Rung, ...], rounds
 
 
 def _cases(model: str, batch: int, device: str) -> tuple[Case, Case]:
-    facts = assemble.facts_of(None, model, None, None)
+    facts = builder.facts_of(None, model, None, None)
     keep, layers = SCHEDULES.get(model, (0.8, default_layers(facts.depth)))
     dtype = "bf16" if device.startswith("cuda") else "fp32"
     base = Case(model, "random", "random", facts.image_size, facts.frames, batch, dtype, device, "flash")
@@ -109,12 +112,14 @@ def _step(rung: Rung, step: Step) -> Step:
         with ExitStack() as stack:
             stack.enter_context(paths.using("triton", *rung.fused) if rung.fused else nullcontext())
             stack.enter_context(paths.using("torch", *rest) if rest else nullcontext())
-            stack.enter_context(mock.patch("repshift_cli.pruning._sum.worth_adding_late", lambda *_: rung.late))
+            stack.enter_context(
+                mock.patch("repshift_cli.reduction.engine.fused_add.worth_adding_late", lambda *_: rung.late)
+            )
             stack.enter_context(step.active())
             yield
 
     eager = replace(step, active=active)
-    return executions.graph(eager) if rung.graph else eager
+    return execution.graph(eager) if rung.graph else eager
 
 
 def _times(steps: list[Step], timer: Any, rounds: int) -> list[list[float]]:

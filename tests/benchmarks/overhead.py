@@ -18,17 +18,20 @@ from typing import Any
 
 import torch
 
-from repshift_cli import assemble, machine, runner, stats
-from repshift_cli.plan import default_layers
+from repshift_cli.analysis import stats
+from repshift_cli.benchmark import builder, runner
+from repshift_cli.machine import device as devices
+from repshift_cli.machine.describe import describe
 from repshift_cli.records import Case, Progress, Step, call, tokens_along
+from repshift_cli.sweep.plan import default_layers
 
 
 def main() -> None:
     """Print every figure with its interval."""
-    device = machine.choose_device("auto")
-    print(f"device: {machine.describe(device).device_name}, torch {torch.__version__}")
+    device = devices.choose_device("auto")
+    print(f"device: {describe(device).device_name}, torch {torch.__version__}")
     print(f"repshift --help: {help_seconds():.3f} s")
-    workshop = assemble.Workshop(device)
+    workshop = builder.Workshop(device)
     step = workshop.prepare(_case("vit_b", 1, device))
     show("reported latency / bare loop", reported_over_bare(step, workshop.parts.timer))
     print(f"wall time of the timed rounds / forwards in them: {wall_over_forwards(step, workshop.parts):.4f}")
@@ -105,8 +108,8 @@ def wall_over_forwards(step: Step, parts: runner.Parts, rounds: int = 40) -> flo
 
 def over_oracle(model: str, device: str) -> list[float]:
     """Per round, the time of flash+repshift over flash+oracle at the default schedule and keep 0.6."""
-    workshop = assemble.Workshop(device)
-    facts = assemble.facts_of(None, model, None, None)
+    workshop = builder.Workshop(device)
+    facts = builder.facts_of(None, model, None, None)
     layers = default_layers(facts.depth)
     base = replace(_case(model, 8, device), keep=0.6, layers=layers)
     shift = replace(base, pruning="repshift", operation="mlp", distance="l2", form="paper")
@@ -121,7 +124,7 @@ def over_oracle(model: str, device: str) -> list[float]:
 
 def _case(model: str, batch: int, device: str) -> Case:
     dtype = "bf16" if device.startswith("cuda") else "fp32"
-    facts = assemble.facts_of(None, model, None, None)
+    facts = builder.facts_of(None, model, None, None)
     return Case(model, "random", "random", facts.image_size, facts.frames, batch, dtype, device, "flash")
 
 

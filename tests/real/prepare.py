@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from repshift_cli.models._torchvision import mend
+from repshift_cli.models.base.torchvision import mend
 
 mend()  # before transformers, which imports torchvision
 

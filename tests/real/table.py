@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from repshift_cli import stats, store
-from repshift_cli.records import Case, Record
+from repshift_cli.analysis import stats
+from repshift_cli.records import Case, Record, store
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from repshift_cli.models._structure import find_sites
+from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.records import Case, Facts, Subject
 
 ALIASES = {"example_vit": {"width": 32, "depth": 4}}

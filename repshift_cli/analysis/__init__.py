@@ -1,0 +1,1 @@
+"""What follows from records: statistics, comparisons of runs, a case over time."""

@@ -1,0 +1,229 @@
+"""Two runs side by side: which cases pair up, how a metric changed, and whether their machines may be compared.
+
+Pure. A ratio here is always head / base; `worse` turns it so that above 1 is worse, whichever way the metric is better.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repshift_cli.analysis import stats
+from repshift_cli.analysis.stats import Estimate
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Machine, Measurement, Record, Run
+
+LEAST = 0.01
+"""A change below this share is no change worth a word, unless told otherwise (../README.md, "The gate")."""
+
+EXACT = "value"
+"""The statistic of a metric without noise."""
+
+WORSE, BETTER, SAME, OPEN, CHANGED = "worse", "better", "same", "inconclusive", "changed"
+CHANGES = (WORSE, BETTER, CHANGED)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One metric of one case on both sides. `verdict` is empty where nothing is judged; `reason` says more."""
+
+    case: Case
+    metric: str
+    label: str
+    unit: str
+    better: str
+    rank: int
+    exact: bool
+    base: float | None
+    head: float | None
+    ratio: Estimate | None
+    word: str
+    delta: float
+    verdict: str = ""
+    rounds: int = 0
+    reason: str | None = None
+
+    @property
+    def effect(self) -> float:
+        """The size of the change, on a logarithmic scale; what cannot be told comes first."""
+        if self.ratio is None or self.ratio.value <= 0:
+            return math.inf
+        return abs(math.log(self.ratio.value))
+
+
+@dataclass(frozen=True)
+class Lonely:
+    """A case that only one side measured, with what the other side says of it."""
+
+    case: Case
+    side: str
+    reason: str
+
+
+def worse(ratio: Estimate, better: str) -> Estimate:
+    """head / base turned so that above 1 is worse."""
+    if better != "higher":
+        return ratio
+    low, high = (None if end is None else 1 / end for end in (ratio.high, ratio.low))
+    return Estimate(1 / ratio.value, low, high)
+
+
+def word_for(ratio: Estimate, better: str, delta: float) -> str:
+    """Better, worse or the same by more than `delta`, as far as the whole interval says so."""
+    turned = worse(ratio, better)
+    if turned.low is None or turned.high is None:
+        return OPEN
+    if turned.low > 1 + delta:
+        return WORSE
+    if turned.high < 1 / (1 + delta):
+        return BETTER
+    return SAME if turned.high < 1 + delta and turned.low > 1 / (1 + delta) else OPEN
+
+
+def exact_word(base: float, head: float, better: str, tolerance: float) -> str:
+    """The same for numbers without noise: any change above the tolerance counts."""
+    if abs(head - base) <= tolerance * abs(base) + 1e-9 * abs(base):
+        return SAME
+    return WORSE if (head > base) == (better != "higher") else BETTER
+
+
+# --- stored runs ------------------------------------------------------------------------------------------------------
+
+
+def paired(base: Run, head: Run) -> tuple[list[tuple[Record, Record]], list[Lonely]]:
+    """The cases that both runs measured, and those that only one did."""
+    sides = {"base": _by_case(base), "head": _by_case(head)}
+    both, lonely = [], []
+    for case in dict.fromkeys([*sides["base"], *sides["head"]]):
+        records = {side: found.get(case) for side, found in sides.items()}
+        ran = [side for side, record in records.items() if record and record.status == "ok"]
+        if len(ran) == 2:
+            both.append((sides["base"][case], sides["head"][case]))
+        elif ran:
+            other = records["head" if ran == ["base"] else "base"]
+            reason = f"{other.status}: {other.reason}" if other else "it has no such case"
+            lonely.append(Lonely(case, ran[0], " ".join(reason.split())))
+    return both, lonely
+
+
+def _by_case(run: Run) -> dict[Case, Record]:
+    return {record.case: record for record in run.records}
+
+
+def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], list[Lonely]]:
+    """Every metric that both runs measured, the largest change first within each word's weight."""
+    both, lonely = paired(base, head)
+    found = []
+    for old, new in both:
+        for m in new.measurements:
+            before = next(
+                (o for o in old.measurements if (o.metric, o.source, o.unit) == (m.metric, m.source, m.unit)), None
+            )
+            if before is not None and before.samples and m.samples:
+                found.append(between(new.case, before, m, delta))
+    return sorted(found, key=lambda f: (-f.effect, f.rank)), lonely
+
+
+def between(case: Case, base: Measurement, head: Measurement, delta: float) -> Finding:
+    """How one metric changed from one stored run to another: rounds are not paired across runs."""
+    a, b = stats.estimate(base), stats.estimate(head)
+    assert a is not None and b is not None
+    exact = head.statistic == EXACT
+    if exact:
+        ratio = Estimate(b.value / a.value) if a.value else None
+        word = exact_word(a.value, b.value, head.better, 0.0)
+    else:
+        rounds = [stats.round_medians(m.samples, m.per_round) for m in (base, head)]
+        ratio = stats.unpaired_ratio(*rounds) if min(map(min, rounds)) > 0 else None
+        word = word_for(ratio, head.better, delta) if ratio else OPEN
+    return Finding(
+        case, head.metric, head.label, head.unit, head.better, head.rank, exact, a.value, b.value, ratio, word, delta
+    )
+
+
+# --- machines ---------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(machine: Machine) -> dict[str, str]:
+    """What must agree before two times may be judged against each other."""
+    on_gpu = machine.device.startswith("cuda")
+    named = {
+        "device": machine.device.partition(":")[0],
+        "GPU": machine.device_name if on_gpu else None,
+        "driver": machine.driver.partition(".")[0] if machine.driver else None,
+        "CUDA": machine.cuda,
+        "CPU": machine.cpu,
+        "threads": machine.threads,
+        "torch": machine.packages.get("torch"),
+    }
+    return {name: str(value) for name, value in named.items() if value is not None}
+
+
+def differences(base: Machine, head: Machine) -> list[str]:
+    """Where the fingerprints differ, in words: `torch 2.12.0 and 2.13.0`."""
+    a, b = fingerprint(base), fingerprint(head)
+    return [f"{n} {a.get(n, 'none')} and {b.get(n, 'none')}" for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)]
+
+
+def dtype_difference(base: Run, head: Run) -> list[str]:
+    """The dtypes, where the two runs have none in common."""
+    a, b = ({r.case.dtype for r in run.records} for run in (base, head))
+    return [] if not a or not b or a & b else [f"dtype {', '.join(sorted(a))} and {', '.join(sorted(b))}"]
+
+
+def without_place(run: Run) -> Run:
+    """The run with cases that name neither device nor dtype, so that those of other machines pair up with them.
+
+    A run with several dtypes keeps them: its cases could not be told apart.
+    """
+    dtypes = {r.case.dtype for r in run.records}
+    gone: dict[str, Any] = {"device": "any"} | ({"dtype": "any"} if len(dtypes) == 1 else {})
+    records = tuple(dataclasses.replace(r, case=dataclasses.replace(r.case, **gone)) for r in run.records)
+    return dataclasses.replace(run, records=records)
+
+
+def described(finding: Finding) -> Finding:
+    """The finding without a judgement: that there is a change, not that it is for the better."""
+    word = {WORSE: CHANGED, BETTER: CHANGED}.get(finding.word, finding.word)
+    return dataclasses.replace(finding, word=word)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def labels(cases: Iterable[Case]) -> dict[Case, str]:
+    """How each case is called among the others: its variant and whatever tells them apart."""
+    known = list(dict.fromkeys(cases))
+    varying = [
+        f.name for f in dataclasses.fields(Case) if f.name not in ("attention", "pruning") and _varies(f.name, known)
+    ]
+    return {case: " ".join(_words(case, varying)) for case in known}
+
+
+NAMES = {"layers": "at", "image_size": "px"}
+"""What a field is called in a label where not by its own name: `keep 0.5 at 1,4,7`."""
+
+SPEAKING = ("dtype", "device", "operation", "distance", "form", "removal", "execution")
+"""Fields whose values say what they are."""
+
+PRUNING_FIELDS = ("keep", "layers", "operation", "distance", "form", "removal")
+
+
+def _varies(name: str, cases: Sequence[Case]) -> bool:
+    concerned = [c for c in cases if name not in PRUNING_FIELDS or c.pruning != METHODS_WITHOUT_PRUNING]
+    values = {getattr(c, name) for c in concerned}
+    return len(values if name == "protect" else values - {None}) > 1
+
+
+def _words(case: Case, varying: Sequence[str]) -> Iterable[str]:
+    if "model" in varying:
+        yield case.model
+    yield case.variant
+    for name in varying:
+        value = getattr(case, name)
+        if name == "model" or value is None or (name in PRUNING_FIELDS and case.pruning == METHODS_WITHOUT_PRUNING):
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        yield text if name in SPEAKING else f"{NAMES.get(name, name.replace('_', ' '))} {text}"

@@ -1,0 +1,1 @@
+"""Measuring a comparison: from cases to steps, through interleaved rounds, to records."""

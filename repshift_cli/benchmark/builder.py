@@ -1,0 +1,261 @@
+"""Where the rooms meet: a case becomes a step, with its model built, its attention bound and its pruning applied."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repshift_cli import registry
+from repshift_cli.attention.base.swap import attending
+from repshift_cli.benchmark.contenders import Derived
+from repshift_cli.benchmark.execution import compiled, delayed, graph
+from repshift_cli.benchmark.runner import Parts, Probe, reason_of
+from repshift_cli.counters.base.choice import Choice
+from repshift_cli.counters.base.traffic import CounterError
+from repshift_cli.kernels import paths
+from repshift_cli.kernels.select import not_finite
+from repshift_cli.machine import nvml
+from repshift_cli.models.inputs.clips import clip_files
+from repshift_cli.models.inputs.images import image_files
+from repshift_cli.probes.energy import EnergyProbe
+from repshift_cli.probes.fidelity import FidelityProbe
+from repshift_cli.probes.hbm import Counter, HbmProbe, rates
+from repshift_cli.probes.kernels import verify, verify_none
+from repshift_cli.probes.kv_cache import KvCacheProbe
+from repshift_cli.probes.latency import timer_for
+from repshift_cli.probes.launches import LaunchProbe
+from repshift_cli.probes.macs import MacsProbe
+from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
+from repshift_cli.records import (
+    METHODS_WITHOUT_PRUNING,
+    WITHOUT_ATTENTION,
+    Case,
+    Facts,
+    Measurement,
+    RepshiftError,
+    Step,
+    Subject,
+    UsageError,
+    call,
+    protection,
+)
+from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.reduction.engine.selection import listening
+from repshift_cli.sweep.plan import Backend
+
+
+def facts_of(
+    weights: str | None,
+    name: str,
+    image_size: int | None,
+    frames: int | None,
+    length: int | None = None,
+    data: str | None = None,
+) -> Facts:
+    """What planning must know of a model, from the family that builds it; UsageError where the model does not say.
+
+    `length` and `data` go to families whose `facts` take them: those of sequences of tokens.
+    """
+    family = registry.load(registry.resolve_model(name))
+    taken = inspect.signature(family.facts).parameters
+    if length is not None and "length" not in taken:
+        raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
+    given = {"length": length, "data": data}
+    extra = {option: value for option, value in given.items() if value is not None and option in taken}
+    try:
+        facts: Facts = family.facts(name, image_size, frames, weights, **extra)
+    except RepshiftError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{name} cannot be built or run: {reason_of(error)}") from error
+    return facts
+
+
+def backend_for(name: str, device: str) -> Backend:
+    """An attention back end as planning sees it."""
+    part = registry.load(registry.find("attention", name))
+    return Backend(part.OFFERS, part.unavailable(device))
+
+
+def check_data(place: str, frames: int | None) -> None:
+    """UsageError where there is no image to read, or no clip for a model that takes `frames` of one."""
+    if frames is None:
+        image_files(place)
+    else:
+        clip_files(place)
+
+
+class Workshop:
+    """Makes steps of the cases of one group after another; it holds one model at a time."""
+
+    def __init__(
+        self,
+        device: str,
+        delay: float = 0.0,
+        choice: Choice | None = None,
+        snapshot: Callable[[Case], Path] | None = None,
+    ) -> None:
+        self._delay = delay
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
+        self._counter = _counter(choice or Choice(None, "not asked for"))
+        self._snapshots = (SnapshotProbe(snapshot),) if snapshot else ()
+        self._peak = nvml.peak_bandwidth(device)
+        self._watch = nvml.Watch(device)
+        self._group: tuple[Any, ...] | None = None
+        self._subject: Subject | None = None
+        self._broken: tuple[tuple[Any, ...], Exception] | None = None
+        self._probes: tuple[Probe, ...] = ()
+        self.parts = Parts(
+            prepare=self.prepare,
+            verify=_verified,
+            look=_looked,
+            probes=lambda step: self._probes,
+            timer=timer_for(device),
+            watch=self._watch.sample,
+            before=self._watch.sample,
+            derive=self._derived,
+        )
+
+    def subject(self, case: Case) -> Subject:
+        """The built model of the case's group, built once for all cases of the group that come after each other.
+
+        A model that could not be built is not tried again: the error is raised anew.
+        """
+        if self._broken is not None and self._broken[0] == case.group:
+            raise self._broken[1]
+        if self._group != case.group:
+            self._subject, self._probes, self._group = None, (), None
+            _free()
+            try:
+                subject = _built(case)
+            except UsageError:
+                raise
+            except Exception as error:
+                self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
+                raise
+            self._probes = (
+                FidelityProbe(subject),
+                MemoryProbe(partial(nvml.process_bytes, case.device), partial(nvml.card_bytes, case.device)),
+                MacsProbe(),
+                KvCacheProbe(),
+                LaunchProbe(),
+                HbmProbe(self._counter),
+                EnergyProbe(partial(nvml.millijoules, case.device), _synchronize),
+                *self._snapshots,
+            )
+            self._subject, self._group = subject, case.group
+        assert self._subject is not None
+        return self._subject
+
+    def prepare(self, case: Case) -> Step:
+        """The case as a step, captured in a CUDA graph where it asks for that."""
+        step = _step(case, self.subject(case))
+        return replace(step, forward=delayed(step.forward, case.device, self._delay)) if self._delay else step
+
+    def _derived(self, step: Step, measured: Sequence[Measurement], milliseconds: float) -> Derived:
+        """What follows from counted bytes and the time of a forward."""
+        peak = self._peak if isinstance(self._peak, str) else self._peak.bytes_per_second
+        return rates(measured, milliseconds, step.case.batch, peak)
+
+
+def lone_step(case: Case) -> Step:
+    """The case as a step, with nothing else built: for the child that counts."""
+    return _step(case, _built(case))
+
+
+def _built(case: Case) -> Subject:
+    """The model's subject, with what --protect adds to its protected tokens."""
+    subject: Subject = registry.load(registry.resolve_model(case.model)).build(case)
+    first, last = protection(case.protect)
+    if not first + last:
+        return subject
+    if subject.roles is not None or subject.central or subject.grid:
+        raise UsageError(f"--protect does not apply to {case.model}: its tokens are not a row from first to last")
+    prefix, suffix, rest = subject.prefix + first, subject.suffix + last, subject.tokens - first - last
+    return replace(subject, prefix=prefix, suffix=suffix, tokens=rest, own_prefix=subject.prefix)
+
+
+def _step(case: Case, subject: Subject) -> Step:
+    step = _eager(case, subject)
+    return {"eager": lambda s: s, "graph": graph, "compile": compiled}[case.execution](step)
+
+
+def _counter(choice: Choice) -> Counter:
+    """The choice as the probe sees it; the card's memory that torch caches is given back before a child runs."""
+
+    def count(case: Case) -> Sequence[Any]:
+        _free()
+        return choice.count(case)
+
+    return Counter(choice.instrument, choice.reason, choice.label, count, (CounterError,), choice.modelled)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _eager(case: Case, subject: Subject) -> Step:
+    backend, method = _backend(case.attention), _method(case.pruning)
+
+    @contextmanager
+    def active() -> Iterator[None]:
+        with torch.inference_mode(), subject.context(), attending(backend), pruned(subject, method, case):
+            yield
+
+    module, inputs = subject.module, subject.inputs
+    return Step(case, subject, active, lambda: call(module, inputs), lambda given: call(module, given))
+
+
+def _verified(step: Step) -> str:
+    """What attention was seen to run on."""
+    if step.case.attention == WITHOUT_ATTENTION:
+        return verify_none(step.operators)
+    backend = _backend(step.case.attention)
+    return verify(step, backend.OPS, backend.KERNELS)
+
+
+def _looked(step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths that pruning's kernels took in one forward, and where its scores were not finite."""
+    found: list[Tensor] = []
+    twins = paths.using("torch") if step.case.execution == "compile" else nullcontext()
+    with (
+        twins,
+        step.operators.active(),
+        paths.seen() as ran,
+        listening(lambda scores: found.append(not_finite(scores).sum())),
+    ):
+        step.operators.forward()
+    counts = [(layer, int(count)) for layer, count in zip(step.case.layers, found, strict=False)]
+    words = (
+        f"{count} scores after block {layer} are not finite: such tokens count as highest and stay"
+        for layer, count in counts
+        if count
+    )
+    return tuple(ran), tuple(words)
+
+
+@cache
+def _backend(name: str) -> Any:
+    return registry.load(registry.find("attention", name))
+
+
+@cache
+def _method(name: str) -> Any:
+    return None if name == METHODS_WITHOUT_PRUNING else registry.load(registry.find("reduction", name))
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,287 @@
+"""Measuring one comparison: every case alone in its separate passes, then all of them interleaved in timed rounds.
+
+Parts come as arguments (`Parts`), so that tests give a clock of their own and see exact numbers. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from repshift_cli.analysis import stats
+from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Derive, Lane, Rounds, record, references
+from repshift_cli.records import Case, Measurement, Progress, Record, Step, UsageError
+
+LEAST_ROUNDS = 6
+"""Fewer rounds give the median no 95% interval, so the budget never ends a comparison before."""
+
+MOST_RETRIES = 10
+"""Rounds under a hardware throttle that are repeated, at most."""
+
+
+class Timer(Protocol):
+    """A clock: milliseconds of each of `count` forwards."""
+
+    source: str
+
+    def time(self, forward: Callable[[], Any], count: int) -> list[float]: ...
+
+
+class Probe(Protocol):
+    """One quantity, measured in a pass of its own."""
+
+    def measure(self, step: Step) -> tuple[Measurement, ...]: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """When to stop: `precision` is the half-width of every interval as a share, `budget` the seconds per case.
+
+    `rounds`, where given, is the exact number of rounds and neither of the others ends them. Without `passes` nothing
+    but time is measured, and attention is not verified.
+    """
+
+    precision: float
+    budget: float
+    rounds: int | None = None
+    seed: int = 0
+    passes: bool = True
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the runner works with: `verify(step)` names the kernel that attention ran on or raises.
+
+    `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
+    `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
+    milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
+    said of its scores.
+    """
+
+    prepare: Callable[[Case], Step]
+    verify: Callable[[Step], str]
+    probes: Callable[[Step], Sequence[Probe]]
+    timer: Timer
+    watch: Callable[[], Any] = lambda: None
+    now: Callable[[], float] = time.perf_counter
+    derive: Derive = lambda *_: ((), ())
+    before: Callable[[], Any] = lambda: None
+    look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
+
+
+def compare(
+    cases: Sequence[tuple[Case, tuple[int, ...]]],
+    wanted: set[Case],
+    parts: Parts,
+    settings: Settings,
+    observe: Callable[[Progress], None] = lambda _: None,
+    broken: Collection[Case] = (),
+) -> Iterator[Record]:
+    """The records of the `wanted` ones of `cases` (with their tokens); the others are measured as references only.
+
+    A case that fails (out of memory, an exception, NaN, the wrong kernel) gives a record with the reason, the others go
+    on. A reference that failed in an earlier comparison is `broken`: it is not tried again and nothing is compared with
+    it. UsageError and KeyboardInterrupt pass through.
+    """
+    lanes = [Lane(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases]
+    for i, lane in enumerate(lanes):
+        if lane.failure is None:
+            observe(Progress(f"{lane.case.variant}: passes", 0.3 * i / len(lanes)))
+            _pass(lane, parts, lane.case in wanted, settings.passes)
+    running = [lane for lane in lanes if lane.failure is None]
+    rounds = _interleave(running, parts, settings, observe)
+    for lane in lanes:
+        if lane.case in wanted:
+            yield record(lane, lanes, rounds, parts.derive, settings.precision)
+
+
+def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
+    """The record of a case that was tried and failed."""
+    return Record(case, "failed", reason=reason_of(error), tokens=tokens)
+
+
+def reason_of(error: BaseException) -> str:
+    """One line: out of memory in plain words, else the error's class and first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or "can't allocate memory" in text or "out of memory" in text.lower():
+        return f"out of memory: {text}; try a smaller batch"
+    return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
+
+
+# --- separate passes --------------------------------------------------------------------------------------------------
+
+
+def _pass(lane: Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
+    """Make the case ready, verify its attention and, where its record is wanted, run every probe once.
+
+    Without `passes` the case is made ready and no more.
+    """
+    try:
+        lane.step = parts.prepare(lane.case)
+        entering = lane.step.subject.tokens + lane.step.subject.protected
+        if lane.tokens[0] != entering:
+            raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
+        lane.measurements += lane.step.built
+        if passes:
+            lane.kernel = parts.verify(lane.step)
+            lane.paths, lane.words = parts.look(lane.step)
+        for probe in parts.probes(lane.step) if wanted and passes else ():
+            lane.measurements += probe.measure(lane.step)
+    except UsageError:
+        raise
+    except Exception as error:
+        _drop(lane, error)
+
+
+def _drop(lane: Lane, error: BaseException) -> None:
+    lane.failure, lane.step = reason_of(error), None
+
+
+# --- timed rounds -----------------------------------------------------------------------------------------------------
+
+
+def _interleave(lanes: list[Lane], parts: Parts, settings: Settings, observe: Callable[[Progress], None]) -> Rounds:
+    """Warm every lane up, then rounds in a new random order each, until precise enough, out of time, or all done."""
+    rounds, order, queue = Rounds(), random.Random(settings.seed), list(lanes)
+    for lane in lanes:
+        observe(Progress(f"{lane.case.variant}: warm-up", 0.3))
+        _guarded(lane, _warm_up, parts, settings)
+    begun = parts.now()
+    rounds.readings.append(parts.before())
+    budget = settings.budget * len(lanes)
+    retries = MOST_RETRIES
+    with _no_garbage_collection():
+        while rounds.stopped_by is None and any(lane.step for lane in lanes):
+            order.shuffle(queue)
+            for lane in queue:
+                _guarded(lane, _time_one, parts)
+            reading = parts.watch()
+            if reading is not None and reading.hardware_throttled and retries:
+                retries -= 1
+                rounds.causes.update(reading.throttle)
+                _set_aside(lanes)
+                continue
+            rounds.count += 1
+            rounds.readings.append(reading)
+            spent = parts.now() - begun
+            rounds.stopped_by = _stop(lanes, rounds, spent, budget, settings)
+            observe(_progress(lanes, rounds, spent, budget, settings))
+    return rounds
+
+
+def _guarded(lane: Lane, work: Callable[..., None], *arguments: Any) -> None:
+    if lane.step is None:
+        return
+    try:
+        work(lane, *arguments)
+    except UsageError:
+        raise
+    except Exception as error:
+        _drop(lane, error)
+
+
+def _warm_up(lane: Lane, parts: Parts, settings: Settings) -> None:
+    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent."""
+    assert lane.step is not None
+    windows: list[list[float]] = []
+    begun = parts.now()
+    with lane.step.active():
+        first = parts.timer.time(lane.step.forward, 1)[0]
+        size = _clamp(math.ceil(100 / max(first, 1e-3)), 2, 20)
+        lane.warmup = 1
+        while not (lane_steady := stats.steady(windows)):
+            windows.append(parts.timer.time(lane.step.forward, size))
+            lane.warmup += size
+            if len(windows) > 1 and parts.now() - begun > settings.budget / 5:
+                lane_steady = stats.steady(windows)
+                break
+    lane.steady = lane_steady
+    lane.per_round = _clamp(math.ceil(20 / max(statistics.median(windows[-1]), 1e-3)), 1, 20)
+
+
+def _time_one(lane: Lane, parts: Parts) -> None:
+    """One lane's share of a round; the first forward after a switch is not counted where forwards are short."""
+    assert lane.step is not None
+    with lane.step.active():
+        if lane.per_round > 1:
+            parts.timer.time(lane.step.forward, 1)
+        samples = parts.timer.time(lane.step.forward, lane.per_round)
+    lane.samples += samples
+    lane.medians.append(statistics.median(samples))
+
+
+def _set_aside(lanes: list[Lane]) -> None:
+    """Move the last round's samples out of the statistics; they stay in the record."""
+    for lane in lanes:
+        if lane.step is not None:
+            lane.throttled += lane.samples[-lane.per_round :]
+            del lane.samples[-lane.per_round :], lane.medians[-1]
+
+
+def _stop(lanes: list[Lane], rounds: Rounds, spent: float, budget: float, settings: Settings) -> str | None:
+    if settings.rounds is not None:
+        return "rounds" if rounds.count >= settings.rounds else None
+    if rounds.count >= rounds.next_look:
+        rounds.needed = rounds.count * (_widest(lanes) / settings.precision) ** 2
+        rounds.next_look = rounds.count + 1 + rounds.count // 10
+        if rounds.needed <= rounds.count:
+            return "precision"
+    return "budget" if rounds.count >= LEAST_ROUNDS and spent >= budget else None
+
+
+def _widest(lanes: list[Lane]) -> float:
+    """The largest relative half-width among the paired ratios; of the one latency where nothing is paired."""
+    running = [lane for lane in lanes if lane.step is not None]
+    widths = [
+        stats.hodges_lehmann(stats.paired_ratios(reference.medians, lane.medians)).half_width
+        for lane in running
+        for _, reference in references(lane, running)
+    ] or [stats.median_interval(lane.medians).half_width for lane in running]
+    return max((math.inf if w is None else w for w in widths), default=0.0)
+
+
+def _progress(lanes: list[Lane], rounds: Rounds, spent: float, budget: float, settings: Settings) -> Progress:
+    count, each = rounds.count, spent / rounds.count
+    if settings.rounds is not None:
+        left = (settings.rounds - count) * each
+    else:
+        left = max(0.0, min(budget - spent, max(rounds.needed - count, USUAL_ROUNDS - count) * each))
+        left = max(left, (LEAST_ROUNDS - count) * each)
+    return Progress("timing", 0.3 + 0.7 * spent / max(spent + left, 1e-9), left, _estimate(lanes))
+
+
+def _estimate(lanes: list[Lane]) -> str:
+    """The live figure of the first pruned lane, or of the last one: its speed-up over a reference, or its latency."""
+    running = [lane for lane in lanes if lane.step is not None and lane.samples]
+    if not running:
+        return ""
+    shown = next((lane for lane in running if lane.case.layers), running[-1])
+    for name, reference in references(shown, running):
+        ratio = statistics.median(stats.paired_ratios(reference.medians, shown.medians))
+        return f"{shown.case.variant} {ratio:.2f}x vs {name}"
+    return f"{shown.case.variant} {statistics.median(shown.medians):.1f} ms"
+
+
+def _clamp(value: int, low: int, high: int) -> int:
+    return max(low, min(high, value))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

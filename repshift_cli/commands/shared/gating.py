@@ -1,0 +1,202 @@
+"""What `repshift gate` does: it makes the sides ready, measures them in turn, judges, learns, and tests itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from repshift_cli.analysis import comparison
+from repshift_cli.commands.shared.revisions import both_sides, say
+from repshift_cli.gate import noise, process, thresholds
+from repshift_cli.gate import verdict as rules
+from repshift_cli.gate.rounds import Duel
+from repshift_cli.gate.thresholds import Thresholds
+from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, NothingMeasured, Outcome
+from repshift_cli.records import UsageError, store
+from repshift_cli.records.json_codec import to_plain
+from repshift_cli.renderers import markdown as as_markdown
+from repshift_cli.renderers import table
+from repshift_cli.renderers.sheets import gate
+from repshift_cli.sweep import axes, profiles
+
+DELAY = 0.05
+STALE = 60
+"""Days after which learnt noise is called old."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that say what is compared and where it is told."""
+
+    base: str | None
+    head: str | None
+    pythons: tuple[str | None, str | None]
+    setup: str | None
+    noise_file: Path
+    everything: bool
+    github: bool
+    markdown: Path | None
+    junit: Path | None
+    json: Path | None
+
+
+def run(mode: str, asked: Asked, options: dict[str, Any], limits: Thresholds, out: Path | None) -> int:
+    """Gate, learn or self-test: the exit code."""
+    folder = _folder(out)
+    with (
+        process.ending_in_order(),
+        both_sides(asked.base, asked.head, *asked.pythons, asked.setup, folder, options) as (old, new),
+    ):
+        duel = Duel(old, new, options, limits, folder / "rounds", say)
+        if mode == "learn":
+            _learn(duel, asked.noise_file)
+            code = 0
+        elif mode == "self-test":
+            code = _self_test(duel, asked.noise_file)
+        else:
+            outcome = _judge(duel, asked.noise_file)
+            _show(outcome, asked)
+            code = outcome.exit_code
+    print(f"run files: {folder}", file=sys.stderr)
+    return code
+
+
+# --- what is asked for ------------------------------------------------------------------------------------------------
+
+
+def profile_options(
+    name: str, device: str | None, rounds: int | None, most: int | None
+) -> tuple[dict[str, Any], Thresholds]:
+    """The profile's options, made ready to be read in another folder, and its thresholds."""
+    loaded = profiles.load_profile(name)
+    table = dict(loaded.get("thresholds", {}))
+    if rounds is not None:
+        table["rounds"] = rounds
+        table["most-rounds"] = max(rounds, table.pop("most_rounds", table.get("most-rounds", thresholds.MOST_ROUNDS)))
+    if most is not None:
+        table |= {"most-rounds": most, "rounds": min(most, table.get("rounds", thresholds.ROUNDS))}
+        table.pop("most_rounds", None)
+    limits = thresholds.parse(table, str(profiles.profile_path(name)))
+    if not any(rule.share is not None for rule in limits.rules):
+        raise UsageError(f"profile {name} gates nothing: name a metric in its [thresholds], like latency = 0.01")
+    options = axes.merge(loaded, {"device": device})
+    axes.Axes.from_options(options)
+    for key in ("weights", "data"):
+        if key in options and Path(options[key]).exists():
+            options[key] = str(Path(options[key]).resolve())
+    return options, limits
+
+
+def _folder(out: Path | None) -> Path:
+    folder = out or store.FOLDER / f"gate-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    store.check_writable(folder / "base.json")
+    if (folder / "rounds").exists():
+        raise UsageError(f"{folder} holds another gate's run files; name a new folder with --out")
+    (folder / "rounds").mkdir(parents=True)
+    return folder.resolve()
+
+
+# --- what is done -----------------------------------------------------------------------------------------------------
+
+
+def _judge(duel: Duel, noise_file: Path) -> Outcome:
+    """Survey, rounds, verdicts, and the run files of it all."""
+    duel.survey()
+    known, note = _known_noise(duel, noise_file)
+    checks = duel.checks(known)
+    duel.start(checks)
+    judged = rules.decide(checks, duel.measure, duel.thresholds.rounds, duel.thresholds.most_rounds) if checks else {}
+    duel.write()
+    found = duel.findings(judged)
+    notes = [*duel.notes, *duel.unknown_rules(found), *duel.warnings(), note]
+    outcome = Outcome(duel.base.words, duel.head.words, tuple(found), tuple(duel.lonely()), tuple(notes))
+    if not checks and not outcome.broken:
+        raise NothingMeasured(f"nothing measured on both sides: {duel.why_nothing()}")
+    if not outcome.judged and not outcome.broken:
+        raise NothingMeasured("nothing measured that gates: no metric of [thresholds] has a figure on both sides")
+    say("")
+    return outcome
+
+
+def _known_noise(duel: Duel, path: Path) -> tuple[dict[str, dict[str, float]], str]:
+    """This runner's noise by case and metric, and a note on where the thresholds come from."""
+    own = noise.of(noise.load(path), comparison.fingerprint(duel.surveys["head"].machine))
+    if own is None:
+        return (
+            {},
+            f"no noise learnt for this runner in {path}: the profile's thresholds stand alone (repshift gate --learn)",
+        )
+    days = (datetime.now(UTC) - datetime.fromisoformat(own.learnt)).days
+    old = f", {days} days ago; learn it again" if days > STALE else ""
+    return own.cases, f"thresholds are at least the noise of this runner, learnt {own.learnt[:10]}{old}"
+
+
+def _learn(duel: Duel, path: Path) -> None:
+    """Measure A/A rounds, as many as a gate has at most, and store what gates drawn from them report."""
+    rounds = duel.thresholds.most_rounds
+    duel.survey()
+    checks = [c for c in duel.checks({}) if c.gates]
+    if not checks:
+        raise NothingMeasured(f"nothing measured that gates: {duel.why_nothing()}")
+    duel.start(checks)
+    taken = [duel.measure() for _ in range(rounds)]
+    learnt = rules.noise(taken, checks, duel.thresholds.rounds)
+    cases: dict[str, dict[str, float]] = {}
+    for check, share in learnt.items():
+        cases.setdefault(check.case.key, {})[check.metric] = round(share, 6)
+    runner = comparison.fingerprint(duel.surveys["head"].machine)
+    noise.save(path, noise.Noise(runner, datetime.now(UTC).isoformat(timespec="seconds"), rounds, cases))
+    say("")
+    names = comparison.labels(check.case for check in checks)
+    for check, share in learnt.items():
+        print(
+            f"{names[check.case]} {check.metric}: A/A gates of {duel.thresholds.rounds} rounds stay within {share:.2%}"
+        )
+    print(f"learnt from {rounds} rounds, stored in {path}")
+
+
+def _self_test(duel: Duel, noise_file: Path) -> int:
+    """A/A must not fail and head with 5% added must: the exit code, and a line for each."""
+    plain = _judge(duel, noise_file)
+    print(f"A/A: {plain.sentence}")
+    slow = replace(
+        duel.head, extra=("--delay", str(DELAY)), words=f"this folder with {DELAY:.0%} added to every forward"
+    )
+    second = Duel(duel.base, slow, duel.options, duel.thresholds, duel.folder.parent / "delayed" / "rounds", say)
+    second.folder.mkdir(parents=True)
+    delayed = _judge(second, noise_file)
+    print(f"with {DELAY:.0%} added: {delayed.sentence}")
+    verdicts = (plain.verdict, delayed.verdict)
+    if verdicts == (PASS, FAIL):
+        print(f"PASS: the gate lets A/A through and catches {DELAY:.0%} here")
+        return 0
+    if verdicts[0] == FAIL or verdicts[1] == PASS:
+        print(f"FAIL: A/A was {verdicts[0]} and {DELAY:.0%} added was {verdicts[1]}; do not trust the gate here")
+        return 1
+    print(f"INCONCLUSIVE: A/A was {verdicts[0]} and {DELAY:.0%} added was {verdicts[1]}; this machine is too noisy")
+    return rules.EXIT_CODES[INCONCLUSIVE]
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def _show(outcome: Outcome, asked: Asked) -> None:
+    """The table, the files asked for, the annotations, and the last line."""
+    table.print_sheet(gate.outcome_sheet(outcome, asked.everything), table.console_for(sys.stdout), "--markdown")
+    sentence = outcome.sentence
+    if asked.markdown:
+        text = as_markdown.section(gate.outcome_sheet(outcome, everything=True))
+        title = f"### repshift gate: {outcome.verdict}\n\n{as_markdown.escape(sentence)}"
+        store.write_text(asked.markdown, f"{title}\n\n{text}")
+    if asked.junit:
+        store.write_text(asked.junit, gate.junit(outcome))
+    if asked.json:
+        said = {"verdict": outcome.verdict, "exit_code": outcome.exit_code, "sentence": sentence}
+        store.write_text(asked.json, json.dumps(said | to_plain(outcome), indent=1) + "\n")
+    for line in gate.workflow_commands(outcome) if asked.github else ():
+        print(line)
+    print(sentence, flush=True)

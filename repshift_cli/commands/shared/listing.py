@@ -1,0 +1,39 @@
+"""What the listing commands share: why a part cannot be used, and a table of names and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from repshift_cli.records import one_line
+from repshift_cli.registry import Part, load
+
+Row = tuple[str, str, str | None]
+"""A name, what there is to say about it, and why it cannot be used here, or None."""
+
+
+def loaded(part: Part, device: str) -> tuple[Any, str | None]:
+    """The imported part, or None, and why it cannot be used on `device` (`cpu` or `cuda`), or None."""
+    try:
+        module = load(part)
+        unavailable = getattr(module, "unavailable", None)
+        return module, unavailable(device) if unavailable else None
+    except Exception as error:
+        return None, one_line(error)
+
+
+def show_rows(rows: Iterable[Row], footer: str) -> None:
+    """Two columns, the reason for what is not here on a line of its own, and a line on how to use it all."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, text, reason in rows:
+        line = Text(text, style="dim" if reason else "")
+        table.add_row(name, line.append(f"\nnot here: {reason}", style="yellow") if reason else line)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(Text(footer, style="dim"))

@@ -1,0 +1,234 @@
+"""What the commands that run a sweep share: its options, and how they become planned cases."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repshift_cli import registry
+from repshift_cli.commands.shared import completion
+from repshift_cli.records import WITHOUT_ATTENTION, UsageError
+from repshift_cli.sweep import axes, profiles
+from repshift_cli.sweep.axes import Axes
+
+if TYPE_CHECKING:
+    from repshift_cli.sweep.plan import Planned
+
+SWEEP = "Sweep"
+MEASURE = "Measurement"
+OUTPUT = "Output"
+VIEWS = ("part", "layer", "kernel", "op")
+"""What the rows of a profile's tables can be."""
+
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="Model: an alias (vit_b, deit_s, umt_b ...), hf:NAME (checkpoint folder or hub id), "
+        "timm:NAME, or your own package.module:function or FILE.toml (`repshift explain`). (default: vit_b)",
+        rich_help_panel=SWEEP,
+        autocompletion=completion.model_names,
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="Share of the tokens still there (prefix tokens apart) that stays at each pruning layer: 0.6, a list "
+        "0.5,0.7 or a range 0.3:0.9:0.1. The paper's DeiT schedule is --keep 0.8 --layers 1,4,7. (default: 0.6)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="Pruning layers: blocks counted from 1, the cut is at the block's end. 1,4,7 is one schedule; repeat "
+        "the option for several; 1:12 sweeps schedules of one layer. (default: one at a quarter of the depth)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Variant = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="Attention back end (`repshift backends`), or BACKEND+METHOD (`repshift methods`). "
+        "(default: vanilla,flash,flash+repshift)",
+        rich_help_panel=SWEEP,
+        autocompletion=completion.variant_names,
+    ),
+]
+Batch = Annotated[
+    list[str] | None, typer.Option(metavar="LIST", help="Batch size. (default: 1)", rich_help_panel=SWEEP)
+]
+Dtype = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST", help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=SWEEP
+    ),
+]
+ImageSize = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Image size in pixels. (default: the model's)", rich_help_panel=SWEEP),
+]
+Frames = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Frames of a video. (default: the model's)", rich_help_panel=SWEEP),
+]
+Tokens = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Tokens of a sequence (of text). (default: the model's)", rich_help_panel=SWEEP),
+]
+Operation = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="Operation whose shift is scored: mlp, attention (or what else mixes the tokens), block. (default: the "
+        "model's first of these)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Distance = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Distance: l2, l1, cosine. (default: l2)", rich_help_panel=SWEEP),
+]
+Form = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
+        "update (as the change of that state). (default: paper)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Removal = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="How the grid of a CNN gets smaller: line (the rows and columns of the lowest mean score) or token (the "
+        "lowest of each row and column). (default: line)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Protect = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Tokens that stay beside the model's own protected ones: first:35,last:1. (default: none)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Workload profile: a name from `repshift profiles` or a TOML file; options given here go first.",
+        rich_help_panel=SWEEP,
+        autocompletion=completion.profile_names,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH", help="Safetensors file or folder for an alias. (default: random weights)", rich_help_panel=SWEEP
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Image or clip as input, or a folder of such; for text encoders a text file with a sentence per line, or "
+        "a folder of .txt files. (default: random pixels or tokens)",
+        rich_help_panel=SWEEP,
+    ),
+]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.", rich_help_panel=MEASURE)]
+CudaGraph = Annotated[
+    bool, typer.Option("--cuda-graph", help="Measure every case as a CUDA graph too.", rich_help_panel=MEASURE)
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Measure every case through torch.compile too.", rich_help_panel=MEASURE)
+]
+Seed = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
+]
+
+
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments (its `locals()`, before anything else) those that are axes and were given."""
+    names = [f.name for f in dataclasses.fields(Axes)]
+    found = {name: arguments.get(name) for name in names}
+    return {name: value for name, value in found.items() if value is not None and value is not False}
+
+
+def with_full_names(sweep: Axes) -> Axes:
+    """The sweep with its variants by their parts' own names, every name and path checked: no import here takes time."""
+    for name in sweep.model:
+        registry.resolve_model(name)
+    if sweep.weights is not None and len(sweep.model) > 1:
+        raise UsageError("--weights fits one model; name one with --model")
+    if sweep.data is not None and not Path(sweep.data).exists():
+        raise UsageError(f"--data: no such file or folder: {sweep.data}")
+    parts = [registry.find_variant(variant) for variant in sweep.variant]
+    names = ["+".join(part.name for part in pair if part is not None) for pair in parts]
+    return dataclasses.replace(sweep, variant=tuple(dict.fromkeys(names)))
+
+
+def check_scoring(chosen: Mapping[str, Any], sweep: Axes) -> None:
+    """UsageError where an option that only pruning has was given and no variant prunes."""
+    idle = [name for name in ("keep", "layers", "operation", "distance", "form", "removal") if name in chosen]
+    if idle and not any("+" in variant for variant in sweep.variant):
+        raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
+    methods = [registry.find_variant(variant)[1] for variant in sweep.variant]
+    taken = {option for method in methods if method for option in method.constants.get("OPTIONS", ())}
+    for name in ("operation", "distance", "form"):
+        if name in chosen and name not in taken:
+            raise UsageError(f"--{name} applies to methods that take it (`repshift methods`), and no variant has one")
+
+
+def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
+    """The sweep's cells, `sweep.variant` being full names."""
+    from repshift_cli.benchmark import builder
+    from repshift_cli.sweep import plan
+
+    parts = [registry.find_variant(variant) for variant in sweep.variant]
+    names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
+    backends = {name: builder.backend_for(name, device) for name in names}
+    methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
+    facts_of = partial(builder.facts_of, sweep.weights, data=sweep.data)
+    planned = plan.expand(sweep, device, facts_of, backends, methods)
+    if sweep.data is not None:
+        for frames in dict.fromkeys(p.case.frames for p in planned if p.case.length is None):
+            builder.check_data(sweep.data, frames)
+    return planned
+
+
+def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:
+    """The sweep of a profile with the options given in their place, checked, variants by their parts' own names."""
+    options = axes.merge(profiles.load_profile(profile) if profile else {}, chosen)
+    sweep = with_full_names(Axes.from_options(options))
+    check_scoring(chosen, sweep)
+    return sweep
+
+
+def list_cases(planned: tuple[Planned, ...]) -> None:
+    """What `--dry-run` prints."""
+    from repshift_cli.commands.shared.dry_run import show_cases
+
+    show_cases(planned)
+
+
+def check_view(by: str) -> None:
+    """UsageError for an unknown view of a profile."""
+    if by not in VIEWS:
+        raise UsageError(f"--by: unknown view {by!r}; choose from {', '.join(VIEWS)}")

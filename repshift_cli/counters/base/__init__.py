@@ -1,0 +1,1 @@
+"""What instruments of HBM traffic share: their choice, calibration, child process and permission."""

@@ -1,0 +1,1 @@
+"""Builders that families share, by kind of model."""

@@ -1,0 +1,102 @@
+"""What the CNNs share: sites are stages, and tokens are the places of a grid that shrinks from stage to stage.
+
+The shift is taken across a whole stage, s = D(stage(x), x) at every place of its output (Choi et al. 2025, arXiv
+2508.00367, Table 6). The paper does not say what D is where a stage changes the channels or the resolution. Here x is
+then what the stage's residual path begins with: the stage's input as the model itself brings it to the new shape, by
+the projection in the first block's shortcut (ResNet) or by the downsampling in front of the first block (ConvNeXt).
+Where the shape stays, that is the input itself, and the formula holds as printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from repshift_cli.models.base.transformers import Recipe, _inputs, in_place, logits, pooled, weights_file
+from repshift_cli.records import REMOVALS, Case, Facts, Site, Subject, UsageError, dropped_share, lines_left
+
+SIZE = 224
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A CNN: its recipe, and the rows (as many columns) of its grids.
+
+    `entering(image size)` are those of stage 1, `into(lines)` those that a later stage makes of its input's; `sites`
+    finds the stages of the built module.
+    """
+
+    recipe: Recipe
+    entering: Callable[[int], int]
+    into: Callable[[int], int]
+    sites: Callable[[Any], tuple[Site, ...]]
+
+    def along(self, size: int, keep: float, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens at the input of stage 1 and after each cut: (3136, 2304, 400) at 224, keep 0.72, stages 1 and 2.
+
+        UsageError where a stage gets too few to make anything of.
+        """
+        lines = self.entering(size)
+        counts = [lines * lines]
+        for stage in range(1, len(self.recipe.config.depths) + 1):
+            before, lines = lines, self.into(lines) if stage > 1 else lines
+            if not lines:
+                raise UsageError(
+                    f"stage {stage} cannot halve a grid of {before} x {before}; give a larger --image-size or --keep"
+                )
+            if stage in layers:
+                lines = lines_left(lines, *dropped_share(keep))
+                counts.append(lines * lines)
+        return tuple(counts)
+
+
+def family(stages: Callable[[str, int], Stages]) -> tuple[Callable[..., Facts], Callable[[Case], Subject]]:
+    """The two functions that a family file offers, `facts` and `build`, from `stages(name, image size)`."""
+
+    @lru_cache(maxsize=64)
+    def facts(name: str, image_size: int | None = None, frames: int | None = None, weights: str | None = None) -> Facts:
+        """Stages and the tokens that enter the first, by arithmetic."""
+        if frames is not None:
+            raise UsageError(f"{name} takes images: --frames does not apply to it")
+        if weights is not None:
+            weights_file(weights)
+        size = image_size or SIZE
+        made = stages(name, size)
+        if made.entering(size) < 2:
+            raise UsageError(f"an image of {size} x {size} leaves {name} no grid to cut; give a larger --image-size")
+        (tokens,) = made.along(size, 1.0, ())
+        return Facts(
+            depth=len(made.recipe.config.depths),
+            tokens=tokens,
+            prefix=0,
+            image_size=size,
+            weights=weights or "random",
+            operations=("block",),
+            attention=False,
+            removals=REMOVALS,
+            along=partial(made.along, size),
+        )
+
+    def build(case: Case) -> Subject:
+        """The model and its inputs on the case's device, in the case's dtype."""
+        size = case.image_size or SIZE
+        made = stages(case.model, size)
+        module, warnings = in_place(made.recipe, case)
+        inputs, evaluation = _inputs(made.recipe, module, case)
+        return Subject(
+            module=module,
+            inputs=inputs,
+            evaluation=evaluation,
+            sites=made.sites(module),
+            prefix=0,
+            tokens=made.entering(size) ** 2,
+            units=made.recipe.units,
+            logits=logits,
+            pooled=pooled,
+            warnings=warnings,
+            grid=True,
+        )
+
+    return facts, build

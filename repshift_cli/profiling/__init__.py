@@ -1,0 +1,1 @@
+"""Where the time goes: recording, reading and attributing traces."""

@@ -1,0 +1,61 @@
+"""What passes between the rooms: frozen records. Standard library only.
+
+Everything that a run file holds is a dataclass of `run` or `case`; what stands in `subject` lives in memory only and
+never reaches the disk.
+"""
+
+from repshift_cli.records.case import (
+    DISTANCES,
+    DTYPES,
+    EXECUTIONS,
+    FORMS,
+    HBM_CHOICES,
+    METHODS_WITHOUT_PRUNING,
+    OPERATIONS,
+    REMOVALS,
+    WITHOUT_ATTENTION,
+    Case,
+)
+from repshift_cli.records.errors import RepshiftError, UsageError, one_line
+from repshift_cli.records.option import Option, written
+from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Record, Run
+from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
+from repshift_cli.records.tokens import dropped_share, kept, left, lines_left, protection, tokens_along
+
+__all__ = [
+    "DISTANCES",
+    "DTYPES",
+    "EXECUTIONS",
+    "FORMS",
+    "HBM_CHOICES",
+    "METHODS_WITHOUT_PRUNING",
+    "OPERATIONS",
+    "REMOVALS",
+    "SCHEMA_VERSION",
+    "WITHOUT_ATTENTION",
+    "Calibration",
+    "Case",
+    "Facts",
+    "Machine",
+    "Measurement",
+    "Metric",
+    "Offers",
+    "Option",
+    "Progress",
+    "Record",
+    "RepshiftError",
+    "Run",
+    "Site",
+    "Step",
+    "Subject",
+    "UsageError",
+    "call",
+    "dropped_share",
+    "kept",
+    "left",
+    "lines_left",
+    "one_line",
+    "protection",
+    "tokens_along",
+    "written",
+]

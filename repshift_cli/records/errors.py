@@ -1,0 +1,20 @@
+"""Errors with one sentence for the user, and the code that the process exits with."""
+
+from __future__ import annotations
+
+
+class RepshiftError(Exception):
+    """An error with one clear sentence for the user; `exit_code` is what the process exits with."""
+
+    exit_code = 1
+
+
+class UsageError(RepshiftError):
+    """What the user typed or pointed at cannot be used; the sentence says what to do next."""
+
+    exit_code = 2
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,155 @@
+"""What a run file holds, from `Run` down to `Measurement`, and the history of its schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from repshift_cli.records.case import Case
+
+SCHEMA_VERSION = 3
+"""Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
+measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record. Older files are read: what they
+lack has its default."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One quantity of one case; it describes itself, so that a renderer needs to know no metric by name.
+
+    `samples` are the raw values in `unit`, in the order taken, `per_round` of them in each round. No value: no
+    `samples`, and `reason` says why; it is never 0 for "not measured".
+
+    `statistic` names how a single figure comes from the samples: `median` (times: of the rounds' medians),
+    `hodges-lehmann` (paired ratios, see `stats`), `value` (one exact number). `source` labels its origin:
+    `timed`, `counted`, `modelled`, `counter`, `sampled`, `allocator`, `driver`, `compared`. `rank` orders columns, most
+    wanted first. `provider` names the instrument where several could have measured it (`cupti`, `ncu`, `gpm`). `parts`
+    splits an exact figure, each way on its own: {"operator": {"aten.addmm": 6e6, ...}, "block": {"1": 2e6, ...}}.
+    """
+
+    metric: str
+    label: str
+    unit: str
+    better: str
+    statistic: str
+    rank: int
+    source: str
+    samples: tuple[float, ...] = ()
+    per_round: int = 1
+    reason: str | None = None
+    provider: str | None = None
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.samples and not self.reason:
+            raise ValueError(f"{self.metric}: no samples and no reason")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The description that measurements of one quantity share."""
+
+    metric: str
+    label: str
+    unit: str
+    better: str
+    statistic: str
+    rank: int
+    source: str
+    provider: str | None = None
+
+    def of(self, *samples: float, per_round: int = 1) -> Measurement:
+        """The measurement with these samples."""
+        return Measurement(**vars(self), samples=tuple(float(s) for s in samples), per_round=per_round)
+
+    def missing(self, reason: str) -> Measurement:
+        """The measurement that could not be taken, with the reason."""
+        return Measurement(**vars(self), reason=reason)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a counter of HBM traffic made of known bytes, by which it is believed or not.
+
+    `read` and `written` are counted / known (None where only the sum is told: `total`), `doubled` the bytes of twice
+    the work over those of once (2 is right), `empty` what was counted where nearly nothing ran, in bytes. `key` names
+    the machine, the driver and the versions that it holds for.
+    """
+
+    provider: str
+    label: str
+    passed: bool
+    reason: str | None = None
+    read: float | None = None
+    written: float | None = None
+    total: float | None = None
+    doubled: float | None = None
+    empty: float | None = None
+    key: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one case: `ok`, `skipped` (impossible here, never tried) or `failed` (tried), with the reason.
+
+    `tokens` are the tokens, prefix included, at the input and after each cut: (197, 119). `kernel` is what attention
+    was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
+    `budget`; `warmup` counts the untimed forwards.
+    """
+
+    case: Case
+    status: str
+    reason: str | None = None
+    tokens: tuple[int, ...] = ()
+    kernel: str | None = None
+    paths: tuple[str, ...] = ()
+    rounds: int = 0
+    warmup: int = 0
+    stopped_by: str | None = None
+    measurements: tuple[Measurement, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def measurement(self, metric: str) -> Measurement | None:
+        """The measurement of that name, or None."""
+        return next((m for m in self.measurements if m.metric == metric), None)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The computer of a run. A field that could not be read is None and `missing` says why, by the field's name."""
+
+    device: str
+    device_name: str
+    uuid: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    capability: str | None = None
+    device_memory: int | None = None
+    sm_clock_max: int | None = None
+    memory_clock_max: int | None = None
+    peak_bandwidth: str | None = None
+    cpu: str | None = None
+    cores: int | None = None
+    threads: int | None = None
+    memory: int | None = None
+    system: str | None = None
+    python: str | None = None
+    commit: str | None = None
+    packages: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run file: where it ran, what was asked, what came out."""
+
+    machine: Machine
+    options: dict[str, Any]
+    planned: tuple[Case, ...] = ()
+    records: tuple[Record, ...] = ()
+    warnings: tuple[str, ...] = ()
+    created: str = ""
+    tool: str = ""
+    schema: int = SCHEMA_VERSION
+    calibrations: tuple[Calibration, ...] = ()

@@ -1,0 +1,50 @@
+"""The cut fused with the residual add: x' + MLP(LN(x')) is worked out for the rows that stay, and for no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repshift_cli.kernels.cut import worth_adding_late
+from repshift_cli.profiling.annotations import part
+from repshift_cli.reduction.engine.selection import Cut
+
+ADDS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__}
+
+
+class Awaiting(Tensor):
+    """A branch's output that knows which rows of its sum will stay. Added to a tensor of its shape it gives those rows.
+
+    A dropout that is off leaves it as it is; to anything else it is a plain tensor, so that a block that does something
+    else with it is cut at its end.
+    """
+
+    cut: Cut
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in ADDS and len(args) == 2 and not kwargs:
+            middle, branch = args if isinstance(args[1], Awaiting) else args[::-1]
+            if type(middle) is Tensor and middle.shape == branch.shape:
+                with part("cut"):
+                    return branch.cut.added(middle, branch.as_subclass(Tensor))
+        if func is F.dropout and not (kwargs or {}).get("training", True):
+            return args[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*map(_plain, args), **{name: _plain(value) for name, value in (kwargs or {}).items()})
+
+
+def awaiting(branch: Tensor, cut: Cut) -> Tensor:
+    """The branch's output, to be cut with its sum where that moves fewer bytes; else as it is."""
+    if not (cut.view or worth_adding_late(branch, cut.stay)):
+        return branch
+    later = branch.as_subclass(Awaiting)
+    later.cut = cut
+    return later
+
+
+def _plain(value: Any) -> Any:
+    return value.as_subclass(Tensor) if isinstance(value, Awaiting) else value

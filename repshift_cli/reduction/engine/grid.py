@@ -1,0 +1,133 @@
+"""How the grid of a CNN gets smaller behind a stage: whole rows and columns go, or as many tokens of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repshift_cli.kernels.cut import gather
+from repshift_cli.kernels.select import top
+from repshift_cli.profiling.annotations import part
+from repshift_cli.records import Case, Site, UsageError, dropped_share, lines_left
+from repshift_cli.reduction.engine.selection import _on, tell
+
+Size = tuple[int, int]
+"""Rows and columns."""
+SEEN = ("x", "out")
+"""What a stage shows of itself: it has neither attention nor MLP."""
+
+
+def hooks(site: Site, method: Any, case: Case) -> Iterator[Any]:
+    """Hooks that cut the stage's output (B, C, H, W) in both directions; the method sees it as tokens, (B, H W, C).
+
+    A method that chooses places chooses among the rows and among the columns. UsageError for one that looks at more
+    than a stage has.
+    """
+    needed = method.needs(case) if hasattr(method, "needs") else ()
+    if not set(needed) <= set(SEEN) or not (hasattr(method, "score") or hasattr(method, "choose")):
+        raise UsageError(
+            f"{case.pruning} cannot cut the grid of {case.model}: choose one that scores or chooses tokens"
+        )
+    seen: dict[str, Tensor] = {}
+    share = dropped_share(case.keep)
+    if "x" in needed:
+        yield _watch(site, seen)
+
+    def at_end(module: Any, args: Any, output: Tensor) -> Tensor:
+        height, width = output.shape[-2:]
+        size = lines_left(height, *share), lines_left(width, *share)
+        if hasattr(method, "choose"):
+            with part("cut"):
+                return _chosen(output, method.choose(height, size[0]), method.choose(width, size[1]))
+        seen["out"] = seen["rows"] = _tokens(output)
+        with part("score"):
+            scores = method.score(seen, case)
+        tell(scores)
+        with part("select"):
+            places = REMOVE[case.removal or "line"](scores.unflatten(1, (height, width)), size)
+        seen.clear()
+        with part("cut"):
+            return picked(output, places, size)
+
+    yield site.block.register_forward_hook(at_end)
+
+
+def _watch(site: Site, seen: dict[str, Tensor]) -> Any:
+    """Hook that keeps x: the stage's input, or what its origin makes of it."""
+
+    def see_input(module: Any, args: tuple[Any, ...]) -> None:
+        seen["x"] = _tokens(args[0])
+
+    def see_output(module: Any, args: Any, output: Tensor) -> None:
+        seen["x"] = _tokens(output)
+
+    if site.origin is None:
+        return site.block.register_forward_pre_hook(see_input)
+    return site.origin.register_forward_hook(see_output)
+
+
+def _tokens(grid: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W, C), a view."""
+    return grid.flatten(2).transpose(1, 2)
+
+
+# --- which places stay ------------------------------------------------------------------------------------------------
+
+
+def by_line(scores: Tensor, size: Size) -> Tensor:
+    """The rows and the columns of the highest mean score, both means over the whole grid: (B, H, W) -> (B, h w) places.
+
+    Choi et al. 2025 (arXiv 2508.00367), "line-wise"; of equal lines the first stay, and all keep their order.
+    """
+    return _crossings(top(scores.mean(2), size[0]), top(scores.mean(1), size[1]), scores.shape[2])
+
+
+def by_token(scores: Tensor, size: Size) -> Tensor:
+    """The highest tokens of each row, moved together, then those of each column: (B, H, W) -> (B, h w) places.
+
+    Choi et al. 2025 (arXiv 2508.00367), "token-wise"; of equal tokens the first stay, and all keep their order.
+    """
+    height, width = scores.shape[1:]
+    inside = _top_of_each(scores, size[1])
+    rows = torch.arange(0, height * width, width, device=scores.device).unsqueeze(1)
+    columns = _top_of_each(scores.gather(2, inside).transpose(1, 2), size[0]).transpose(1, 2)
+    return (inside + rows).gather(1, columns).flatten(1)
+
+
+REMOVE: dict[str, Callable[[Tensor, Size], Tensor]] = {"line": by_line, "token": by_token}
+
+
+def _top_of_each(scores: Tensor, stay: int) -> Tensor:
+    """`top` of every line: (B, lines, N) -> (B, lines, stay)."""
+    return top(scores.flatten(0, 1), stay).unflatten(0, scores.shape[:2])
+
+
+def _crossings(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """The places where rows (B, h) and columns (B, w) cross: (B, h w)."""
+    return (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(1)
+
+
+# --- the cut ----------------------------------------------------------------------------------------------------------
+
+
+def _chosen(grid: Tensor, rows: Any, columns: Any) -> Tensor:
+    """The grid of these rows and columns, the same in every sample; the first ones of both are a view."""
+    size = len(rows), len(columns)
+    if rows == range(size[0]) and columns == range(size[1]):
+        return grid[:, :, : size[0], : size[1]]
+    one, other = (_on(tuple(places), grid.device).unsqueeze(0) for places in (rows, columns))
+    return picked(grid, _crossings(one, other, grid.shape[3]), size)
+
+
+def picked(grid: Tensor, places: Tensor, size: Size) -> Tensor:
+    """The tokens at `places` (B | 1, h w) as a smaller grid: (B, C, H, W) -> (B, C, h, w), its memory format kept.
+
+    A change of format would change the convolutions behind it, and pruning would be credited with that.
+    """
+    places = places.expand(len(grid), -1)
+    if grid.is_contiguous(memory_format=torch.channels_last) and not grid.is_contiguous():
+        return gather(_tokens(grid), 0, places).transpose(1, 2).unflatten(2, size)
+    return grid.flatten(2).gather(2, places.unsqueeze(1).expand(-1, grid.shape[1], -1)).unflatten(2, size)

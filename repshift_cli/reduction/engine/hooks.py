@@ -1,0 +1,184 @@
+"""How a pruning method meets a model it does not own: hooks that look, score and cut, and leave with the context."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repshift_cli.kernels.along import along
+from repshift_cli.profiling.annotations import part
+from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
+from repshift_cli.reduction.engine import grid
+from repshift_cli.reduction.engine.fused_add import awaiting
+from repshift_cli.reduction.engine.selection import Cut, chosen
+
+Seen = dict[str, Tensor]
+"""What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^); and
+`rows`, any of them, for its shape and device."""
+
+
+@contextmanager
+def pruned(subject: Subject, method: Any, case: Case) -> Iterator[None]:
+    """Within it the subject drops tokens at the end of the blocks `case.layers`; afterwards it is as it was.
+
+    `method` is None (no pruning) or a module of this room: `needs(case)` names what it must see, then either
+    `score(seen, case)` gives (B, N) with the highest kept, or `choose(tokens, count)` names the places to keep, the
+    same in every sample. At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
+    """
+    handles: list[Any] = []
+    try:
+        if method is not None and case.keep < 1 and case.layers:
+            for handle in _hooked(subject, method, case):
+                handles.append(handle)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Dropped:
+    """What one forward has dropped so far, and what later modules are given beside the hidden states, cut alike."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.roles: Tensor | None = None
+        self._subject = subject
+        self._tokens = 0
+        self._cuts: list[Cut] = []
+        self._done: list[tuple[Any, Any]] = []
+
+    def begin(self, module: Any, args: Any, kwargs: Any) -> None:
+        """Pre-hook of the whole model."""
+        self._cuts, self._done = [], []
+        if self._subject.roles is not None:
+            self.roles = self._subject.roles(kwargs or args)
+
+    def add(self, cut: Cut, length: int) -> None:
+        """One more cut, of `length` tokens."""
+        self._tokens = self._tokens if self._cuts else length
+        self._cuts.append(cut)
+        self._done = []
+
+    def rest(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Pre-hook of a later block or reader: its arguments with what belongs to dropped tokens taken out."""
+        if not self._cuts:
+            return None
+        hidden = tokens_of((*args, *kwargs.values()))
+        names = (*_names(module.__class__.forward), *[""] * len(args))
+        given = tuple(v if v is hidden else self._shortened(v, n, hidden) for v, n in zip(args, names, strict=False))
+        return given, {n: v if v is hidden else self._shortened(v, n, hidden) for n, v in kwargs.items()}
+
+    def _shortened(self, value: Any, name: str, hidden: Tensor) -> Any:
+        """Once per cut and value, found again by `is`: torch.compile cannot follow an id."""
+        if not isinstance(value, (Tensor, tuple, list, dict)):
+            return value
+        for known, shorter in self._done:
+            if known is value:
+                return shorter
+        subject, positions = self._subject, self._positions(hidden.device)
+        prefix = subject.prefix if subject.own_prefix is None else subject.own_prefix
+        shorter = along(value, name, self._tokens, prefix, positions, subject.spread, len(hidden))
+        self._done.append((value, shorter))
+        return shorter
+
+    def _positions(self, device: torch.device) -> Tensor:
+        """The tokens still there, by their places at the first block: (B | 1, k)."""
+        places = torch.arange(self._tokens, device=device).view(1, -1, 1)
+        return reduce(lambda rows, cut: cut.rows(rows), self._cuts, places).squeeze(-1)
+
+
+@cache
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a module's positional arguments."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)[1:]
+
+
+def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
+    dropped = _Dropped(subject)
+    yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
+    behind = [site.block for site in subject.sites[case.layers[0] :]] + [*subject.readers]
+    for module in behind if subject.companions else subject.readers:
+        yield module.register_forward_pre_hook(dropped.rest, with_kwargs=True)
+    for layer in case.layers:
+        site = subject.sites[layer - 1]
+        yield from grid.hooks(site, method, case) if subject.grid else _hook(site, subject, method, case, dropped)
+
+
+def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
+    """Hooks of one pruned block: they look at what the method needs, choose as soon as all of it is there, and cut."""
+    seen: Seen = {}
+    chosen_early: list[Cut] = []
+    share = dropped_share(case.keep)
+    needed = method.needs(case) if hasattr(method, "needs") else ()
+    for name in needed:
+        if name != "out":
+            yield _watch(site, name, subject, seen)
+
+    def choose(hidden: Tensor) -> Cut:
+        seen["rows"] = _free(hidden, subject)
+        length = hidden.shape[1]
+        cut, dropped.roles = chosen(subject, method, case, seen, length, dropped.roles, share)
+        dropped.add(cut, length)
+        seen.clear()
+        return cut
+
+    def at_branch(module: Any, args: Any, output: Any) -> Any:
+        chosen_early.clear()
+        branch = tokens_of(output)
+        if torch.compiler.is_compiling() or type(branch) is not Tensor:
+            return None
+        chosen_early.append(choose(branch))
+        later = awaiting(branch, chosen_early[0])
+        return later if isinstance(output, Tensor) else tuple(later if v is branch else v for v in output)
+
+    def at_end(module: Any, args: Any, output: Any) -> Any:
+        hidden = tokens_of(output)
+        if chosen_early and hidden.shape[1] == chosen_early[0].stay:
+            return None
+        if "out" in needed:
+            seen["out"] = _free(hidden, subject)
+        cut = chosen_early[0] if chosen_early else choose(hidden)
+        with part("cut"):
+            shorter = cut.rows(hidden)
+        return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
+
+    last = site.mlp if site.mlp is not None else site.attention
+    if last is not None and "out" not in needed:
+        yield last.register_forward_hook(at_branch)
+    yield site.block.register_forward_hook(at_end)
+
+
+def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
+    """Hook that keeps one tensor of the block, without protected ends: an input (`x`, `middle`) or an output."""
+
+    def see_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[name] = _free(tokens_of((*args, *kwargs.values())), subject)
+
+    def see_output(module: Any, args: Any, output: Any) -> None:
+        seen[name] = _free(tokens_of(output), subject)
+
+    if name in ("x", "middle"):
+        owner = site.block if name == "x" else site.middle
+        return owner.register_forward_pre_hook(see_input, with_kwargs=True)
+    branch = site.attention if name == "attention" else site.mlp
+    if branch is None:
+        raise UsageError(f"the blocks of this model have no {name} branch, which the method scores by")
+    return branch.register_forward_hook(see_output)
+
+
+def _free(hidden: Tensor, subject: Subject) -> Tensor:
+    """Without the leading and trailing tokens that stay anyway: a view."""
+    return hidden[:, subject.prefix : hidden.shape[1] - subject.suffix]
+
+
+def tokens_of(value: Any) -> Tensor:
+    """The tensor itself, or the first (B, N, C) one among several, as `find_sites` looks for it."""
+    if isinstance(value, Tensor):
+        return value
+    return next(v for v in value if isinstance(v, Tensor) and v.ndim == 3)

@@ -1,0 +1,60 @@
+"""Representation shift: keeps the tokens that a layer changes most (Choi et al. 2025, arXiv 2508.00367)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from repshift_cli.kernels.shift import distance, length, moved_from
+from repshift_cli.records import Case
+
+OPTIONS = {
+    "operation": {
+        "type": "str",
+        "choices": ("mlp", "attention", "block"),
+        "help": "Operation whose shift is scored: mlp, attention (or what else mixes the tokens), block. (default: the "
+        "model's first of these)",
+    },
+    "distance": {
+        "type": "str",
+        "default": "l2",
+        "choices": ("l2", "l1", "cosine"),
+        "help": "Distance: l2, l1, cosine.",
+    },
+    "form": {
+        "type": "str",
+        "default": "paper",
+        "choices": ("paper", "update"),
+        "unless": {"operation": "block"},
+        "help": "What the branch's output is compared as: paper (with the block's running state, as printed) or "
+        "update (as the change of that state).",
+    },
+}
+
+_SEES = {
+    "mlp": ("middle", "mlp"),
+    "attention": ("x", "attention"),
+    "block": ("x", "out"),
+}
+
+
+def needs(case: Case) -> tuple[str, ...]:
+    """The state before the operation and what the operation gives."""
+    before, branch = _SEES[case.operation or "mlp"]
+    needless = case.form == "update" and case.distance != "cosine"
+    return (branch,) if needless else (before, branch)
+
+
+def score(seen: dict[str, Tensor], case: Case) -> Tensor:
+    """s = D(F(x), x) for every token (Eq. 4): tensors (B, N, C) -> (B, N), the highest kept.
+
+    | operation | form `paper` (as printed)  | form `update`                        |
+    |-----------|----------------------------|--------------------------------------|
+    | mlp       | D(MLP(LN(x')), x')         | D(x' + MLP(LN(x')), x'), so a norm   |
+    | attention | D(SA(LN(x)), x)            | D(x + SA(LN(x)), x), so a norm       |
+    | block     | D(x^, x): both are the same, and `form` is None                   |
+    """
+    before, branch = _SEES[case.operation or "mlp"]
+    kind = case.distance or "l2"
+    if case.form == "update":
+        return length(seen[branch], kind) if before not in seen else moved_from(seen[before], seen[branch], kind)
+    return distance(seen[branch], seen[before], kind)

@@ -1,0 +1,221 @@
+"""The parts that are here, by file name and by entry point, found without importing any of them.
+
+A room is a folder of this package; each of its files is a part, named like the file and described by the first line of
+its docstring. Other packages add parts through the entry point groups `repshift.attention`, `repshift.models` and
+`repshift.reduction` (or `repshift.pruning`, its older name). What planning needs of a part stands as literals at its
+top level and is read from the source.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repshift_cli.machine.packages import find_spec
+from repshift_cli.records import Option, RepshiftError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+ROOMS = {
+    "attention": ("attention back end", "repshift backends"),
+    "reduction": ("pruning method", "repshift methods"),
+    "models": ("model family", "repshift models"),
+    "probes": ("probe", "repshift doctor"),
+    "renderers": ("renderer", "repshift show --help"),
+}
+"""Each room with what its parts are called and the command that says more."""
+
+OPEN_ROOMS = ("attention", "reduction", "models", "renderers")
+"""The rooms that other packages can add parts to."""
+
+OLDER_GROUPS = {"pruning": "reduction"}
+"""Entry point groups under the name that a room had before, with its name today."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part: where it is imported from (`module` or `module:attribute`) and the literals at its top level."""
+
+    name: str
+    room: str
+    help: str
+    target: str
+    constants: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@cache
+def parts(room: str) -> dict[str, Part]:
+    """The parts of a room by name; a file of this package goes before another package's part of the same name."""
+    if room not in ROOMS:
+        raise ValueError(f"no such room: {room}")
+    found = {p.name: p for p in map(_from_entry_point, _entry_points(room))}
+    folder = Path(__file__).parent / room
+    files = [f for f in folder.glob("*.py") if not f.name.startswith("_")]
+    found |= {f.stem: _from_file(f.stem, room, f"repshift_cli.{room}.{f.stem}", f) for f in files}
+    return dict(sorted(found.items()))
+
+
+def load(part: Part) -> Any:
+    """Import a part: its module, or the attribute that its entry point names."""
+    module, _, attribute = part.target.partition(":")
+    try:
+        value = importlib.import_module(module)
+        for name in filter(None, attribute.split(".")):
+            value = getattr(value, name)
+    except Exception as error:
+        what = ROOMS[part.room][0]
+        raise RepshiftError(
+            f"the {what} {part.name!r} cannot be imported from {part.target}: {one_line(error)}"
+        ) from error
+    return value
+
+
+def find(room: str, name: str) -> Part:
+    """The part of that name, `-` and `_` being alike; UsageError with the nearest names otherwise."""
+    known = parts(room)
+    plain = name.replace("-", "_")
+    for part in known.values():
+        if part.name.replace("-", "_") == plain:
+            return part
+    what, command = ROOMS[room]
+    raise UsageError(f"unknown {what} {name!r}: {nearest(name, known)}`{command}` lists all of them")
+
+
+def find_variant(text: str) -> tuple[Part, Part | None]:
+    """The back end and the method of `BACKEND` or `BACKEND+METHOD`; no method means no pruning."""
+    backend, plus, method = text.partition("+")
+    return find("attention", backend), find("reduction", method) if plus else None
+
+
+def method_options() -> dict[str, Option]:
+    """The options that belong to reduction methods, by name, as the methods' files declare them.
+
+    The tool's own come first; what is declared wrongly is left out, and its method is refused when it is loaded.
+    """
+    found: dict[str, Option] = {}
+    for part in sorted(parts("reduction").values(), key=lambda part: not part.target.startswith("repshift_cli.")):
+        for name, told in _declared(part):
+            if isinstance(told, Option) and found.setdefault(name, told) == told:
+                found[name] = replace(found[name], methods=(*found[name].methods, part.name))
+    return found
+
+
+def options_of(method: Part) -> dict[str, Option]:
+    """The options that one method takes; RepshiftError says what is wrong with its declarations."""
+    if faults := list(_option_faults(method)):
+        raise RepshiftError(f"the pruning method {method.name!r} cannot be used: {'; '.join(faults)}")
+    known = method_options()
+    return {name: known[name] for name, _ in _declared(method)}
+
+
+def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:
+    """Each name in a method's OPTIONS with the option, or with what is wrong with its declaration.
+
+    A method's name in the place of a declaration is the one that stands there; a tuple of names, as OPTIONS was before
+    there were declarations, means those of `repshift`.
+    """
+    told = method.constants.get("OPTIONS", {})
+    for name, literal in (told if isinstance(told, dict) else dict.fromkeys(told, "repshift")).items():
+        if isinstance(literal, str):
+            owner = parts("reduction").get(literal)
+            literal = owner and dict(owner.constants.get("OPTIONS", {})).get(name)
+        try:
+            yield name, Option.declared(name, literal)
+        except (TypeError, ValueError) as error:
+            yield name, one_line(error)
+
+
+def _option_faults(method: Part) -> Iterator[str]:
+    known = method_options()
+    for name, told in _declared(method):
+        if isinstance(told, str):
+            yield told
+        elif known[name] != told:
+            yield f"--{name} is declared otherwise by {known[name].methods[0]}"
+
+
+def aliases() -> dict[str, Part]:
+    """Every name that `--model` takes as it stands, with the family that builds it."""
+    return {alias: part for part in parts("models").values() for alias in family_aliases(part)}
+
+
+def family_aliases(part: Part) -> tuple[str, ...]:
+    """The names of one family: the keys of its ALIASES; a family of another package without any has its own name."""
+    named = part.constants.get("ALIASES")
+    if named:
+        return tuple(named)
+    return () if part.target.startswith("repshift_cli.") else (part.name,)
+
+
+def resolve_model(name: str) -> Part:
+    """The family that builds `name`: an alias, `hf:NAME`, `timm:NAME`, or a user's own function or TOML file."""
+    known = aliases()
+    if name in known:
+        return known[name]
+    front, colon, rest = name.partition(":")
+    if front in ("hf", "timm") and rest:
+        return find("models", front)
+    own = colon and front not in ("hf", "timm") and all(word.isidentifier() for word in f"{front}.{rest}".split("."))
+    if own or name.endswith(".toml"):
+        return find("models", "own")
+    raise UsageError(
+        f"unknown model {name!r}: {nearest(name, known)}`repshift models` lists all of them; "
+        "hf:NAME takes a checkpoint, timm:NAME a model of timm, and package.module:function, or a TOML file, your own"
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean a, b? `, or nothing where no name is near."""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(near)}? " if near else ""
+
+
+def _entry_points(room: str) -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    names = (room, *(old for old, new in OLDER_GROUPS.items() if new == room)) if room in OPEN_ROOMS else ()
+    return [entry for name in reversed(names) for entry in entry_points(group=f"repshift.{name}")]
+
+
+def _from_entry_point(entry: EntryPoint) -> Part:
+    module, _, attribute = entry.value.replace(" ", "").partition(":")
+    group = entry.group.removeprefix("repshift.")
+    room = OLDER_GROUPS.get(group, group)
+    target = f"{module}:{attribute}" if attribute else module
+    return _from_file(entry.name, room, target, _source(module), default=f"from {target}")
+
+
+def _from_file(name: str, room: str, target: str, path: Path | None, default: str = "") -> Part:
+    try:
+        tree = ast.parse(path.read_bytes()) if path else ast.Module([], [])
+    except (SyntaxError, ValueError) as error:
+        return Part(name, room, f"cannot be read: {one_line(error)}", target)
+    first = (ast.get_docstring(tree) or default).partition("\n")[0].strip()
+    return Part(name, room, first, target, _literals(tree))
+
+
+def _literals(tree: ast.Module) -> dict[str, Any]:
+    """The top-level assignments whose values are literals."""
+    values: dict[str, Any] = {}
+    for node in tree.body:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Name):
+                with contextlib.suppress(ValueError, TypeError):
+                    values[target.id] = ast.literal_eval(node.value)
+    return values
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module; None where only an import could tell."""
+    spec = find_spec(module)
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None

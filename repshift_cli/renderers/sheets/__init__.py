@@ -1,0 +1,1 @@
+"""The views that renderers show: runs, profiles, gates, histories, comparisons."""

@@ -1,0 +1,97 @@
+"""A gate's outcome: the sheet, a JUnit file, GitHub's annotations."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+
+from repshift_cli.analysis.comparison import BETTER, WORSE, Finding, Lonely, labels
+from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, Outcome, in_words
+from repshift_cli.renderers.sheets.comparison import sheet
+from repshift_cli.renderers.sheets.run import Sheet
+
+VERDICTS = (FAIL, INCONCLUSIVE)
+
+
+def outcome_sheet(outcome: Outcome, everything: bool = False) -> Sheet:
+    """What gates, the bad first, and what informs and changed; `everything` has the rest too."""
+    order = {FAIL: 0, INCONCLUSIVE: 1}
+    shown = sorted(
+        (f for f in outcome.findings if everything or f in outcome.judged or _changed(f)),
+        key=lambda f: (order.get(f.verdict, 2), -f.effect),
+    )
+    hidden = len(outcome.findings) - len(shown)
+    notes = [*_statistics(outcome), *outcome.notes]
+    if hidden:
+        notes.append(f"{hidden} metrics that only inform did not change or are open; --all shows them")
+    return sheet(shown, outcome.lonely, (f"base: {outcome.base}", f"head: {outcome.head}"), notes)
+
+
+def _changed(finding: Finding) -> bool:
+    return finding.word in (WORSE, BETTER)
+
+
+def _statistics(outcome: Outcome) -> Iterable[str]:
+    timed = [f for f in outcome.findings if not f.exact]
+    if timed:
+        low, high = min(f.rounds for f in timed), max(f.rounds for f in timed)
+        rounds = f"{low}" if low == high else f"{low} to {high}"
+        yield (
+            f"change: head / base, Hodges and Lehmann's estimate over {rounds} rounds of fresh processes, with "
+            "its 97.5% interval (two looks of 97.5% keep 95%); what fails does so by Holm's procedure"
+        )
+    deltas = sorted({f.delta for f in outcome.judged if not f.exact})
+    if deltas:
+        span = f"{deltas[0]:.1%}" if len(deltas) == 1 else f"{deltas[0]:.1%} to {deltas[-1]:.1%}"
+        yield f"a slow-down below {span} is let through"
+
+
+def workflow_commands(outcome: Outcome) -> list[str]:
+    """GitHub's workflow commands: `::error` for what failed, `::warning` for what stayed open, naming the case."""
+    names = labels([f.case for f in outcome.findings] + [one.case for one in outcome.lonely])
+    lines = []
+    for f in outcome.judged:
+        if f.verdict in VERDICTS:
+            kind = "error" if f.verdict == FAIL else "warning"
+            text = in_words(f, names[f.case]) + (f"; {f.reason}" if f.reason else "")
+            lines.append(f"::{kind} title={_property(f'{f.verdict}: {names[f.case]}')}::{_data(text)}")
+    for one in outcome.broken:
+        text = f"{names[one.case]} no longer runs: {one.reason}"
+        lines.append(f"::error title={_property(f'fail: {names[one.case]}')}::{_data(text)}")
+    return lines
+
+
+def _data(text: str) -> str:
+    """Escaped as the runner reads it back: % and line ends."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def junit(outcome: Outcome) -> str:
+    """One test case per gated metric of a case: a regression is a failure, what stayed open is skipped, with why."""
+    names = labels([f.case for f in outcome.findings] + [one.case for one in outcome.lonely])
+    failures = sum(f.verdict == FAIL for f in outcome.judged) + len(outcome.broken)
+    skipped = sum(f.verdict == INCONCLUSIVE for f in outcome.judged)
+    count = str(len(outcome.judged) + len(outcome.broken))
+    numbers = {"tests": count, "failures": str(failures), "skipped": str(skipped), "errors": "0"}
+    suites = ET.Element("testsuites", numbers)
+    suite = ET.SubElement(suites, "testsuite", {"name": "repshift gate", **numbers})
+    for f in outcome.judged:
+        test = ET.SubElement(suite, "testcase", {"classname": names[f.case], "name": f.metric, "time": "0"})
+        text = in_words(f, names[f.case]) + (f"; {f.reason}" if f.reason else "")
+        if f.verdict in VERDICTS:
+            ET.SubElement(test, "failure" if f.verdict == FAIL else "skipped", {"message": text})
+        else:
+            ET.SubElement(test, "system-out").text = text
+    for one in outcome.broken:
+        _broken(suite, one, names[one.case])
+    ET.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
+
+
+def _broken(suite: ET.Element, one: Lonely, name: str) -> None:
+    test = ET.SubElement(suite, "testcase", {"classname": name, "name": "runs", "time": "0"})
+    ET.SubElement(test, "failure", {"message": one.reason})

@@ -1,0 +1,224 @@
+"""From axes to cases: the cells of a sweep in the order they are measured, and why some of them are impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, product
+
+from repshift_cli.records import (
+    METHODS_WITHOUT_PRUNING,
+    WITHOUT_ATTENTION,
+    Case,
+    Facts,
+    Offers,
+    UsageError,
+    protection,
+    tokens_along,
+)
+from repshift_cli.sweep.axes import Axes
+
+FactsOf = Callable[[str, int | None, int | None, int | None], Facts]
+"""(model, image size or None, frames or None, tokens of a sequence or None) -> what planning must know of it."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An attention back end as planning sees it: what it accepts, and why it is missing on this device."""
+
+    offers: Offers | None
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One case with its token counts, or with the reason why it cannot be."""
+
+    case: Case
+    tokens: tuple[int, ...] = ()
+    refused: str | None = None
+
+
+def expand(
+    axes: Axes,
+    device: str,
+    facts_of: FactsOf,
+    backends: Mapping[str, Backend],
+    methods: Mapping[str, Sequence[str]],
+) -> tuple[Planned, ...]:
+    """Every cell of the sweep, unpruned variants of a group first, then schedule by schedule.
+
+    `axes.variant` must name keys of `backends` and `methods` (method -> the options that apply to it). UsageError for
+    what no cell can have: a layer beyond a model's depth, a batch or data beside the user's own inputs.
+    """
+    planned = []
+    sizes = (axes.image_size or (None,), axes.frames or (None,), axes.tokens or (None,))
+    for model, size, frames, length in product(axes.model, *sizes):
+        facts = facts_of(model, size, frames, length)
+        _check_layers(axes, model, facts)
+        _check_data(axes, model, facts)
+        _check_removal(axes, model, facts)
+        facts = _protecting(axes, model, facts)
+        for batch, dtype in product(_batches(axes, model, facts), axes.dtype or (default_dtype(device),)):
+            base = Case(
+                model=model,
+                input=axes.data or ("own" if facts.weights == "own" else "random"),
+                weights=facts.weights,
+                image_size=facts.image_size,
+                frames=facts.frames,
+                batch=batch,
+                dtype=dtype,
+                device=device,
+                attention="",
+                seed=axes.seed,
+                protect=axes.protect,
+                length=facts.length,
+            )
+            planned += [_judged(case, facts, backends) for case in _cells(axes, base, facts, methods)]
+    return tuple(planned)
+
+
+def comparisons(planned: Sequence[Planned]) -> list[list[Planned]]:
+    """What is measured together, interleaved: for each schedule the pruned cases with the unpruned ones of the group.
+
+    The unpruned ones come back in every comparison of their group, as its reference; a refused case belongs to none.
+    """
+    found = []
+    possible = [p for p in planned if p.refused is None]
+    for _, group in groupby(possible, key=lambda p: p.case.group):
+        cases = list(group)
+        plain = [p for p in cases if p.case.pruning == METHODS_WITHOUT_PRUNING]
+        schedules: dict[tuple[object, ...], list[Planned]] = {}
+        for p in cases:
+            if p.case.pruning != METHODS_WITHOUT_PRUNING:
+                schedules.setdefault((p.case.keep, p.case.layers), []).append(p)
+        found += [plain + pruned for pruned in schedules.values()] or [plain]
+    return found
+
+
+def default_dtype(device: str) -> str:
+    """bf16 on CUDA, fp32 on a CPU."""
+    return "bf16" if device.startswith("cuda") else "fp32"
+
+
+def default_layers(depth: int) -> tuple[int, ...]:
+    """One layer at a quarter of the depth."""
+    return (max(1, depth // 4),)
+
+
+def _check_layers(axes: Axes, model: str, facts: Facts) -> None:
+    beyond = [n for schedule in axes.layers for n in schedule if n > facts.depth]
+    if beyond:
+        raise UsageError(f"--layers {beyond[0]} is beyond the depth of {model}, which has {facts.depth} blocks")
+
+
+def _check_data(axes: Axes, model: str, facts: Facts) -> None:
+    if axes.data is not None and facts.weights == "own":
+        raise UsageError(f"--data does not apply to {model}: your function makes the inputs")
+
+
+def _check_removal(axes: Axes, model: str, facts: Facts) -> None:
+    if axes.removal and not facts.removals and len(axes.model) == 1:
+        raise UsageError(f"--removal applies to grids (a CNN's), and {model} has none")
+
+
+def _protecting(axes: Axes, model: str, facts: Facts) -> Facts:
+    """The facts with what --protect takes away from the tokens that may go."""
+    more = sum(protection(axes.protect))
+    if more and facts.removals:
+        raise UsageError(f"--protect does not apply to {model}: a grid has no first and no last tokens")
+    if more and not facts.row:
+        raise UsageError(f"--protect does not apply to {model}: its tokens are not a row from first to last")
+    if more >= facts.tokens:
+        raise UsageError(f"--protect leaves none of the {facts.tokens} tokens of {model} to drop")
+    return replace(facts, tokens=facts.tokens - more, prefix=facts.prefix + more)
+
+
+def _batches(axes: Axes, model: str, facts: Facts) -> tuple[int, ...]:
+    if facts.batch is None:
+        return axes.batch or (1,)
+    if axes.batch not in ((), (facts.batch,)):
+        raise UsageError(f"--batch does not apply to {model}: its own inputs have a batch of {facts.batch}")
+    return (facts.batch,)
+
+
+def _cells(axes: Axes, base: Case, facts: Facts, methods: Mapping[str, Sequence[str]]) -> Iterator[Case]:
+    executions = ("eager", *["graph"] * axes.cuda_graph, *["compile"] * axes.compile)
+    variants = _variants(axes, facts)
+    for (attention, method), execution in product(variants, executions):
+        if method is None:
+            yield _with(base, attention=attention, execution=execution)
+    seen = set()
+    for keep, layers in product(axes.keep, axes.layers or (default_layers(facts.depth),)):
+        for (attention, method), execution in product(variants, executions):
+            if method is None:
+                continue
+            for options in _options(axes, facts, methods[method]):
+                case = _with(
+                    base, attention=attention, pruning=method, keep=keep, layers=layers, execution=execution, **options
+                )
+                if case not in seen:
+                    seen.add(case)
+                    yield case
+
+
+def _split(variant: str) -> tuple[str, str | None]:
+    attention, _, method = variant.partition("+")
+    return attention, method or None
+
+
+def _variants(axes: Axes, facts: Facts) -> list[tuple[str, str | None]]:
+    """The pairs of back end and method; where there is no attention, all back ends are the same one: none."""
+    pairs = [_split(v) for v in axes.variant]
+    return pairs if facts.attention else list(dict.fromkeys((WITHOUT_ATTENTION, method) for _, method in pairs))
+
+
+def _options(axes: Axes, facts: Facts, applying: Sequence[str]) -> Iterator[dict[str, str | None]]:
+    """The combinations of the scoring options that a method takes; operation block has one form, so none is named."""
+    chosen: dict[str, Sequence[str | None]] = {
+        "operation": axes.operation or facts.operations[:1],
+        "distance": axes.distance,
+        "form": axes.form,
+    }
+    chosen = {name: values if name in applying else (None,) for name, values in chosen.items()}
+    chosen["removal"] = (axes.removal or facts.removals[:1]) if facts.removals else (None,)
+    for values in product(*chosen.values()):
+        options = dict(zip(chosen, values, strict=True))
+        yield options | {"form": None} if options["operation"] == "block" else options
+
+
+def _with(base: Case, **changes: object) -> Case:
+    return Case(**{**vars(base), **changes})
+
+
+def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend]) -> Planned:
+    try:
+        tokens = tokens_along(facts, case.keep, case.layers)
+    except UsageError as error:
+        return Planned(case, refused=str(error))
+    return Planned(case, tokens, refused=_refusal(case, facts, backends[case.attention]))
+
+
+def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:
+    """Why this machine or this back end cannot run the case, or None."""
+    kind = case.device.partition(":")[0]
+    if case.operation is not None and case.operation not in facts.operations:
+        return f"{case.model} lets the shift of {', '.join(facts.operations)} be scored, not of {case.operation}"
+    if backend.missing is not None:
+        return backend.missing
+    if case.execution == "graph" and kind != "cuda":
+        return "CUDA graphs exist on CUDA only"
+    offers = backend.offers
+    if offers is None:
+        return None
+    if case.dtype not in offers.dtypes.get(kind, ()):
+        taken = ", ".join(offers.dtypes.get(kind, ())) or "nothing"
+        return f"{case.attention} takes {taken} on {kind}, not {case.dtype}"
+    if facts.mask is not None and kind not in offers.mask:
+        return f"{case.attention} takes no attention mask on {kind}, and {case.model} needs one for {facts.mask}"
+    if facts.head_dim is not None:
+        if offers.max_head_dim is not None and facts.head_dim > offers.max_head_dim:
+            return f"{case.attention} takes head dims up to {offers.max_head_dim}, {case.model} has {facts.head_dim}"
+        if facts.head_dim % offers.head_dim_multiple:
+            return f"{case.attention} takes head dims in steps of {offers.head_dim_multiple}, not {facts.head_dim}"
+    return None

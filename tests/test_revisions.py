@@ -1,0 +1,364 @@
+"""Gates on real revisions in real processes: what is judged, what is refused, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from sham import FLASH, NEW, Repository, template, with_record
+from synthetic import CPU, CUDA
+
+from repshift_cli.gate import noise, process, revisions
+from repshift_cli.gate.verdict import NothingMeasured
+from repshift_cli.records import Record, store
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    return Repository(tmp_path / "repo")
+
+
+def last(text: str) -> str:
+    return text.splitlines()[-1]
+
+
+def nothing_left(repository: Repository) -> bool:
+    return repository.worktrees() == 1 and not list(Path(tempfile.gettempdir()).iterdir())
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_against_a_passes(repository: Repository) -> None:
+    code, out, error = repository.gate("--base", "main")
+    assert (code, last(out)) == (
+        0,
+        f"PASS: no regression in 2 cases against main ({repository.git('rev-parse', 'HEAD')[:10]})",
+    )
+    assert "head: the working tree at" in out and "uncommitted" not in out
+    assert nothing_left(repository), error
+
+
+def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:
+    repository.git("switch", "-q", "-c", "slow")
+    repository.write({"factor.txt": "1.055"})
+    repository.commit("slower")
+    outputs = {name: repository.folder / "out" / name for name in ("t.md", "j.xml", "o.json")}
+    code, out, _ = repository.gate(
+        *("--base", "main", "--head", "slow", "--github", "--out", "g"),
+        *("--markdown", str(outputs["t.md"]), "--junit", str(outputs["j.xml"]), "--json", str(outputs["o.json"])),
+    )
+    assert code == 1
+    assert last(out).startswith("FAIL: flash latency changed by +5.") and "against main (" in last(out)
+    assert "::error title=fail%3A flash::flash latency changed by +5." in out and "%25" in out
+    assert outputs["t.md"].read_text().startswith("### repshift gate: fail\n\nFAIL: flash latency")
+    suite = ET.fromstring(outputs["j.xml"].read_text()).find("testsuite")
+    assert suite is not None and (suite.get("tests"), suite.get("failures")) == ("4", "2")
+    assert {t.get("classname") for t in suite if t.find("failure") is not None} == {"flash", "efficient"}
+    assert json.loads(outputs["o.json"].read_text())["exit_code"] == 1
+    head = store.load(repository.folder / "g" / "head.json")
+    latency = head.records[0].measurement("latency")
+    assert latency and latency.per_round == 1 and len(latency.samples) == 16, "8 processes and 8 of the confirmation"
+    assert nothing_left(repository)
+
+
+def test_a_metric_that_is_better_higher_gates_the_other_way_round(repository: Repository) -> None:
+    profile = (repository.folder / "gate.toml").read_text().replace("latency", "throughput")
+    repository.write({"gate.toml": profile, "factor.txt": "1.055"})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 1 and "flash img/s changed by -5." in last(out)
+
+
+def test_a_faster_commit_is_told(repository: Repository) -> None:
+    repository.write({"factor.txt": "0.895"})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 0 and "better: flash latency changed by -10." in last(out)
+
+
+def test_a_dirty_tree_is_measured_as_it_is_and_said(repository: Repository) -> None:
+    repository.write({"factor.txt": "1.055"})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 1 and "with uncommitted changes" in out
+
+
+def test_an_exact_metric_fails_without_statistics(repository: Repository) -> None:
+    text = template(FLASH, NEW).replace(str(17.56e9), str(17.57e9))
+    repository.write({"template.json": text})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 1 and "MACs changed by +0.1%" in last(out)
+
+
+def test_the_sides_take_turns_each_in_its_own_tree(repository: Repository, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert repository.gate("--base", "main", SHAM_LOG=str(log))[0] == 0
+    rounds = [line.split()[:2] for line in log.read_text().splitlines() if "--timing-only" in line]
+    sequence = "".join(name[0] for name, _ in rounds)
+    assert sequence == "bhhb" * 4
+    assert {Path(place) == repository.folder for name, place in rounds if name.startswith("head")} == {True}
+    assert all("repshift-gate-" in place for name, place in rounds if name.startswith("base"))
+
+
+def test_it_runs_from_a_folder_within_and_from_a_hook(repository: Repository) -> None:
+    inside = repository.folder / "inside"
+    inside.mkdir()
+    for name in ("repshift_cli", "gate.toml", "template.json", "factor.txt", "mood.txt"):
+        (repository.folder / name).rename(inside / name)
+    repository.commit("moved")
+    repository.folder = inside
+    assert repository.gate("--base", "main", GIT_DIR="/nowhere", GIT_INDEX_FILE="/nowhere")[0] == 0
+
+
+# --- cases that one side lacks ----------------------------------------------------------------------------------------
+
+
+def test_a_case_that_base_does_not_know_is_listed_and_the_rest_judged(repository: Repository) -> None:
+    repository.write({"mood.txt": "lacks=efficient"})
+    repository.commit("older")
+    repository.write({"mood.txt": ""})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 0 and "in 1 case" in last(out)
+    assert "only on head: efficient" in out and "unknown attention back end" in out
+
+
+def test_a_case_that_fails_on_head_alone_is_a_regression(repository: Repository) -> None:
+    broken = with_record(template(FLASH), to_fail("CUDA out of memory"))
+    repository.write({"template.json": broken})
+    code, out, _ = repository.gate("--base", "HEAD", "--github")
+    assert code == 1 and "efficient no longer runs (failed: CUDA out of memory)" in last(out)
+    assert "::error title=fail%3A efficient::efficient no longer runs" in out
+
+
+def test_a_head_that_fails_altogether_is_a_regression(repository: Repository) -> None:
+    run = json.loads(template(FLASH))
+    repository.write({"template.json": template(FLASH)})
+    repository.commit("one case")
+    run["records"][0] |= {"status": "failed", "reason": "out of memory", "measurements": []}
+    repository.write({"template.json": json.dumps(run)})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 1 and "flash no longer runs (failed: out of memory)" in last(out)
+
+
+def test_what_processes_warn_of_is_told_with_their_number(repository: Repository) -> None:
+    text = template(FLASH).replace(
+        "random weights: fidelity says nothing of a trained model", "3 rounds were throttled"
+    )
+    repository.write({"template.json": text})
+    _, out, _ = repository.gate("--base", "HEAD")
+    assert "warning in 8 of 16 processes: N rounds were throttled" in out
+
+
+def to_fail(reason: str) -> Record:
+    return Record(NEW, "failed", reason)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_revision_that_does_not_exist(repository: Repository) -> None:
+    code, out, error = repository.gate("--base", "nowhere")
+    assert (code, out) == (4, "") and "no base: 'nowhere' names no commit here" in last(error)
+
+
+def test_no_repository(repository: Repository, tmp_path: Path) -> None:
+    (repository.folder / ".git").rename(tmp_path / "git")
+    code, _, error = repository.gate("--base", "main")
+    assert code == 4 and "is in no git checkout" in last(error)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--learn", "--base", "main"], ["--learn", "--self-test"]])
+def test_what_to_compare_must_be_one_thing(repository: Repository, arguments: list[str]) -> None:
+    code, _, error = repository.gate(*arguments)
+    assert code == 2 and "--base main" in last(error)
+
+
+def test_a_newer_schema_on_base(repository: Repository) -> None:
+    repository.write({"template.json": template(FLASH, schema=99)})
+    repository.commit("newer")
+    repository.write({"template.json": template(FLASH)})
+    code, _, error = repository.gate("--base", "HEAD")
+    assert code == 4 and "no base: base wrote what this repshift cannot read" in last(error) and "99" in last(error)
+    assert nothing_left(repository)
+
+
+def test_another_torch_is_a_mismatch_unless_the_interpreters_differ(repository: Repository, tmp_path: Path) -> None:
+    other = dataclasses.replace(CPU, packages={"torch": "2.12.0"})
+    repository.write({"template.json": template(FLASH, NEW, machine=other)})
+    repository.commit("another torch")
+    repository.write({"template.json": template(FLASH, NEW)})
+    code, _, error = repository.gate("--base", "HEAD")
+    assert code == 4 and "environment mismatch: base and head differ in torch 2.12.0 and 2.13.0+cpu" in last(error)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    code, out, error = repository.gate("--base", "HEAD", "--base-python", str(python))
+    assert code == 0, error
+    assert "differ in torch 2.12.0 and 2.13.0+cpu, as their interpreters do" in out
+
+
+def test_another_card_of_the_same_model_is_a_mismatch(repository: Repository) -> None:
+    repository.write({"template.json": template(FLASH, machine=CUDA)})
+    repository.commit("one card")
+    repository.write({"template.json": template(FLASH, machine=dataclasses.replace(CUDA, uuid="GPU-other"))})
+    code, _, error = repository.gate("--base", "HEAD")
+    assert code == 4 and "base and head differ in GPU GPU-7b1f and GPU-other" in last(error)
+
+
+def test_a_process_that_dies_says_what_it_said(repository: Repository) -> None:
+    repository.write({"mood.txt": "dies"})
+    code, _, error = repository.gate("--base", "HEAD")
+    assert code == 5
+    assert last(error) == (
+        "error: nothing measured: head in round 1 (exit code 1): CUDA error: an illegal memory access was encountered"
+    )
+
+
+def test_nothing_that_ran_is_nothing_measured(repository: Repository) -> None:
+    run = json.loads(template(FLASH))
+    run["records"] = [
+        json.loads(json.dumps(run["records"][0])) | {"status": "skipped", "reason": "no GPU", "measurements": []}
+    ]
+    repository.write({"template.json": json.dumps(run)})
+    repository.commit("nothing")
+    code, _, error = repository.gate("--base", "HEAD")
+    assert code == 5 and "nothing measured on both sides: no GPU" in last(error)
+
+
+def test_the_same_code_on_both_sides_is_refused(repository: Repository) -> None:
+    repository.git("rm", "-rqf", "repshift_cli")
+    repository.commit("a user's repository")
+    code, _, error = repository.gate("--base", "main", PYTHONPATH=str(Path(revisions.__file__).parent.parent.parent))
+    assert code == 2 and "both sides would run the same code" in last(error)
+
+
+def test_a_package_from_elsewhere_is_refused(repository: Repository, tmp_path: Path) -> None:
+    """The tree's folder without __init__.py loses against an installed package of the same name."""
+    (tmp_path / "site" / "mine").mkdir(parents=True)
+    (tmp_path / "site" / "mine" / "__init__.py").write_text("")
+    (repository.folder / "mine").mkdir()
+    profile = (repository.folder / "gate.toml").read_text().replace("vit_b", "mine.model:make")
+    repository.write({"mine/model.py": "", "gate.toml": profile})
+    repository.commit("mine")
+    code, _, error = repository.gate("--base", "main", PYTHONPATH=str(tmp_path / "site"))
+    assert code == 4 and "base would import mine from" in last(error) and "not from its own tree" in last(error)
+
+
+# --- trees that must be built -----------------------------------------------------------------------------------------
+
+
+def test_setup_builds_both_trees_and_may_bring_their_interpreter(repository: Repository) -> None:
+    repository.git("rm", "-q", "--cached", "factor.txt")
+    repository.write({".gitignore": "factor.txt\nrepshift-runs/\nenv/\n__pycache__/\n"})
+    repository.commit("built")
+    build = f"echo 1.0 > factor.txt && mkdir -p env && ln -sf {sys.executable} env/python"
+    refs = ("--base", "HEAD", "--head", "HEAD")
+    code, _, error = repository.gate(*refs, "--setup", build, "--base-python", "env/python")
+    assert code == 0, error
+    assert error.count(f"base: {build}") == 1 and error.count(f"head: {build}") == 1
+
+
+def test_a_setup_that_fails_is_told_by_its_last_line(repository: Repository) -> None:
+    code, _, error = repository.gate("--base", "HEAD", "--setup", "echo no compiler >&2; exit 7")
+    assert code == 5 and "--setup failed on base with exit code 7: no compiler" in last(error)
+    assert nothing_left(repository)
+
+
+# --- noise and self-test ----------------------------------------------------------------------------------------------
+
+
+def test_noise_is_learnt_stored_with_a_date_and_used(repository: Repository) -> None:
+    code, out, error = repository.gate("--learn", "--most-rounds", "8")
+    assert code == 0, error
+    path = repository.folder / noise.FILE
+    (learnt,) = noise.load(path)
+    assert learnt.runner["torch"] == "2.13.0+cpu" and learnt.learnt[:2] == "20" and learnt.rounds == 8
+    assert set(learnt.cases) == {FLASH.key, NEW.key}
+    assert 0 < learnt.cases[FLASH.key]["latency"] < 0.002
+    loud = dataclasses.replace(learnt, cases={case: {"latency": 0.2} for case in learnt.cases})
+    noise.save(path, loud)
+    repository.write({"factor.txt": "1.055"})
+    code, out, _ = repository.gate("--base", "HEAD")
+    assert code == 0 and "a slow-down below 20.0% is let through" in out
+    assert "the noise of this runner, learnt 20" in out
+
+
+def test_the_self_test_passes_where_the_delay_arrives(repository: Repository) -> None:
+    code, out, error = repository.gate("--self-test")
+    assert code == 0, error
+    lines = out.splitlines()
+    assert lines[-3].startswith("A/A: PASS") and lines[-2].startswith("with 5% added: FAIL")
+    assert lines[-1] == "PASS: the gate lets A/A through and catches 5% here"
+
+
+def test_the_self_test_fails_where_the_delay_is_not_seen(repository: Repository) -> None:
+    repository.write({"mood.txt": "numb"})
+    code, out, _ = repository.gate("--self-test")
+    assert code == 1 and "5% added was pass" in last(out)
+
+
+# --- nothing is left behind -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_interrupted_gate_leaves_neither_worktree_nor_process(
+    repository: Repository, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    repository.write({"mood.txt": "hang"})
+    repository.commit("hangs")
+    log = tmp_path / "log"
+    log.touch()
+    process = repository.start("--base", "HEAD", SHAM_LOG=str(log))
+    while "hanging" not in log.read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    assert repository.worktrees() == 2
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    pids = [int(pid) for line in log.read_text().splitlines() if line.startswith("hanging") for pid in line.split()[1:]]
+    assert pids and not any(map(alive, pids))
+    assert nothing_left(repository)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_process_that_ignores_being_asked_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "GRACE", 0.2)
+    monkeypatch.setattr(process, "TIMEOUT", 1.0)
+    code = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    with pytest.raises(NothingMeasured, match="was still running after"):
+        process.run([sys.executable, "-c", code], tmp_path, os.environ, tmp_path / "log")
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_an_older_repshift_without_timing_only_is_measured_with_all_passes_on_both_sides(
+    repository: Repository, tmp_path: Path
+) -> None:
+    repository.write({"mood.txt": "old"})
+    repository.commit("old")
+    repository.write({"mood.txt": ""})
+    log = tmp_path / "log"
+    code, _, error = repository.gate("--base", "HEAD", SHAM_LOG=str(log))
+    assert code == 0, error
+    assert "--timing-only" not in log.read_text() and log.read_text().count("--rounds 10") == 16
