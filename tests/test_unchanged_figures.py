@@ -165,8 +165,8 @@ def places_kept() -> Iterator[dict[str, list[Any]]]:
     `chosen(subject, method, case, seen, length, ...)`, which gives the rows that stay; a cut of a grid by
     `picked(grid, places, size)`, within the hooks that `hooks(site, method, case)` sets.
     """
-    from repshift_cli.pruning import _grid as grid_cuts
-    from repshift_cli.pruning import _hooks as token_cuts
+    from repshift_cli.reduction.engine import grid as grid_cuts
+    from repshift_cli.reduction.engine import hooks as token_cuts
 
     noted: dict[str, list[Any]] = {}
     chosen, picked, hooks = token_cuts.chosen, grid_cuts.picked, grid_cuts.hooks
