@@ -30,7 +30,7 @@ everywhere = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands run: with the pages' own files beside them, and after the README the run files of its tasks."""
+    """Where the commands run, beside the pages' own files and, once it has run, the README's run files."""
     place = tmp_path_factory.mktemp("pages")
     for page in PAGES.values():
         for name, text in page.files().items():
@@ -77,7 +77,10 @@ def test_pip_takes_the_address_of_a_repository(tmp_path: Path) -> None:
     assert "'repshift @ git+ADDRESS'" in README.text
     install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", "here"]
     done = subprocess.run(
-        [sys.executable, "-m", *install, f"repshift @ git+file://{ROOT}"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", *install, f"repshift @ git+file://localhost{ROOT}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "here")}
@@ -160,6 +163,12 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         targets = [(page.path.parent / link).resolve() for page, link in links if "://" not in link]
         new = {t.relative_to(ROOT).as_posix() for t in targets if t.suffix == ".md"} - found
     assert found == set(PAGES)
+
+
+def test_nobody_is_sent_to_a_registry_for_this_package() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "repshift_cli").rglob("*.py")]
+    wrong = re.compile(r"pip install '?repshift(?!(?:\[\w+\])? @)|OWNER/")
+    assert not [found for text in (*sources, *(page.text for page in PAGES.values())) for found in wrong.findall(text)]
 
 
 def test_the_readme_stays_short() -> None:

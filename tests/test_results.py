@@ -37,9 +37,17 @@ def test_random_dropping_wins_on_the_photos(photos: Schedules) -> None:
     means = [round(fmean(m.values()), 3) for m in (random, shift, update)]
     assert means == [0.975, 0.946, 0.929]
     assert sum(shift[s] > update[s] for s in shift) == 15
-    assert says(README.text, "in 16 of 21 schedules it keeps more of the output than representation shift (mean cosine 0.975 against 0.946)")
-    assert says(RESULTS.text, "in 16 of the 21 schedules (mean cosine 0.975 against 0.946 for `paper` and 0.929 for `update`)")
-    assert says(REDUCTION.text, "mean cosine over the 21 schedules is 0.946, that of `update` 0.929, and it is the better one in 15")
+    assert says(
+        README.text,
+        "in 16 of 21 schedules it keeps more of the output than representation shift (mean cosine 0.975 against 0.946)",
+    )
+    assert says(
+        RESULTS.text, "in 16 of the 21 schedules (mean cosine 0.975 against 0.946 for `paper` and 0.929 for `update`)"
+    )
+    assert says(
+        REDUCTION.text,
+        "mean cosine over the 21 schedules is 0.946, that of `update` 0.929, and it is the better one in 15",
+    )
 
 
 def test_the_sign_is_inverted_after_block_9_and_right_after_block_3(photos: Schedules) -> None:
@@ -86,7 +94,8 @@ def test_the_sentence_on_deit() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cpu/dinov2-s-photos", "cpu/minilm-sentences", "cpu/smollm2-prompts", "cpu/deit-s-methods", "cpu/vit-t-sizes"]
+    "name",
+    ["cpu/dinov2-s-photos", "cpu/minilm-sentences", "cpu/smollm2-prompts", "cpu/deit-s-methods", "cpu/vit-t-sizes"],
 )
 def test_the_command_beside_a_table_asks_for_what_the_run_has(name: str) -> None:
     run = run_of(name)
