@@ -33,18 +33,6 @@ def execution_varies(cases: Sequence[Case]) -> bool:
     return len({case.execution for case in cases}) > 1
 
 
-def labeller(cases: Sequence[Case]) -> Callable[[Case], str]:
-    """How notes name a row: the variant and what tells it from the others, such as `flash+repshift keep 0.6`."""
-    fields = [field for field in FIELDS if varies(field, cases)]
-    executions = execution_varies(cases)
-
-    def label(case: Case) -> str:
-        own = [f"{f[0]} {f[3](case)}" for f in fields if is_pruned(case) and f[2](case) is not None]
-        return " ".join([case.variant, *own, *([case.execution] if executions else [])])
-
-    return label
-
-
 def case_columns(records: Sequence[Record]) -> list[Column]:
     cases = [record.case for record in records]
     columns = [Column("variant", ALWAYS, tuple(Cell(case.variant) for case in cases))]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repshift_cli.records import Case, Machine, Run
+from repshift_cli.records.labels import labels
 from repshift_cli.renderers.sheets import notes
 from repshift_cli.renderers.sheets.cells import Sheet
 from repshift_cli.renderers.sheets.metric_columns import metric_columns, ordered_records
-from repshift_cli.renderers.sheets.row_columns import case_columns, closing_columns, labeller
+from repshift_cli.renderers.sheets.row_columns import case_columns, closing_columns
 
 
 def sheets(run: Run) -> list[Sheet]:
@@ -27,7 +28,7 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
     group = cases[0].group
     records = [record for record in ordered_records(run) if record.case.group == group]
     columns = (*case_columns(records), *metric_columns(records), *closing_columns(records))
-    label = labeller(cases)
+    label = labels(cases).__getitem__
     said = [
         *notes.settings_note(cases),
         *notes.paths_note(records),
