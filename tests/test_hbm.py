@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repshift_cli import registry
 from repshift_cli.attention.base.swap import attending
+from repshift_cli.benchmark.derived import rates
 from repshift_cli.counters.base.traffic import CounterError, Traffic
+from repshift_cli.probes import Counter
 from repshift_cli.probes.base.traffic_model import (
     FORMULA,
     OUTSIDE,
@@ -23,7 +25,7 @@ from repshift_cli.probes.base.traffic_model import (
     stored_bytes,
     watching,
 )
-from repshift_cli.probes.hbm import Counter, HbmProbe, modelled, rates
+from repshift_cli.probes.hbm import HbmProbe, modelled
 from repshift_cli.records import Measurement, Step, call
 
 B, H, N, D = 2, 3, 20, 16

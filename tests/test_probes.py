@@ -19,11 +19,11 @@ from repshift_cli import registry
 from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark import builder
+from repshift_cli.benchmark.timers import CudaTimer, HostTimer, timer_for
 from repshift_cli.models.base.transformers import logits, pooled
 from repshift_cli.probes.base.traffic_model import TrafficModel, stored_bytes
 from repshift_cli.probes.fidelity import FidelityProbe, NotFinite, agreement, cosine, divergence
 from repshift_cli.probes.hbm import HbmProbe
-from repshift_cli.probes.latency import CudaTimer, HostTimer, timer_for
 from repshift_cli.probes.macs import MacsProbe, attention_flops, count_flops
 from repshift_cli.probes.memory import METRICS, MemoryProbe, highest, resting_bytes
 from repshift_cli.records import Case, Measurement, Step, Subject, call

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repshift_cli.probes.latency import timer_for
+from repshift_cli.benchmark.timers import timer_for
 from repshift_cli.records import Metric, Step, call
 
 COMPILE_TIME = Metric(

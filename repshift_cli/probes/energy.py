@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from repshift_cli.probes import Context, Measure
 from repshift_cli.records import Measurement, Metric, Step
 
 ENERGY = Metric(
@@ -45,6 +46,16 @@ UPDATE_SECONDS = 0.1
 """How far apart the counter's updates are: at either end it may be that old, so the loop's energy is uncertain by what
 is used in that time. It counts the whole card. (NVML; power itself is sampled a quarter of the time only on A100 and
 H100, arXiv 2312.02741, which this counter does not suffer from in the same way.)"""
+
+
+def unavailable(device: str) -> str | None:
+    """A CPU's energy is not read."""
+    return None if device.startswith("cuda") else "no GPU in this run"
+
+
+def make(context: Context) -> Measure:
+    """A loop under the card's energy counter."""
+    return EnergyProbe(context.millijoules, context.synchronize).measure
 
 
 class EnergyProbe:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repshift_cli.records import Measurement, Metric, Step, Subject, call
+from repshift_cli.probes import Context, Measure
+from repshift_cli.records import CaseBroken, Measurement, Metric, Step, Subject, call
 
 TOP1 = Metric(
     "fidelity_top1",
@@ -39,7 +40,17 @@ COSINE = Metric(
 METRICS = (TOP1, KL, COSINE)
 
 
-class NotFinite(RuntimeError):
+def unavailable(device: str) -> str | None:
+    """None: outputs are compared on every device."""
+    return None
+
+
+def make(context: Context) -> Measure:
+    """The untouched model's outputs, taken once, to compare with."""
+    return FidelityProbe(context.subject).measure
+
+
+class NotFinite(CaseBroken):
     """The output holds NaN or infinity."""
 
 

@@ -2,126 +2,60 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
+from repshift_cli.probes import NOT_ASKED, Context, Counter, Measure
 from repshift_cli.probes.base.traffic_model import TrafficModel, watching
 from repshift_cli.records import Measurement, Metric, Step
 
+_MODEL = ("B", "lower", "value", "modelled")
+_COUNTER = ("B", "lower", "median", "counter")
 MODELLED = Metric(
     "hbm_modelled",
     "HBM modelled",
-    "B",
-    "lower",
-    "value",
-    "modelled",
+    *_MODEL,
     "Bytes that the operators of one forward read and write if no cache keeps anything: arithmetic, no measurement.",
 )
 READ = Metric(
-    "hbm_modelled_read",
-    "HBM read, modelled",
-    "B",
-    "lower",
-    "value",
-    "modelled",
-    "The part of the modelled bytes that is read.",
-    detail=True,
+    "hbm_modelled_read", "HBM read, modelled", *_MODEL, "The part of the modelled bytes that is read.", detail=True
 )
 WRITTEN = Metric(
     "hbm_modelled_written",
     "HBM written, modelled",
-    "B",
-    "lower",
-    "value",
-    "modelled",
+    *_MODEL,
     "The part of the modelled bytes that is written.",
     detail=True,
 )
 MEASURED = Metric(
     "hbm",
     "HBM",
-    "B",
-    "lower",
-    "median",
-    "counter",
+    *_COUNTER,
     "Bytes between the GPU and its memory in one forward, counted by an instrument that passed its calibration.",
     gateable=False,
 )
 MEASURED_READ = Metric(
-    "hbm_read",
-    "HBM read",
-    "B",
-    "lower",
-    "median",
-    "counter",
-    "The part of the counted bytes that is read.",
-    gateable=False,
-    detail=True,
+    "hbm_read", "HBM read", *_COUNTER, "The part of the counted bytes that is read.", gateable=False, detail=True
 )
 MEASURED_WRITTEN = Metric(
     "hbm_written",
     "HBM written",
-    "B",
-    "lower",
-    "median",
-    "counter",
+    *_COUNTER,
     "The part of the counted bytes that is written.",
     gateable=False,
     detail=True,
 )
-SHARE = Metric(
-    "hbm_share_of_peak",
-    "peak bandwidth used",
-    "%",
-    "higher",
-    "value",
-    "counter",
-    "The counted bytes over the time of a forward, as a share of the memory's peak bandwidth.",
-)
-INTENSITY = Metric(
-    "arithmetic_intensity",
-    "FLOP/B",
-    "",
-    "higher",
-    "value",
-    "counter",
-    "Floating-point operations for each counted byte, two for each MAC.",
-)
-RATIO = Metric(
-    "hbm_modelled_over_measured",
-    "modelled/HBM",
-    "x",
-    "lower",
-    "value",
-    "counter",
-    "The modelled bytes over the counted ones: what caches save, and how far the model is off.",
-    detail=True,
-)
 METRICS = (MODELLED, READ, WRITTEN, MEASURED, MEASURED_READ, MEASURED_WRITTEN)
-DERIVED = (SHARE, INTENSITY, RATIO)
-
-DISAGREEMENT = 1.02
-"""A share of the peak bandwidth above this cannot be: the counter, the peak or the time is wrong."""
 
 
-@dataclass(frozen=True)
-class Counter:
-    """The run's instrument as this probe sees it: `count(case)` gives objects with total, read and written bytes.
-
-    Without an instrument, `reason` says why. `errors` are what `count` raises where one case cannot be counted.
-    """
-
-    instrument: str | None
-    reason: str
-    label: str = "counter"
-    count: Callable[[Any], Sequence[Any]] = lambda _: ()
-    errors: tuple[type[Exception], ...] = ()
-    modelled: bool = True
+def unavailable(device: str) -> str | None:
+    """None: the model needs no device."""
+    return None
 
 
-NOT_ASKED = Counter(None, "not asked for")
+def make(context: Context) -> Measure:
+    """The byte model, and this run's instrument."""
+    return HbmProbe(context.counter).measure
 
 
 class HbmProbe:
@@ -165,40 +99,6 @@ def modelled(step: Step) -> tuple[Measurement, ...]:
     }
     total = replace(MODELLED.of(traffic.read + traffic.written), parts=parts)
     return (total, READ.of(traffic.read), WRITTEN.of(traffic.written))
-
-
-def rates(
-    measurements: Sequence[Measurement], milliseconds: float, batch: int, peak: float | str
-) -> tuple[list[Measurement], list[str]]:
-    """What follows from counted bytes and the time of a forward: the share of the peak bandwidth, FLOPs per byte.
-
-    `peak` is in bytes per second, or why it is not known. Beside the measurements come warnings: what cannot be.
-    """
-    by_name = {m.metric: m for m in measurements}
-    counted, macs, model = (by_name.get(name) for name in ("hbm", "macs", "hbm_modelled"))
-    if counted is None:
-        return [], []
-    share, intensity, ratio = (
-        replace(m, source=counted.source, provider=counted.provider) for m in (SHARE, INTENSITY, RATIO)
-    )
-    if not counted.samples:
-        return [m.missing(counted.reason or "") for m in (share, intensity)], []
-    moved = statistics.median(counted.samples)
-    used = moved / (milliseconds / 1000)
-    found = [share.missing(peak) if isinstance(peak, str) else share.of(100 * used / peak)]
-    if macs is not None and macs.samples and moved:
-        found.append(intensity.of(2 * macs.samples[0] * batch / moved))
-    if model is not None and model.samples and moved:
-        found.append(ratio.of(model.samples[0] / moved))
-    return found, _impossible(used, peak)
-
-
-def _impossible(used: float, peak: float | str) -> list[str]:
-    if isinstance(peak, str) or used <= DISAGREEMENT * peak:
-        return []
-    return [
-        f"{used / 1e9:.0f} GB/s were counted, above the peak of {peak / 1e9:.0f} GB/s: do not believe this HBM figure"
-    ]
 
 
 def _of(metric: Metric, counter: Counter) -> Metric:

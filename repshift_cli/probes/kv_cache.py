@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from repshift_cli.probes import Context, Measure
 from repshift_cli.records import Measurement, Metric, Step
 
 KV_CACHE = Metric(
@@ -29,6 +30,16 @@ KV_TOKENS = Metric(
     detail=True,
 )
 METRICS = (KV_CACHE, KV_TOKENS)
+
+
+def unavailable(device: str) -> str | None:
+    """None: it is counted on every device."""
+    return None
+
+
+def make(context: Context) -> Measure:
+    """A forward whose output is looked into."""
+    return KvCacheProbe().measure
 
 
 class KvCacheProbe:

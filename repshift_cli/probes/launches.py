@@ -9,6 +9,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from repshift_cli.probes import Context, Measure
 from repshift_cli.records import Measurement, Metric, Step
 
 OPERATORS = Metric(
@@ -31,6 +32,16 @@ KERNELS = Metric(
     "Kernels, copies and fills that the GPU runs in one forward as it is timed.",
 )
 METRICS = (OPERATORS, KERNELS)
+
+
+def unavailable(device: str) -> str | None:
+    """None: it is counted on every device."""
+    return None
+
+
+def make(context: Context) -> Measure:
+    """Forwards under counters of operators and kernels."""
+    return LaunchProbe().measure
 
 
 class LaunchProbe:

@@ -16,7 +16,7 @@ from repshift_cli.records.case import (
     WITHOUT_ATTENTION,
     Case,
 )
-from repshift_cli.records.errors import RepshiftError, UsageError, one_line
+from repshift_cli.records.errors import CaseBroken, RepshiftError, UsageError, one_line
 from repshift_cli.records.option import Option, written
 from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
@@ -35,6 +35,7 @@ __all__ = [
     "WITHOUT_ATTENTION",
     "Calibration",
     "Case",
+    "CaseBroken",
     "Facts",
     "Machine",
     "Measurement",
