@@ -1,4 +1,8 @@
-"""Measuring one comparison: every case alone in its separate passes, then all of them interleaved in timed rounds.
+"""Measuring one comparison: memory, then all cases interleaved in timed rounds, then each alone in its other passes.
+
+Time comes before every pass that looks at kernels: torch's profiler leaves CUPTI attached to the process, and what runs
+afterwards may take 10 to 20% longer on the host (pytorch#146604). Memory comes before anything is captured: a graph
+keeps a pool of its own. A case whose passes show that it did not run what it should fails, though it was timed.
 
 Parts come as arguments (`Parts`), so that tests give a clock of their own and see exact numbers. Nothing here prints.
 """
@@ -19,11 +23,17 @@ from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Derive, Lane, Rounds, record, references
 from repshift_cli.records import Case, Measurement, Progress, Record, Step, UsageError
 
+PREPARED = ("eager", "compile", "graph")
+"""The executions in the order in which cases are made ready: what is captured comes last."""
+
 LEAST_ROUNDS = 6
 """Fewer rounds give the median no 95% interval, so the budget never ends a comparison before."""
 
 MOST_RETRIES = 10
 """Rounds under a hardware throttle that are repeated, at most."""
+
+
+Observe = Callable[[Progress], None]
 
 
 class Timer(Protocol):
@@ -59,6 +69,7 @@ class Settings:
 class Parts:
     """What the runner works with: `verify(step)` names the kernel that attention ran on or raises.
 
+    The probes `memory` measure before anything is captured or timed, `probes` when the timed rounds are over.
     `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
     `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
@@ -74,6 +85,7 @@ class Parts:
     derive: Derive = lambda *_: ((), ())
     before: Callable[[], Any] = lambda: None
     look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
+    memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
 
 
 def compare(
@@ -81,7 +93,7 @@ def compare(
     wanted: set[Case],
     parts: Parts,
     settings: Settings,
-    observe: Callable[[Progress], None] = lambda _: None,
+    observe: Observe = lambda _: None,
     broken: Collection[Case] = (),
 ) -> Iterator[Record]:
     """The records of the `wanted` ones of `cases` (with their tokens); the others are measured as references only.
@@ -91,12 +103,10 @@ def compare(
     it. UsageError and KeyboardInterrupt pass through.
     """
     lanes = [Lane(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases]
-    for i, lane in enumerate(lanes):
-        if lane.failure is None:
-            observe(Progress(f"{lane.case.variant}: passes", 0.3 * i / len(lanes)))
-            _pass(lane, parts, lane.case in wanted, settings.passes)
-    running = [lane for lane in lanes if lane.failure is None]
-    rounds = _interleave(running, parts, settings, observe)
+    _prepare(lanes, parts, wanted, settings, observe)
+    rounds = _interleave([lane for lane in lanes if lane.step], parts, settings, observe)
+    if settings.passes:
+        _passes([lane for lane in lanes if lane.step], parts, wanted, observe)
     for lane in lanes:
         if lane.case in wanted:
             yield record(lane, lanes, rounds, parts.derive, settings.precision)
@@ -117,25 +127,52 @@ def reason_of(error: BaseException) -> str:
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
 
 
-# --- separate passes --------------------------------------------------------------------------------------------------
+# --- making ready, and what is measured apart --------------------------------------------------------------------------
+
+UNTIL_TIMED, TIMED = 0.2, 0.8
+"""The shares of a comparison's progress at which the timing begins and ends."""
 
 
-def _pass(lane: Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
-    """Make the case ready, verify its attention and, where its record is wanted, run every probe once.
+def _prepare(lanes: list[Lane], parts: Parts, wanted: set[Case], settings: Settings, observe: Observe) -> None:
+    """Make every lane ready, those that are captured last; memory is measured meanwhile, of each as soon as it is."""
+    alive = [lane for lane in lanes if lane.failure is None]
+    for i, lane in enumerate(sorted(alive, key=lambda lane: PREPARED.index(lane.case.execution))):
+        observe(Progress(f"{lane.case.variant}: making ready", UNTIL_TIMED * i / len(alive)))
+        _guarded(lane, _make_ready, parts, settings.passes and lane.case in wanted)
 
-    Without `passes` the case is made ready and no more.
-    """
+
+def _make_ready(lane: Lane, parts: Parts, measured: bool) -> None:
+    step = parts.prepare(lane.case)
+    entering = step.subject.tokens + step.subject.protected
+    if lane.tokens[0] != entering:
+        raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
+    lane.step = step
+    lane.measurements += step.built
+    for probe in parts.memory(step) if measured else ():
+        lane.measurements += probe.measure(step)
+
+
+def _passes(lanes: list[Lane], parts: Parts, wanted: set[Case], observe: Observe) -> None:
+    """Verify every lane's attention and, where its record is wanted, run every probe once."""
+    for i, lane in enumerate(lanes):
+        observe(Progress(f"{lane.case.variant}: passes", TIMED + (1 - TIMED) * i / len(lanes)))
+        _guarded(lane, _verify_and_probe, parts, lane.case in wanted)
+
+
+def _verify_and_probe(lane: Lane, parts: Parts, probed: bool) -> None:
+    assert lane.step is not None
+    lane.kernel = parts.verify(lane.step)
+    lane.paths, lane.words = parts.look(lane.step)
+    for probe in parts.probes(lane.step) if probed else ():
+        lane.measurements += probe.measure(lane.step)
+
+
+def _guarded(lane: Lane, work: Callable[..., None], *arguments: Any) -> None:
+    """The work on a lane that has not failed; what it raises fails the lane."""
+    if lane.failure is not None:
+        return
     try:
-        lane.step = parts.prepare(lane.case)
-        entering = lane.step.subject.tokens + lane.step.subject.protected
-        if lane.tokens[0] != entering:
-            raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
-        lane.measurements += lane.step.built
-        if passes:
-            lane.kernel = parts.verify(lane.step)
-            lane.paths, lane.words = parts.look(lane.step)
-        for probe in parts.probes(lane.step) if wanted and passes else ():
-            lane.measurements += probe.measure(lane.step)
+        work(lane, *arguments)
     except UsageError:
         raise
     except Exception as error:
@@ -149,11 +186,11 @@ def _drop(lane: Lane, error: BaseException) -> None:
 # --- timed rounds -----------------------------------------------------------------------------------------------------
 
 
-def _interleave(lanes: list[Lane], parts: Parts, settings: Settings, observe: Callable[[Progress], None]) -> Rounds:
+def _interleave(lanes: list[Lane], parts: Parts, settings: Settings, observe: Observe) -> Rounds:
     """Warm every lane up, then rounds in a new random order each, until precise enough, out of time, or all done."""
     rounds, order, queue = Rounds(), random.Random(settings.seed), list(lanes)
     for lane in lanes:
-        observe(Progress(f"{lane.case.variant}: warm-up", 0.3))
+        observe(Progress(f"{lane.case.variant}: warm-up", UNTIL_TIMED))
         _guarded(lane, _warm_up, parts, settings)
     begun = parts.now()
     rounds.readings.append(parts.before())
@@ -178,26 +215,19 @@ def _interleave(lanes: list[Lane], parts: Parts, settings: Settings, observe: Ca
     return rounds
 
 
-def _guarded(lane: Lane, work: Callable[..., None], *arguments: Any) -> None:
-    if lane.step is None:
-        return
-    try:
-        work(lane, *arguments)
-    except UsageError:
-        raise
-    except Exception as error:
-        _drop(lane, error)
-
-
 def _warm_up(lane: Lane, parts: Parts, settings: Settings) -> None:
-    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent."""
+    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent.
+
+    The very first forward loads, compiles and picks kernels, so neither the windows' size nor the budget goes by it.
+    """
     assert lane.step is not None
     windows: list[list[float]] = []
-    begun = parts.now()
     with lane.step.active():
-        first = parts.timer.time(lane.step.forward, 1)[0]
-        size = _clamp(math.ceil(100 / max(first, 1e-3)), 2, 20)
-        lane.warmup = 1
+        parts.timer.time(lane.step.forward, 1)
+        begun = parts.now()
+        second = parts.timer.time(lane.step.forward, 1)[0]
+        size = _clamp(math.ceil(100 / max(second, 1e-3)), 2, 20)
+        lane.warmup = 2
         while not (lane_steady := stats.steady(windows)):
             windows.append(parts.timer.time(lane.step.forward, size))
             lane.warmup += size
@@ -209,12 +239,15 @@ def _warm_up(lane: Lane, parts: Parts, settings: Settings) -> None:
 
 
 def _time_one(lane: Lane, parts: Parts) -> None:
-    """One lane's share of a round; the first forward after a switch is not counted where forwards are short."""
+    """One lane's share of a round; the first forward after a switch is not counted where forwards are short.
+
+    It is queued with the others, without a wait in between: behind a wait the device would be idle again, and the
+    first that counts would begin on what the host has just launched.
+    """
     assert lane.step is not None
+    uncounted = 1 if lane.per_round > 1 else 0
     with lane.step.active():
-        if lane.per_round > 1:
-            parts.timer.time(lane.step.forward, 1)
-        samples = parts.timer.time(lane.step.forward, lane.per_round)
+        samples = parts.timer.time(lane.step.forward, uncounted + lane.per_round)[uncounted:]
     lane.samples += samples
     lane.medians.append(statistics.median(samples))
 
@@ -256,7 +289,8 @@ def _progress(lanes: list[Lane], rounds: Rounds, spent: float, budget: float, se
     else:
         left = max(0.0, min(budget - spent, max(rounds.needed - count, USUAL_ROUNDS - count) * each))
         left = max(left, (LEAST_ROUNDS - count) * each)
-    return Progress("timing", 0.3 + 0.7 * spent / max(spent + left, 1e-9), left, _estimate(lanes))
+    share = UNTIL_TIMED + (TIMED - UNTIL_TIMED) * spent / max(spent + left, 1e-9)
+    return Progress("timing", share, left, _estimate(lanes))
 
 
 def _estimate(lanes: list[Lane]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from repshift_cli.machine.device import free_memory
 from repshift_cli.profiling.recorder import record_memory
 from repshift_cli.records import Case, Measurement, Metric, Step
 
@@ -44,7 +45,9 @@ class MemoryProbe:
         return (*measured, *(m.missing(told) if isinstance(told, str) else m.of(told) for m, told in held))
 
     def _cuda(self, step: Step) -> tuple[Measurement, ...]:
+        """cuBLAS' workspaces of streams that others used go first; the one of this forward rests with the weights."""
         with step.active():
+            free_memory()
             step.forward()
             torch.cuda.synchronize()
             gc.collect()
