@@ -33,7 +33,7 @@ ROOMS = {
 }
 """Each room with what its parts are called and the command that says more."""
 
-OPEN_ROOMS = ("attention", "reduction", "models")
+OPEN_ROOMS = ("attention", "reduction", "models", "renderers")
 """The rooms that other packages can add parts to."""
 
 OLDER_GROUPS = {"pruning": "reduction"}

@@ -14,11 +14,12 @@ import typer
 
 from repshift_cli import __version__
 from repshift_cli.commands.shared import options
-from repshift_cli.commands.shared.output import check_outputs, emit
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.describe import describe
 from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError, store
 from repshift_cli.records.json_codec import to_plain
+from repshift_cli.renderers import document_of
 from repshift_cli.sweep import axes, profiles
 from repshift_cli.sweep.axes import Axes
 
@@ -35,6 +36,7 @@ ON_A_CPU = "measured on a CPU: there is no HBM, clock or GPU memory to measure"
 CPU_FLASH = ", and `flash` is torch's CPU flash kernel"
 
 
+@output_options("run")
 def bench(
     model: options.Model = None,
     keep: options.Keep = None,
@@ -129,22 +131,15 @@ def bench(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=options.OUTPUT)
     ] = False,
-    json_to: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write JSON to this file, - for stdout.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
-    csv_to: options.Csv = None,
-    markdown_to: options.Markdown = None,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
     given = options.given(locals())
-    check_outputs(json_to, csv_to, markdown_to)
     path, sweep, earlier = _what_to_run(given, profile, out, resume, retry_failed)
     sweep = options.with_full_names(sweep)
     options.check_scoring(given, sweep)
-    _check_apart(path, {"--csv": csv_to, "--markdown": markdown_to})
+    outputs.check({"--out": path})
     if not dry_run:
         _check_run_file(path, new=earlier is None)
     where = devices.choose_device(sweep.device)
@@ -163,7 +158,7 @@ def bench(
     again = {r.case for r in run.records if retry_failed and r.status == "failed"}
     workshop = _workshop(where, delay, choice, snapshot)
     run = _measure_all(path, run, planned, workshop, settings, again)
-    emit(run, json_to, csv_to, markdown_to)
+    outputs.emit(document_of(run))
     print(f"run file: {path}", file=sys.stderr)
     if snapshot is not None:
         written = " ".join(str(snapshot(r.case)) for r in run.records if r.status == "ok")
@@ -194,12 +189,6 @@ def _what_to_run(
         raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
     sweep = Axes.from_options(axes.merge(profiles.load_profile(profile) if profile else {}, given))
     return out or store.default_path(datetime.now(UTC), sweep.model), sweep, None
-
-
-def _check_apart(path: Path, outputs: Mapping[str, str | None]) -> None:
-    for option, target in outputs.items():
-        if target is not None and Path(target).resolve() == path.resolve():
-            raise UsageError(f"--out and {option} both write to {target}; give one of them another file")
 
 
 def _options_of(run: Run) -> dict[str, Any]:

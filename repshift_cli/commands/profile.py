@@ -19,7 +19,7 @@ import typer
 
 from repshift_cli import __version__
 from repshift_cli.commands.shared import options
-from repshift_cli.commands.shared.output import check_outputs, emit
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.describe import describe
 from repshift_cli.machine.packages import is_installed
@@ -27,6 +27,7 @@ from repshift_cli.profiling import chrome_trace, digest
 from repshift_cli.records import Case, Progress, UsageError, store
 from repshift_cli.records.json_codec import json_schema, to_json, to_plain
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
+from repshift_cli.renderers import document_of
 
 if TYPE_CHECKING:
     from repshift_cli.sweep.axes import Axes
@@ -40,7 +41,7 @@ VIEWER = "pip install 'repshift[tensorboard]'"
 
 
 @dataclasses.dataclass(frozen=True)
-class Outputs:
+class Files:
     """The files asked for."""
 
     trace: Path | None
@@ -49,19 +50,18 @@ class Outputs:
     stacks: Path | None
     memory_snapshot: Path | None
 
-    def check(self, **others: str | None) -> None:
-        """UsageError for what cannot be written, before anything runs; `others` have been checked by themselves."""
-        places = {Path(path).resolve(): f"--{name}" for name, path in others.items() if path}
-        for name, path in vars(self).items():
-            if path is None:
-                continue
-            option = f"--{name.replace('_', '-')}"
-            if other := places.get(path.resolve()):
-                raise UsageError(f"{other} and {option} both write to {path}; give one of them another place")
-            places[path.resolve()] = option
+    @property
+    def named(self) -> dict[str, Path]:
+        """Those that are asked for, by their options."""
+        return {f"--{name.replace('_', '-')}": path for name, path in vars(self).items() if path is not None}
+
+    def check(self) -> None:
+        """UsageError for what cannot be written, before anything runs."""
+        for path in self.named.values():
             store.check_writable(path / "trace" if path == self.tensorboard else path)
 
 
+@output_options("profile")
 def profile(
     model: options.Model = None,
     keep: options.Keep = None,
@@ -133,12 +133,12 @@ def profile(
             metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=options.OUTPUT
         ),
     ] = None,
-    csv_to: options.Csv = None,
-    markdown_to: options.Markdown = None,
     schema: Annotated[
         bool,
         typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=options.OUTPUT),
     ] = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Show where the time goes, part by part and block by block, and from where pruning pays."""
     given = options.given(locals())
@@ -146,13 +146,13 @@ def profile(
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
     options.check_view(by)
-    check_outputs(None, csv_to, markdown_to)
-    outputs = Outputs(trace, tensorboard, summary, stacks, memory_snapshot)
+    files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
     views = {"by": by, "diff": diff}
     if read is not None:
-        _only_summary(given, profile, outputs)
+        _only_summary(given, profile, files)
     if not dry_run:
-        outputs.check(csv=csv_to, markdown=markdown_to)
+        outputs.check(files.named)
+        files.check()
     if read is not None:
         run = _read(read)
         run = dataclasses.replace(run, options=run.options | views)
@@ -165,10 +165,10 @@ def profile(
             return
         if memory_snapshot is not None and not where.startswith("cuda"):
             raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
-        run = _profiled(sweep, where, planned, steps, views, outputs)
+        run = _profiled(sweep, where, planned, steps, views, files)
     if summary is not None:
         store.write_text(summary, to_json(run))
-    emit(run, None, csv_to, markdown_to)
+    outputs.emit(document_of(run))
     raise typer.Exit(exit_code(run))
 
 
@@ -186,10 +186,10 @@ def profile_schema() -> dict[str, Any]:
 # --- a stored trace ---------------------------------------------------------------------------------------------------
 
 
-def _only_summary(given: dict[str, Any], profile: str | None, outputs: Outputs) -> None:
+def _only_summary(given: dict[str, Any], profile: str | None, files: Files) -> None:
     """UsageError for what --read cannot go with: it runs nothing."""
     names = [*given, *(["profile"] if profile else [])]
-    names += [name for name, path in vars(outputs).items() if path is not None and name != "summary"]
+    names += [name for name, path in vars(files).items() if path is not None and name != "summary"]
     if names:
         raise UsageError(f"--read shows a stored trace and runs nothing; leave out --{names[0].replace('_', '-')}")
 
@@ -205,7 +205,7 @@ def _read(path: Path) -> ProfileRun:
 
 
 def _profiled(
-    sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, views: dict[str, Any], outputs: Outputs
+    sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, views: dict[str, Any], files: Files
 ) -> ProfileRun:
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     options = {k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)}
@@ -218,9 +218,9 @@ def _profiled(
         tool=f"repshift {__version__}",
     )
     with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
-        found = list(_recorded(planned, steps, device, Path(folder), outputs))
+        found = list(_recorded(planned, steps, device, Path(folder), files))
         run = dataclasses.replace(run, breakdowns=tuple(b for b, _ in found))
-        _write_traces(run, [r for _, r in found if r is not None], outputs)
+        _write_traces(run, [r for _, r in found if r is not None], files)
     return run
 
 
@@ -234,7 +234,7 @@ def _said_when_interrupted() -> Iterator[None]:
 
 
 def _recorded(
-    planned: tuple[Planned, ...], steps: int, device: str, folder: Path, outputs: Outputs
+    planned: tuple[Planned, ...], steps: int, device: str, folder: Path, files: Files
 ) -> Iterator[tuple[Breakdown, chrome_trace.Recorded | None]]:
     """Each case's breakdown and its trace; a case that fails gives the reason, and the others go on."""
     from repshift_cli.benchmark import builder
@@ -251,7 +251,7 @@ def _recorded(
                 if p.refused:
                     yield dataclasses.replace(about, status="skipped", reason=p.refused), None
                 else:
-                    yield _record_one(about, workshop, steps, folder / f"{number}.json", outputs, bar)
+                    yield _record_one(about, workshop, steps, folder / f"{number}.json", files, bar)
             except UsageError:
                 raise
             except Exception as error:
@@ -260,7 +260,7 @@ def _recorded(
 
 
 def _record_one(
-    about: Breakdown, workshop: Any, steps: int, path: Path, outputs: Outputs, bar: Any
+    about: Breakdown, workshop: Any, steps: int, path: Path, files: Files, bar: Any
 ) -> tuple[Breakdown, chrome_trace.Recorded]:
     from repshift_cli.profiling import recorder
 
@@ -270,9 +270,9 @@ def _record_one(
     bar.update(Progress(f"{about.name}: recording", 0.5))
     recorder.record(step, path, steps)
     found = digest.digest(about, path)
-    if outputs.stacks is not None:
+    if files.stacks is not None:
         recorder.record_stacks(step, path.with_suffix(".stacks"))
-    if outputs.memory_snapshot is not None:
+    if files.memory_snapshot is not None:
         recorder.record_memory(step, path.with_suffix(".pickle"))
     return found
 
@@ -300,25 +300,25 @@ def _names(cases: list[Case]) -> Any:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _write_traces(run: ProfileRun, recorded: list[chrome_trace.Recorded], outputs: Outputs) -> None:
+def _write_traces(run: ProfileRun, recorded: list[chrome_trace.Recorded], files: Files) -> None:
     if not recorded:
         return
-    if outputs.trace is not None:
-        chrome_trace.write(outputs.trace, recorded, digest.metadata(run))
-        _said("trace", outputs.trace, "open it at ui.perfetto.dev")
-    if outputs.tensorboard is not None:
+    if files.trace is not None:
+        chrome_trace.write(files.trace, recorded, digest.metadata(run))
+        _said("trace", files.trace, "open it at ui.perfetto.dev")
+    if files.tensorboard is not None:
         for one in recorded:
-            folder = outputs.tensorboard / _slug(one.name)
+            folder = files.tensorboard / _slug(one.name)
             folder.mkdir(parents=True, exist_ok=True)
             chrome_trace.write_for_tensorboard(folder / f"repshift.{time.time_ns() // 10**6}.pt.trace.json", one)
         needed = "" if is_installed("torch_tb_profiler") else f"{VIEWER}, then "
-        _said("TensorBoard runs", outputs.tensorboard, f"{needed}tensorboard --logdir {outputs.tensorboard}")
-    if outputs.stacks is not None:
+        _said("TensorBoard runs", files.tensorboard, f"{needed}tensorboard --logdir {files.tensorboard}")
+    if files.stacks is not None:
         lines = (line for r in recorded for line in digest.folded(r.path.with_suffix(".stacks"), r.name))
-        store.write_text(outputs.stacks, "".join(f"{line}\n" for line in lines))
-        _said("stacks", outputs.stacks, "open them at speedscope.app, or with flamegraph.pl")
-    if outputs.memory_snapshot is not None:
-        _write_snapshots(outputs.memory_snapshot, recorded)
+        store.write_text(files.stacks, "".join(f"{line}\n" for line in lines))
+        _said("stacks", files.stacks, "open them at speedscope.app, or with flamegraph.pl")
+    if files.memory_snapshot is not None:
+        _write_snapshots(files.memory_snapshot, recorded)
 
 
 def _write_snapshots(target: Path, recorded: list[chrome_trace.Recorded]) -> None:

@@ -162,16 +162,6 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
 ]
-Csv = Annotated[
-    str | None,
-    typer.Option("--csv", metavar="FILE", help="Write CSV to this file, - for stdout.", rich_help_panel=OUTPUT),
-]
-Markdown = Annotated[
-    str | None,
-    typer.Option(
-        "--markdown", metavar="FILE", help="Write Markdown to this file, - for stdout.", rich_help_panel=OUTPUT
-    ),
-]
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
