@@ -127,7 +127,7 @@ def reason_of(error: BaseException) -> str:
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
 
 
-# --- making ready, and what is measured apart --------------------------------------------------------------------------
+# --- making ready, and what is measured apart -------------------------------------------------------------------------
 
 UNTIL_TIMED, TIMED = 0.2, 0.8
 """The shares of a comparison's progress at which the timing begins and ends."""

@@ -14,7 +14,7 @@ from repshift_cli.records import Measurement, Metric, Step
 
 OPERATORS = Metric("operators", "operators", "", "lower", "value", 115, "counted")
 KERNELS = Metric("kernels", "kernels", "", "lower", "value", 28, "counted")
-BUSY = Metric("device_busy", "kernels' time", "ms", "lower", "value", 116, "timed")
+BUSY = Metric("device_busy", "kernels' time", "ms", "lower", "median", 116, "timed")
 HOST_BOUND = 0.7
 """Where the kernels take less than this share of a forward, the device waits for the host."""
 
@@ -65,6 +65,6 @@ def paced_by_host(measurements: Sequence[Measurement], milliseconds: float, exec
         return []
     cure = "a larger batch" if execution == "graph" else "--cuda-graph, or a larger batch,"
     return [
-        f"the host sets the pace: the kernels take {busy.samples[0]:.2f} of {milliseconds:.2f} ms, so fewer tokens save "
-        f"little; {cure} shows what the device can do"
+        f"the host sets the pace: the kernels take {busy.samples[0]:.2f} of {milliseconds:.2f} ms, so fewer tokens "
+        f"save little; {cure} shows what the device can do"
     ]
