@@ -18,6 +18,7 @@ from torch._C._autograd import DeviceType
 from repshift_cli.benchmark import builder, execution
 from repshift_cli.probes.kernels import WrongKernel, hold_against, verify
 from repshift_cli.probes.launches import paced_by_host
+from repshift_cli.probes.memory import MemoryProbe
 from repshift_cli.profiling import kineto
 from repshift_cli.records import Case, Measurement, Metric, Step
 
@@ -159,6 +160,19 @@ def test_what_is_timed_behind_a_profiler_says_so(monkeypatch: pytest.MonkeyPatch
     assert workshop.parts.derive(step, [], 1.0)[1] == []
     workshop.parts.before()
     assert workshop.parts.derive(step, [], 1.0)[1] == [builder.BEHIND_A_PROFILER]
+
+
+def test_memory_is_measured_behind_what_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS' workspaces of other streams count as allocated: they go before the forward whose workspace rests."""
+    log: list[str] = []
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("memory_allocated", "max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 1)
+    step = eager("vit", device="cuda")
+    step.subject.module.register_forward_pre_hook(lambda *_: log.append("forward"))
+    MemoryProbe(lambda: 1, lambda: 1, lambda: log.append("free")).measure(step)
+    assert log == ["free", "forward", "forward"]
 
 
 def test_the_host_alone_attaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

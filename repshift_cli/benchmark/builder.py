@@ -153,7 +153,7 @@ class Workshop:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
             held = partial(nvml.process_bytes, case.device), partial(nvml.card_bytes, case.device)
-            self._memory = (MemoryProbe(*held),)
+            self._memory = (MemoryProbe(*held, free_memory),)
             self._probes = (
                 FidelityProbe(subject),
                 MacsProbe(),

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
-from torch._C._autograd import DeviceType
-
 from repshift_cli.profiling import kineto
 from repshift_cli.records import Step
 
@@ -38,14 +36,14 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
         step.operators.forward()
     seen = step if step.case.execution == "compile" else step.operators
     events = kineto.events_of(seen)
-    names = kineto.names(events, DeviceType.CPU)
+    names = kineto.names(events, kineto.HOST)
     if seen is not step.operators:
         ops = tuple(op for op in ops if names[op] or (op.startswith(SDPA) and not op.endswith("_math")))
     if not step.case.device.startswith("cuda"):
         return judge(len(calls), names, None, ops, kernels)
-    device = kineto.names(events, DeviceType.CUDA)
+    device = kineto.names(events, kineto.DEVICE)
     if step.case.execution == "graph":
-        twin, device = device, kineto.names(kineto.events_of(step), DeviceType.CUDA)
+        twin, device = device, kineto.names(kineto.events_of(step), kineto.DEVICE)
         hold_against(twin, device)
     return judge(len(calls), names, device, ops, kernels)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._C._autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repshift_cli.profiling import kineto
@@ -28,7 +27,7 @@ class LaunchProbe:
         counted = (OPERATORS.of(count_operators(step.operators)),)
         if not step.case.device.startswith("cuda"):
             return counted
-        ran = [e for e in kineto.events_of(step) if e.device_type == DeviceType.CUDA]
+        ran = kineto.kernels(kineto.events_of(step))
         return (*counted, KERNELS.of(len(ran)), BUSY.of(sum(e.time_range.elapsed_us() for e in ran) / 1000))
 
 

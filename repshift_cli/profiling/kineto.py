@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import torch
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
-
 from repshift_cli.records import Step
+
+HOST, DEVICE = "CPU", "CUDA"
+"""Where an event took place, as torch names it."""
 
 _attached = False
 
 
 def profiler(on_cuda: bool, **settings: Any) -> Any:
     """torch's profiler of the host and, where asked for, of the device; `settings` are its own."""
+    from torch.profiler import ProfilerActivity, profile
+
     global _attached
     _attached = _attached or on_cuda
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
@@ -33,18 +34,24 @@ def attached() -> bool:
 
 def events_of(step: Step) -> list[Any]:
     """The profiler's events of one forward, after one that warms up."""
+    import torch
+
     on_cuda = step.case.device.startswith("cuda")
+    wait = torch.cuda.synchronize if on_cuda else lambda: None
     with step.active():
         step.forward()
-        if on_cuda:
-            torch.cuda.synchronize()
+        wait()
         with profiler(on_cuda) as recorded:
             step.forward()
-            if on_cuda:
-                torch.cuda.synchronize()
+            wait()
     return list(recorded.events())
 
 
-def names(events: list[Any], device: DeviceType) -> Counter[str]:
-    """How often each name is among the events of the host (`DeviceType.CPU`) or of the device."""
-    return Counter(e.name for e in events if e.device_type == device)
+def kernels(events: list[Any]) -> list[Any]:
+    """The events that took place on the device."""
+    return [e for e in events if e.device_type.name == DEVICE]
+
+
+def names(events: list[Any], place: str) -> Counter[str]:
+    """How often each name is among the events of HOST or of DEVICE."""
+    return Counter(e.name for e in events if e.device_type.name == place)
