@@ -150,16 +150,16 @@ def test_the_kernels_of_a_graph_are_those_of_its_replay(monkeypatch: pytest.Monk
 
 def test_what_is_timed_behind_a_profiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A comparison's own passes come after its rounds; another comparison's came before."""
-    workshop = builder.Workshop("cpu")
+    shop = builder.StepBuilder("cpu")
     step = eager("vit")
     monkeypatch.setattr(kineto, "_attached", False)
-    workshop.parts.before()
+    shop.parts.before()
     with kineto.profiler(on_cuda=True):
         pass
     assert kineto.attached()
-    assert workshop.parts.derive(step, [], 1.0)[1] == []
-    workshop.parts.before()
-    assert workshop.parts.derive(step, [], 1.0)[1] == [builder.BEHIND_A_PROFILER]
+    assert shop.parts.derive(step, [], 1.0)[1] == []
+    shop.parts.before()
+    assert shop.parts.derive(step, [], 1.0)[1] == [builder.BEHIND_A_PROFILER]
 
 
 def test_memory_is_measured_behind_what_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_bench_says_when_the_host_sets_the_pace() -> None:
 
 def test_the_records_warnings_say_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kineto, "_attached", False)
-    workshop = builder.Workshop("cpu")
-    workshop.parts.before()
-    _, words = workshop.parts.derive(eager("vit"), busy(1.0), 2.0)
+    shop = builder.StepBuilder("cpu")
+    shop.parts.before()
+    _, words = shop.parts.derive(eager("vit"), busy(1.0), 2.0)
     assert len(words) == 1 and words[0].startswith("the host sets the pace")

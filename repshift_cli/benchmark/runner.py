@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
-from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Derive, Lane, Rounds, record, references
+from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Contender, Derive, Rounds, record, references
 from repshift_cli.records import Case, Measurement, Progress, Record, Step, UsageError
 
 PREPARED = ("eager", "compile", "graph")
@@ -102,14 +102,16 @@ def compare(
     on. A reference that failed in an earlier comparison is `broken`: it is not tried again and nothing is compared with
     it. UsageError and KeyboardInterrupt pass through.
     """
-    lanes = [Lane(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases]
-    _prepare(lanes, parts, wanted, settings, observe)
-    rounds = _interleave([lane for lane in lanes if lane.step], parts, settings, observe)
+    contenders = [
+        Contender(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases
+    ]
+    _prepare(contenders, parts, wanted, settings, observe)
+    rounds = _interleave([contender for contender in contenders if contender.step], parts, settings, observe)
     if settings.passes:
-        _passes([lane for lane in lanes if lane.step], parts, wanted, observe)
-    for lane in lanes:
-        if lane.case in wanted:
-            yield record(lane, lanes, rounds, parts.derive, settings.precision)
+        _passes([contender for contender in contenders if contender.step], parts, wanted, observe)
+    for contender in contenders:
+        if contender.case in wanted:
+            yield record(contender, contenders, rounds, parts.derive, settings.precision)
 
 
 def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
@@ -133,156 +135,158 @@ UNTIL_TIMED, TIMED = 0.2, 0.8
 """The shares of a comparison's progress at which the timing begins and ends."""
 
 
-def _prepare(lanes: list[Lane], parts: Parts, wanted: set[Case], settings: Settings, observe: Observe) -> None:
-    """Make every lane ready, those that are captured last; memory is measured meanwhile, of each as soon as it is."""
-    alive = [lane for lane in lanes if lane.failure is None]
-    for i, lane in enumerate(sorted(alive, key=lambda lane: PREPARED.index(lane.case.execution))):
-        observe(Progress(f"{lane.case.variant}: making ready", UNTIL_TIMED * i / len(alive)))
-        _guarded(lane, _make_ready, parts, settings.passes and lane.case in wanted)
+def _prepare(
+    contenders: list[Contender], parts: Parts, wanted: set[Case], settings: Settings, observe: Observe
+) -> None:
+    """Make all of them ready, those that are captured last; memory is measured of each as soon as it is."""
+    alive = [contender for contender in contenders if contender.failure is None]
+    for i, contender in enumerate(sorted(alive, key=lambda c: PREPARED.index(c.case.execution))):
+        observe(Progress(f"{contender.case.variant}: making ready", UNTIL_TIMED * i / len(alive)))
+        _guarded(contender, _make_ready, parts, settings.passes and contender.case in wanted)
 
 
-def _make_ready(lane: Lane, parts: Parts, measured: bool) -> None:
-    step = parts.prepare(lane.case)
+def _make_ready(contender: Contender, parts: Parts, measured: bool) -> None:
+    step = parts.prepare(contender.case)
     entering = step.subject.tokens + step.subject.protected
-    if lane.tokens[0] != entering:
-        raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
-    lane.step = step
-    lane.measurements += step.built
+    if contender.tokens[0] != entering:
+        raise RuntimeError(f"{contender.tokens[0]} tokens were planned and {entering} enter the first block")
+    contender.step = step
+    contender.measurements += step.built
     for probe in parts.memory(step) if measured else ():
-        lane.measurements += probe.measure(step)
+        contender.measurements += probe.measure(step)
 
 
-def _passes(lanes: list[Lane], parts: Parts, wanted: set[Case], observe: Observe) -> None:
-    """Verify every lane's attention and, where its record is wanted, run every probe once."""
-    for i, lane in enumerate(lanes):
-        observe(Progress(f"{lane.case.variant}: passes", TIMED + (1 - TIMED) * i / len(lanes)))
-        _guarded(lane, _verify_and_probe, parts, lane.case in wanted)
+def _passes(contenders: list[Contender], parts: Parts, wanted: set[Case], observe: Observe) -> None:
+    """Verify every contender's attention and, where its record is wanted, run every probe once."""
+    for i, contender in enumerate(contenders):
+        observe(Progress(f"{contender.case.variant}: passes", TIMED + (1 - TIMED) * i / len(contenders)))
+        _guarded(contender, _verify_and_probe, parts, contender.case in wanted)
 
 
-def _verify_and_probe(lane: Lane, parts: Parts, probed: bool) -> None:
-    assert lane.step is not None
-    lane.kernel = parts.verify(lane.step)
-    lane.paths, lane.words = parts.look(lane.step)
-    for probe in parts.probes(lane.step) if probed else ():
-        lane.measurements += probe.measure(lane.step)
+def _verify_and_probe(contender: Contender, parts: Parts, probed: bool) -> None:
+    assert contender.step is not None
+    contender.kernel = parts.verify(contender.step)
+    contender.paths, contender.words = parts.look(contender.step)
+    for probe in parts.probes(contender.step) if probed else ():
+        contender.measurements += probe.measure(contender.step)
 
 
-def _guarded(lane: Lane, work: Callable[..., None], *arguments: Any) -> None:
-    """The work on a lane that has not failed; what it raises fails the lane."""
-    if lane.failure is not None:
+def _guarded(contender: Contender, work: Callable[..., None], *arguments: Any) -> None:
+    """The work on a contender that has not failed; what it raises fails the contender."""
+    if contender.failure is not None:
         return
     try:
-        work(lane, *arguments)
+        work(contender, *arguments)
     except UsageError:
         raise
     except Exception as error:
-        _drop(lane, error)
+        _drop(contender, error)
 
 
-def _drop(lane: Lane, error: BaseException) -> None:
-    lane.failure, lane.step = reason_of(error), None
+def _drop(contender: Contender, error: BaseException) -> None:
+    contender.failure, contender.step = reason_of(error), None
 
 
 # --- timed rounds -----------------------------------------------------------------------------------------------------
 
 
-def _interleave(lanes: list[Lane], parts: Parts, settings: Settings, observe: Observe) -> Rounds:
-    """Warm every lane up, then rounds in a new random order each, until precise enough, out of time, or all done."""
-    rounds, order, queue = Rounds(), random.Random(settings.seed), list(lanes)
-    for lane in lanes:
-        observe(Progress(f"{lane.case.variant}: warm-up", UNTIL_TIMED))
-        _guarded(lane, _warm_up, parts, settings)
+def _interleave(contenders: list[Contender], parts: Parts, settings: Settings, observe: Observe) -> Rounds:
+    """Warm all of them up, then rounds in a new random order each, until precise enough, out of time, or all done."""
+    rounds, order, queue = Rounds(), random.Random(settings.seed), list(contenders)
+    for contender in contenders:
+        observe(Progress(f"{contender.case.variant}: warm-up", UNTIL_TIMED))
+        _guarded(contender, _warm_up, parts, settings)
     begun = parts.now()
     rounds.readings.append(parts.before())
-    budget = settings.budget * len(lanes)
+    budget = settings.budget * len(contenders)
     retries = MOST_RETRIES
     with _no_garbage_collection():
-        while rounds.stopped_by is None and any(lane.step for lane in lanes):
+        while rounds.stopped_by is None and any(contender.step for contender in contenders):
             order.shuffle(queue)
-            for lane in queue:
-                _guarded(lane, _time_one, parts)
+            for contender in queue:
+                _guarded(contender, _time_one, parts)
             reading = parts.watch()
             if reading is not None and reading.hardware_throttled and retries:
                 retries -= 1
                 rounds.causes.update(reading.throttle)
-                _set_aside(lanes)
+                _set_aside(contenders)
                 continue
             rounds.count += 1
             rounds.readings.append(reading)
             spent = parts.now() - begun
-            rounds.stopped_by = _stop(lanes, rounds, spent, budget, settings)
-            observe(_progress(lanes, rounds, spent, budget, settings))
+            rounds.stopped_by = _stop(contenders, rounds, spent, budget, settings)
+            observe(_progress(contenders, rounds, spent, budget, settings))
     return rounds
 
 
-def _warm_up(lane: Lane, parts: Parts, settings: Settings) -> None:
+def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
     """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent.
 
     The very first forward loads, compiles and picks kernels, so neither the windows' size nor the budget goes by it.
     """
-    assert lane.step is not None
+    assert contender.step is not None
     windows: list[list[float]] = []
-    with lane.step.active():
-        parts.timer.time(lane.step.forward, 1)
+    with contender.step.active():
+        parts.timer.time(contender.step.forward, 1)
         begun = parts.now()
-        second = parts.timer.time(lane.step.forward, 1)[0]
+        second = parts.timer.time(contender.step.forward, 1)[0]
         size = _clamp(math.ceil(100 / max(second, 1e-3)), 2, 20)
-        lane.warmup = 2
-        while not (lane_steady := stats.steady(windows)):
-            windows.append(parts.timer.time(lane.step.forward, size))
-            lane.warmup += size
+        contender.warmup = 2
+        while not (steady := stats.steady(windows)):
+            windows.append(parts.timer.time(contender.step.forward, size))
+            contender.warmup += size
             if len(windows) > 1 and parts.now() - begun > settings.budget / 5:
-                lane_steady = stats.steady(windows)
+                steady = stats.steady(windows)
                 break
-    lane.steady = lane_steady
-    lane.per_round = _clamp(math.ceil(20 / max(statistics.median(windows[-1]), 1e-3)), 1, 20)
+    contender.steady = steady
+    contender.per_round = _clamp(math.ceil(20 / max(statistics.median(windows[-1]), 1e-3)), 1, 20)
 
 
-def _time_one(lane: Lane, parts: Parts) -> None:
-    """One lane's share of a round; the first forward after a switch is not counted where forwards are short.
+def _time_one(contender: Contender, parts: Parts) -> None:
+    """One contender's share of a round; the first forward after a switch is not counted where forwards are short.
 
     It is queued with the others, without a wait in between: behind a wait the device would be idle again, and the
     first that counts would begin on what the host has just launched.
     """
-    assert lane.step is not None
-    uncounted = 1 if lane.per_round > 1 else 0
-    with lane.step.active():
-        samples = parts.timer.time(lane.step.forward, uncounted + lane.per_round)[uncounted:]
-    lane.samples += samples
-    lane.medians.append(statistics.median(samples))
+    assert contender.step is not None
+    uncounted = 1 if contender.per_round > 1 else 0
+    with contender.step.active():
+        samples = parts.timer.time(contender.step.forward, uncounted + contender.per_round)[uncounted:]
+    contender.samples += samples
+    contender.medians.append(statistics.median(samples))
 
 
-def _set_aside(lanes: list[Lane]) -> None:
+def _set_aside(contenders: list[Contender]) -> None:
     """Move the last round's samples out of the statistics; they stay in the record."""
-    for lane in lanes:
-        if lane.step is not None:
-            lane.throttled += lane.samples[-lane.per_round :]
-            del lane.samples[-lane.per_round :], lane.medians[-1]
+    for contender in contenders:
+        if contender.step is not None:
+            contender.throttled += contender.samples[-contender.per_round :]
+            del contender.samples[-contender.per_round :], contender.medians[-1]
 
 
-def _stop(lanes: list[Lane], rounds: Rounds, spent: float, budget: float, settings: Settings) -> str | None:
+def _stop(contenders: list[Contender], rounds: Rounds, spent: float, budget: float, settings: Settings) -> str | None:
     if settings.rounds is not None:
         return "rounds" if rounds.count >= settings.rounds else None
     if rounds.count >= rounds.next_look:
-        rounds.needed = rounds.count * (_widest(lanes) / settings.precision) ** 2
+        rounds.needed = rounds.count * (_widest(contenders) / settings.precision) ** 2
         rounds.next_look = rounds.count + 1 + rounds.count // 10
         if rounds.needed <= rounds.count:
             return "precision"
     return "budget" if rounds.count >= LEAST_ROUNDS and spent >= budget else None
 
 
-def _widest(lanes: list[Lane]) -> float:
+def _widest(contenders: list[Contender]) -> float:
     """The largest relative half-width among the paired ratios; of the one latency where nothing is paired."""
-    running = [lane for lane in lanes if lane.step is not None]
+    running = [contender for contender in contenders if contender.step is not None]
     widths = [
-        stats.hodges_lehmann(stats.paired_ratios(reference.medians, lane.medians)).half_width
-        for lane in running
-        for _, reference in references(lane, running)
-    ] or [stats.median_interval(lane.medians).half_width for lane in running]
+        stats.hodges_lehmann(stats.paired_ratios(reference.medians, contender.medians)).half_width
+        for contender in running
+        for _, reference in references(contender, running)
+    ] or [stats.median_interval(contender.medians).half_width for contender in running]
     return max((math.inf if w is None else w for w in widths), default=0.0)
 
 
-def _progress(lanes: list[Lane], rounds: Rounds, spent: float, budget: float, settings: Settings) -> Progress:
+def _progress(contenders: list[Contender], rounds: Rounds, spent: float, budget: float, settings: Settings) -> Progress:
     count, each = rounds.count, spent / rounds.count
     if settings.rounds is not None:
         left = (settings.rounds - count) * each
@@ -290,15 +294,15 @@ def _progress(lanes: list[Lane], rounds: Rounds, spent: float, budget: float, se
         left = max(0.0, min(budget - spent, max(rounds.needed - count, USUAL_ROUNDS - count) * each))
         left = max(left, (LEAST_ROUNDS - count) * each)
     share = UNTIL_TIMED + (TIMED - UNTIL_TIMED) * spent / max(spent + left, 1e-9)
-    return Progress("timing", share, left, _estimate(lanes))
+    return Progress("timing", share, left, _estimate(contenders))
 
 
-def _estimate(lanes: list[Lane]) -> str:
-    """The live figure of the first pruned lane, or of the last one: its speed-up over a reference, or its latency."""
-    running = [lane for lane in lanes if lane.step is not None and lane.samples]
+def _estimate(contenders: list[Contender]) -> str:
+    """The live figure of the first pruned contender, or of the last: its speed-up over a reference, or its latency."""
+    running = [contender for contender in contenders if contender.step is not None and contender.samples]
     if not running:
         return ""
-    shown = next((lane for lane in running if lane.case.layers), running[-1])
+    shown = next((contender for contender in running if contender.case.layers), running[-1])
     for name, reference in references(shown, running):
         ratio = statistics.median(stats.paired_ratios(reference.medians, shown.medians))
         return f"{shown.case.variant} {ratio:.2f}x vs {name}"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
-import torch.nn.functional as F
+from repshift_cli.kernels.sdpa import heard_by
 from repshift_cli.profiling import kineto
 from repshift_cli.records import Step
 
@@ -32,28 +29,25 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
     and only fused operators show by name. Of a graph the kernels are those of a replay, as many as its eager twin runs
     where they compute anything but products. Raises WrongKernel.
     """
-    with step.operators.active(), _counted() as calls:
-        step.operators.forward()
+    calls = _calls(step.operators)
     seen = step if step.case.execution == "compile" else step.operators
     events = kineto.events_of(seen)
     names = kineto.names(events, kineto.HOST)
     if seen is not step.operators:
         ops = tuple(op for op in ops if names[op] or (op.startswith(SDPA) and not op.endswith("_math")))
     if not step.case.device.startswith("cuda"):
-        return judge(len(calls), names, None, ops, kernels)
+        return judge(calls, names, None, ops, kernels)
     device = kineto.names(events, kineto.DEVICE)
     if step.case.execution == "graph":
         twin, device = device, kineto.names(kineto.events_of(step), kineto.DEVICE)
         hold_against(twin, device)
-    return judge(len(calls), names, device, ops, kernels)
+    return judge(calls, names, device, ops, kernels)
 
 
 def verify_none(step: Step) -> str:
     """Run one forward of a model that is said to have no attention; WrongKernel where it calls torch's after all."""
-    with step.active(), _counted() as calls:
-        step.forward()
-    if calls:
-        raise WrongKernel(f"the model calls torch's attention {len(calls)} times; name a back end such as flash")
+    if calls := _calls(step):
+        raise WrongKernel(f"the model calls torch's attention {calls} times; name a back end such as flash")
     return "no attention"
 
 
@@ -96,17 +90,9 @@ def short(op: str) -> str:
     return op.removeprefix(SDPA).removeprefix("aten::").lstrip("_")
 
 
-@contextmanager
-def _counted() -> Iterator[list[None]]:
-    """Counts the calls of whatever stands for scaled_dot_product_attention now."""
-    bound, calls = F.scaled_dot_product_attention, list[None]()
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        return bound(*args, **kwargs)
-
-    F.scaled_dot_product_attention = counting
-    try:
-        yield calls
-    finally:
-        F.scaled_dot_product_attention = bound
+def _calls(step: Step) -> int:
+    """How often one forward calls torch's attention, whatever answers it."""
+    calls: list[None] = []
+    with step.active(), heard_by(lambda _: calls.append(None)):  # the calls themselves would hold q, k and v in memory
+        step.forward()
+    return len(calls)
