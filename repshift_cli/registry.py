@@ -12,14 +12,14 @@ import ast
 import contextlib
 import difflib
 import importlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repshift_cli.machine.packages import find_spec
-from repshift_cli.records import RepshiftError, UsageError, one_line
+from repshift_cli.records import Option, RepshiftError, UsageError, one_line
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -29,11 +29,12 @@ ROOMS = {
     "reduction": ("pruning method", "repshift methods"),
     "models": ("model family", "repshift models"),
     "probes": ("probe", "repshift doctor"),
+    "benchmark.launchers": ("launcher", "repshift bench --help"),
     "renderers": ("renderer", "repshift show --help"),
 }
 """Each room with what its parts are called and the command that says more."""
 
-OPEN_ROOMS = ("attention", "reduction", "models")
+OPEN_ROOMS = ("attention", "reduction", "models", "renderers")
 """The rooms that other packages can add parts to."""
 
 OLDER_GROUPS = {"pruning": "reduction"}
@@ -57,7 +58,7 @@ def parts(room: str) -> dict[str, Part]:
     if room not in ROOMS:
         raise ValueError(f"no such room: {room}")
     found = {p.name: p for p in map(_from_entry_point, _entry_points(room))}
-    folder = Path(__file__).parent / room
+    folder = Path(__file__).parent / room.replace(".", "/")
     files = [f for f in folder.glob("*.py") if not f.name.startswith("_")]
     found |= {f.stem: _from_file(f.stem, room, f"repshift_cli.{room}.{f.stem}", f) for f in files}
     return dict(sorted(found.items()))
@@ -93,6 +94,53 @@ def find_variant(text: str) -> tuple[Part, Part | None]:
     """The back end and the method of `BACKEND` or `BACKEND+METHOD`; no method means no pruning."""
     backend, plus, method = text.partition("+")
     return find("attention", backend), find("reduction", method) if plus else None
+
+
+def method_options() -> dict[str, Option]:
+    """The options that belong to reduction methods, by name, as the methods' files declare them.
+
+    The tool's own come first; what is declared wrongly is left out, and its method is refused when it is loaded.
+    """
+    found: dict[str, Option] = {}
+    for part in sorted(parts("reduction").values(), key=lambda part: not part.target.startswith("repshift_cli.")):
+        for name, told in _declared(part):
+            if isinstance(told, Option) and found.setdefault(name, told) == told:
+                found[name] = replace(found[name], methods=(*found[name].methods, part.name))
+    return found
+
+
+def options_of(method: Part) -> dict[str, Option]:
+    """The options that one method takes; RepshiftError says what is wrong with its declarations."""
+    if faults := list(_option_faults(method)):
+        raise RepshiftError(f"the pruning method {method.name!r} cannot be used: {'; '.join(faults)}")
+    known = method_options()
+    return {name: known[name] for name, _ in _declared(method)}
+
+
+def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:
+    """Each name in a method's OPTIONS with the option, or with what is wrong with its declaration.
+
+    A method's name in the place of a declaration is the one that stands there; a tuple of names, as OPTIONS was before
+    there were declarations, means those of `repshift`.
+    """
+    told = method.constants.get("OPTIONS", {})
+    for name, literal in (told if isinstance(told, dict) else dict.fromkeys(told, "repshift")).items():
+        if isinstance(literal, str):
+            owner = parts("reduction").get(literal)
+            literal = owner and dict(owner.constants.get("OPTIONS", {})).get(name)
+        try:
+            yield name, Option.declared(name, literal)
+        except (TypeError, ValueError) as error:
+            yield name, one_line(error)
+
+
+def _option_faults(method: Part) -> Iterator[str]:
+    known = method_options()
+    for name, told in _declared(method):
+        if isinstance(told, str):
+            yield told
+        elif known[name] != told:
+            yield f"--{name} is declared otherwise by {known[name].methods[0]}"
 
 
 def aliases() -> dict[str, Part]:

@@ -502,7 +502,7 @@ LIGHT = {
     "--resume nosuch.json": "nosuch.json does not exist",
     "--out /proc/none/run.json": "cannot write /proc/none/run.json: ",
     "--out .": "cannot write .: it is a folder; name a file in it",
-    "--csv - --json -": "--json and --csv both write to stdout (-)",
+    "--csv - --json -": "--csv and --json both write to stdout (-)",
     "--out t.csv --csv t.csv": "--out and --csv both write to t.csv; give one of them another file",
     "--out damaged.json": "damaged.json exists already; go on with it by --resume damaged.json",
     "--variant flash --keep 0.5": "--keep applies to pruning, and no variant prunes",

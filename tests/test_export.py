@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.cli import app
 from repshift_cli.records import Run, UsageError, store
-from repshift_cli.renderers import asv, bencher, github_action_benchmark
+from repshift_cli.renderers import asv, bencher, document_of, github_action_benchmark
 
 BMF = {
     "$schema": "http://json-schema.org/draft-07/schema",
@@ -59,7 +59,7 @@ RUNS = [small_run(), sweep_run()]
 
 def written(renderer: Any, run: Run, **more: str) -> Any:
     out = io.StringIO()
-    renderer.render(run, out, **more)
+    renderer.render(document_of(run, **more), out)
     return json.loads(out.getvalue())
 
 
@@ -128,7 +128,7 @@ def test_asvs_folder_has_what_publish_reads(tmp_path: Path) -> None:
 
 def test_asv_needs_a_commit() -> None:
     with pytest.raises(UsageError, match="outside a git checkout"):
-        asv.render(replace(small_run(), machine=replace(CPU, commit=None)), io.StringIO())
+        asv.render(document_of(replace(small_run(), machine=replace(CPU, commit=None))), io.StringIO())
 
 
 def test_the_command_writes_to_stdout_or_a_file_and_refuses_an_empty_run(tmp_path: Path) -> None:

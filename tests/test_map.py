@@ -8,7 +8,7 @@ from dataclasses import replace
 from synthetic import CPU, ON_CPU, REPSHIFT
 
 from repshift_cli.records import Measurement, Record, Run
-from repshift_cli.renderers import markdown, table
+from repshift_cli.renderers import document_of, markdown, table
 from repshift_cli.renderers.sheets.break_even import maps
 
 FLASH = replace(ON_CPU, attention="flash")
@@ -81,10 +81,10 @@ def test_one_workload_or_no_pruning_makes_no_map() -> None:
 
 def test_the_table_and_markdown_end_with_it() -> None:
     out = io.StringIO()
-    table.render(SWEEP, out)
+    table.render(document_of(SWEEP), out)
     assert "where pruning pays: flash+repshift vs flash · vit_b" in out.getvalue().split("\n\n")[-3].strip("\n")
     out = io.StringIO()
-    markdown.render(SWEEP, out)
+    markdown.render(document_of(SWEEP), out)
     assert "where pruning pays" in out.getvalue().split("**")[-2]
 
 

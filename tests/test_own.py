@@ -331,7 +331,7 @@ def test_protected_tokens_do_not_shift_what_is_cut_along(monkeypatch: pytest.Mon
     """Rotations have no entry for the model's own prefix of four; --protect adds two leading tokens that have one."""
     plain = tiny.dinov3()
     built = tiny.subject(plain.module, plain.inputs)
-    monkeypatch.setattr(builder.catalog, "load", lambda part: type("Family", (), {"build": lambda case: built}))
+    monkeypatch.setattr(builder.registry, "load", lambda part: type("Family", (), {"build": lambda case: built}))
     given = case(model="vit_t", pruning="repshift", keep=0.5, layers=(1, 2), protect="first:2,last:1")
     subject = builder._built(given)
     assert (subject.prefix, subject.suffix, subject.tokens) == (6, 1, 13)

@@ -549,9 +549,9 @@ def test_a_prepared_step_serves_every_probe(monkeypatch: pytest.MonkeyPatch) -> 
     subject = tiny.subject(plain.module.float(), {"pixel_values": plain.inputs["pixel_values"].float()})
     builds: list[Case] = []
     family = SimpleNamespace(build=lambda given: builds.append(given) or subject)  # type: ignore[func-returns-value]
-    monkeypatch.setattr(builder.catalog, "resolve_model", lambda name: name)
-    load = builder.catalog.load
-    monkeypatch.setattr(builder.catalog, "load", lambda part: family if part == "tiny" else load(part))
+    monkeypatch.setattr(builder.registry, "resolve_model", lambda name: name)
+    load = builder.registry.load
+    monkeypatch.setattr(builder.registry, "load", lambda part: family if part == "tiny" else load(part))
     shop = builder.Workshop("cpu")
     kinds = {"keep": 0.5, "layers": (1,), "operation": "mlp", "distance": "l2", "form": "paper"}
     kl = {}

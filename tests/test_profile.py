@@ -34,7 +34,7 @@ from repshift_cli.profiling.attribution import nanoseconds, nested
 from repshift_cli.records import Case, Run, Step, UsageError, store
 from repshift_cli.records.json_codec import to_json, to_plain
 from repshift_cli.records.profile import Breakdown, ProfileRun
-from repshift_cli.renderers import table
+from repshift_cli.renderers import document_of, table
 from repshift_cli.renderers.sheets.profile import profile_sheets, readable
 
 OWN = """
@@ -305,7 +305,7 @@ def test_variants_are_named_by_what_tells_them_apart(model: str, capsys: pytest.
         (["--read", "t.json", "--trace", "u.json"], "leave out --trace"),
         (["--read", "t.json", "--profile", "quick"], "leave out --profile"),
         (["--trace", "a.json", "--summary", "a.json"], "--trace and --summary both write to a.json"),
-        (["--summary", "a.csv", "--csv", "a.csv"], "--csv and --summary both write to a.csv"),
+        (["--summary", "a.csv", "--csv", "a.csv"], "--summary and --csv both write to a.csv"),
         (["--trace", "."], "it is a folder; name a file in it"),
         (["--model", "vitb"], "unknown model 'vitb'"),
         (["--keep", "2"], "--keep: 2 is outside (0, 1]"),
@@ -364,7 +364,7 @@ def rendered(profile: ProfileRun, width: int = 200, **views: Any) -> str:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", str(width))
-        table.render(replace(profile, options=views), out)
+        table.render(document_of(replace(profile, options=views)), out)
     return out.getvalue()
 
 

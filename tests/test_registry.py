@@ -46,7 +46,7 @@ def test_every_part_has_a_help_line_and_none_is_private() -> None:
 
 
 def test_literals_are_read_from_the_source() -> None:
-    assert parts("reduction")["repshift"].constants["OPTIONS"] == ("operation", "distance", "form")
+    assert list(parts("reduction")["repshift"].constants["OPTIONS"]) == ["operation", "distance", "form"]
     assert "vit_b" in parts("models")["vit"].constants["ALIASES"]
 
 

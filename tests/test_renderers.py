@@ -18,7 +18,7 @@ from synthetic import CPU, CUDA, ON_CPU, ON_CUDA, REPSHIFT, small_run, sweep_run
 from repshift_cli import renderers
 from repshift_cli.records import Measurement, Record, Run
 from repshift_cli.records.json_codec import to_json
-from repshift_cli.renderers import csv, json, markdown, table
+from repshift_cli.renderers import csv, document_of, json, markdown, table
 from repshift_cli.renderers.sheets.run import Column, sheets
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -26,7 +26,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 def drawn(run: Run, width: int | None = None, **console: object) -> str:
     out = io.StringIO()
-    table.render(run, out, Console(file=out, width=width, highlight=False, **console) if width else None)  # type: ignore[arg-type]
+    table.render(document_of(run), out, Console(file=out, width=width, highlight=False, **console) if width else None)  # type: ignore[arg-type]
     return out.getvalue()
 
 
@@ -244,7 +244,7 @@ def test_many_rows_in_a_note_are_counted() -> None:
 def test_a_run_without_records_is_shown(run: Run) -> None:
     assert drawn(run, 80).strip()
     for renderer in (csv, markdown):
-        renderer.render(run, io.StringIO())
+        renderer.render(document_of(run), io.StringIO())
 
 
 def test_ranks_of_100_and_more_have_no_column() -> None:
@@ -253,7 +253,7 @@ def test_ranks_of_100_and_more_have_no_column() -> None:
 
 def rows_of(run: Run) -> list[dict[str, str]]:
     out = io.StringIO()
-    csv.render(run, out)
+    csv.render(document_of(run), out)
     return list(csv_module.DictReader(io.StringIO(out.getvalue())))
 
 
@@ -273,7 +273,7 @@ def test_csv_has_units_intervals_and_empty_cells() -> None:
 
 def test_json_is_the_run_file() -> None:
     out = io.StringIO()
-    json.render(sweep_run(), out)
+    json.render(document_of(sweep_run()), out)
     assert out.getvalue() == to_json(sweep_run())
     assert json_module.loads(out.getvalue())["records"][0]["measurements"][2]["samples"]
 
@@ -281,7 +281,7 @@ def test_json_is_the_run_file() -> None:
 def test_markdown_is_a_table_with_as_many_cells_in_each_row() -> None:
     run = replace(small_run(), warnings=("a | b",))
     out = io.StringIO()
-    markdown.render(run, out)
+    markdown.render(document_of(run), out)
     lines = [line for line in out.getvalue().splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(run.records)
     assert len({line.count(" |") for line in lines}) == 1

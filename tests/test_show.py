@@ -12,10 +12,11 @@ import typer
 from synthetic import small_run
 from typer.testing import CliRunner
 
-from repshift_cli.commands.shared.output import check_outputs, emit
+from repshift_cli.commands.shared.output import Outputs
 from repshift_cli.commands.show import show
 from repshift_cli.records import SCHEMA_VERSION, UsageError, store
 from repshift_cli.records.json_codec import json_schema
+from repshift_cli.renderers import document_of
 
 app = typer.Typer()
 app.command()(show)
@@ -64,7 +65,7 @@ def test_a_file_and_stdout_at_once(run_file: Path, tmp_path: Path) -> None:
 
 
 def test_two_outputs_to_one_place_are_refused(run_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--json and --csv both write to stdout"):
+    with pytest.raises(UsageError, match=r"--csv and --json both write to stdout"):
         output(run_file, "--json", "-", "--csv", "-")
     with pytest.raises(UsageError, match=r"--json and --markdown both write to "):
         output(run_file, "--json", tmp_path / "same", "--markdown", tmp_path / "same")
@@ -74,14 +75,14 @@ def test_an_unwritable_target_is_refused_before_anything_is_written(run_file: Pa
     with pytest.raises(UsageError, match="cannot write"):
         output(run_file, "--csv", tmp_path / "t.csv", "--json", tmp_path)
     assert not (tmp_path / "t.csv").exists()
-    check_outputs(None, "-", str(tmp_path / "t.md"))
+    Outputs({"csv": "-", "markdown": str(tmp_path / "t.md")}).check()
     assert not (tmp_path / "t.md").exists()
 
 
 def test_a_terminal_without_unicode_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
-    emit(small_run(), None, None, None)
+    Outputs().emit(document_of(small_run()))
     assert b"1.349x (1.346?1.352)" in raw.getvalue()
 
 

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from repshift_cli.benchmark import engine
 from repshift_cli.commands.shared import options
-from repshift_cli.commands.shared.output import STDOUT, check_outputs, prepare_stdout, write
+from repshift_cli.commands.shared.options import Asked
+from repshift_cli.commands.shared.output import Outputs, output_options, prepare_stdout
 from repshift_cli.records import WITHOUT_ATTENTION, UsageError, protection
+from repshift_cli.renderers import Document
 
 if TYPE_CHECKING:
     from repshift_cli.sweep.axes import Axes
 
 
+@options.sweep_options(
+    only=("model", "keep", "layers", "image_size", "frames", "tokens", "removal", "protect", "weights")
+)
+@output_options("explanation", laid_out=False)
 def explain(
-    model: options.Model = None,
-    keep: options.Keep = None,
-    layers: options.Layers = None,
-    image_size: options.ImageSize = None,
-    frames: options.Frames = None,
-    tokens: options.Tokens = None,
-    removal: options.Removal = None,
-    protect: options.Protect = None,
-    weights: options.Weights = None,
-    json_to: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write JSON to this file, - for stdout.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
+    asked: Asked,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Say which blocks, branches and protected tokens a model has, or why it is refused."""
-    chosen = options.given(locals())
-    check_outputs(json_to, None, None)
-    sweep = options.sweep_of({"variant": ["flash+repshift"], **chosen}, None)
+    sweep = options.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
     if max(map(len, (sweep.model, sweep.image_size, sweep.frames, sweep.tokens))) > 1:
         raise UsageError(
             "one model at one size is explained at a time; give --model, --image-size, --frames, --tokens one value"
@@ -50,23 +40,18 @@ def explain(
     except NoSites as refusal:
         name = sweep.model[0]
         looked = [{"what": what, "why": why} for what, why in refusal.looked]
-        _write(json_to, {"model": name, "refused": str(refusal), "looked": looked})
-        if json_to != STDOUT:
+        outputs.write(Document("explanation", {"model": name, "refused": str(refusal), "looked": looked}))
+        if not outputs.own_stdout:
             render_refused(name, refusal.looked, sys.stdout)
         raise
-    _write(json_to, found)
-    if json_to != STDOUT:
+    outputs.write(Document("explanation", found))
+    if not outputs.own_stdout:
         render(found, sys.stdout)
-
-
-def _write(target: str | None, data: dict[str, Any]) -> None:
-    if target is not None:
-        write(target, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def _found(sweep: Axes) -> dict[str, Any]:
     """What was found, with the tokens along every schedule, from a forward of the first block at batch 1."""
-    planned = options.plan_cases(sweep, "cpu")
+    planned = engine.plan_cases(sweep, "cpu")
     from repshift_cli.benchmark import builder
     from repshift_cli.models.discovery.explain import explained
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,15 +9,15 @@ from typing import Annotated
 
 import typer
 
+from repshift_cli import registry
+from repshift_cli.commands.shared.output import rendered
 from repshift_cli.records import UsageError, store
+from repshift_cli.renderers import Document, document_of
 
-
-class Format(StrEnum):
-    """The dashboards that take our numbers."""
-
-    bencher = "bencher"
-    github_action_benchmark = "github-action-benchmark"
-    asv = "asv"
+FORMATS = {
+    part.name.replace("_", "-"): part for part in registry.parts("renderers").values() if part.constants.get("EXPORT")
+}
+"""What other tools read, by the names that --format takes."""
 
 
 class Better(StrEnum):
@@ -29,9 +27,15 @@ class Better(StrEnum):
     bigger = "bigger"
 
 
+DIRECTIONS = {Better.smaller: "lower", Better.bigger: "higher"}
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="The run file.", show_default=False)],
-    format: Annotated[Format, typer.Option("--format", help="Which dashboard.", show_default=False)],
+    format: Annotated[
+        str,
+        typer.Option("--format", help="Which dashboard.", metavar=f"[{'|'.join(FORMATS)}]", show_default=False),
+    ],
     better: Annotated[
         Better, typer.Option(help="github-action-benchmark: metrics that are better smaller, or bigger.")
     ] = Better.smaller,
@@ -41,21 +45,26 @@ def export(
     ] = None,
 ) -> None:
     """Write a run for Bencher, github-action-benchmark or asv."""
-    renderer = importlib.import_module(f"repshift_cli.renderers.{format.name}")
+    if format not in FORMATS:
+        near = registry.nearest(format, FORMATS)
+        raise UsageError(f"--format: unknown format {format!r}: {near}there are {', '.join(FORMATS)}")
     stored = store.load(run)
     if not any(m.samples for record in stored.records for m in record.measurements):
         raise UsageError(f"{run} holds no figures, so there is nothing to export")
-    if format is Format.asv and out is not None:
-        for name, text in renderer.files(stored).items():
-            _write(out / name, text)
+    document = document_of(stored, DIRECTIONS[better])
+    if out is not None and not FORMATS[format].constants.get("SUFFIX"):
+        _write_folder(out, format, document)
         return
-    more = {"better": {"smaller": "lower", "bigger": "higher"}[better]} if format.name.startswith("github") else {}
-    text = io.StringIO()
-    renderer.render(stored, text, **more)
+    text = rendered(FORMATS[format].name, document)
     if out is None:
-        sys.stdout.write(text.getvalue())
+        sys.stdout.write(text)
     else:
-        _write(out, text.getvalue())
+        _write(out, text)
+
+
+def _write_folder(folder: Path, format: str, document: Document) -> None:
+    for name, text in registry.load(FORMATS[format]).files(document).items():
+        _write(folder / name, text)
 
 
 def _write(path: Path, text: str) -> None:

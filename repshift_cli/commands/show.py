@@ -11,25 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from repshift_cli.commands.shared import options
-from repshift_cli.commands.shared.output import emit
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.records import UsageError, store
 from repshift_cli.records.json_codec import json_schema
 from repshift_cli.records.profile import ProfileRun
+from repshift_cli.renderers import document_of
 
-FILE_OR_STDOUT = "FILE|-"
 
-
+@output_options("run", "profile")
 def show(
     run: Annotated[Path | None, typer.Argument(help="The run file, or the profile.", show_default=False)] = None,
-    json_to: Annotated[
-        str | None, typer.Option("--json", metavar=FILE_OR_STDOUT, help="The whole run as JSON, raw samples included.")
-    ] = None,
-    csv_to: Annotated[
-        str | None, typer.Option("--csv", metavar=FILE_OR_STDOUT, help="One line per case, every metric.")
-    ] = None,
-    markdown_to: Annotated[
-        str | None, typer.Option("--markdown", metavar=FILE_OR_STDOUT, help="The table for a GitHub page.")
-    ] = None,
     by: Annotated[
         str | None, typer.Option(help="Of a profile: rows by part, layer, kernel or op.", show_default=False)
     ] = None,
@@ -38,6 +29,8 @@ def show(
         bool, typer.Option("--traffic", help="Say which operators and which blocks move the modelled bytes.")
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of run files and stop.")] = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Show a stored run or profile as a table, or as JSON, CSV or Markdown (- is stdout, with nothing else on it)."""
     if schema:
@@ -53,7 +46,7 @@ def show(
     if traffic:
         _show_traffic(shown, run)
         return
-    emit(shown, json_to, csv_to, markdown_to)
+    outputs.emit(document_of(shown))
 
 
 def _show_traffic(shown: Any, file: Path) -> None:

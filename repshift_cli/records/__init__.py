@@ -17,6 +17,7 @@ from repshift_cli.records.case import (
     Case,
 )
 from repshift_cli.records.errors import RepshiftError, UsageError, one_line
+from repshift_cli.records.option import Option, written
 from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
 from repshift_cli.records.tokens import dropped_share, kept, left, lines_left, protection, tokens_along
@@ -39,6 +40,7 @@ __all__ = [
     "Measurement",
     "Metric",
     "Offers",
+    "Option",
     "Progress",
     "Record",
     "RepshiftError",
@@ -55,4 +57,5 @@ __all__ = [
     "one_line",
     "protection",
     "tokens_along",
+    "written",
 ]

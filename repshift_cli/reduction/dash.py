@@ -9,8 +9,6 @@ from torch import Tensor
 from repshift_cli.records import Case
 from repshift_cli.reduction import repshift
 
-OPTIONS = ()
-
 
 def needs(case: Case) -> tuple[str, ...]:
     """What the attention branch puts out."""

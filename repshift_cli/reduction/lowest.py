@@ -7,7 +7,7 @@ from torch import Tensor
 from repshift_cli.records import Case
 from repshift_cli.reduction import repshift
 
-OPTIONS = ("operation", "distance", "form")
+OPTIONS = {"operation": "repshift", "distance": "repshift", "form": "repshift"}
 
 needs = repshift.needs
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-OPTIONS = ()
-
 
 def choose(tokens: int, count: int) -> range:
     """The first `count` of `tokens` places."""

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from repshift_cli.records import Case
 
-OPTIONS = ()
-
 
 def needs(case: Case) -> tuple[str, ...]:
     """Only the number of tokens."""

@@ -7,7 +7,28 @@ from torch import Tensor
 from repshift_cli.kernels.shift import distance, length, moved_from
 from repshift_cli.records import Case
 
-OPTIONS = ("operation", "distance", "form")
+OPTIONS = {
+    "operation": {
+        "type": "str",
+        "choices": ("mlp", "attention", "block"),
+        "help": "Operation whose shift is scored: mlp, attention (or what else mixes the tokens), block. (default: the "
+        "model's first of these)",
+    },
+    "distance": {
+        "type": "str",
+        "default": "l2",
+        "choices": ("l2", "l1", "cosine"),
+        "help": "Distance: l2, l1, cosine.",
+    },
+    "form": {
+        "type": "str",
+        "default": "paper",
+        "choices": ("paper", "update"),
+        "unless": {"operation": "block"},
+        "help": "What the branch's output is compared as: paper (with the block's running state, as printed) or "
+        "update (as the change of that state).",
+    },
+}
 
 _SEES = {
     "mlp": ("middle", "mlp"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-OPTIONS = ()
-
 
 def choose(tokens: int, count: int) -> list[int]:
     """Place floor(i * tokens / count) for i = 0 .. count - 1."""

@@ -1,1 +1,79 @@
-"""One file per output format."""
+"""One file per output format, found by the registry: what a format offers, and the document that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from repshift_cli.records import Run
+from repshift_cli.records.profile import ProfileRun
+
+if TYPE_CHECKING:
+    from repshift_cli.renderers.sheets.run import Sheet
+
+SHEETS = "sheets"
+"""In a renderer's TAKES: every document that is laid out as tables."""
+ANY = "any"
+"""In a renderer's TAKES: every document, by its content."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a command has to show: the record itself, and the tables that it is laid out as, made when asked for.
+
+    `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), or another word with plain values.
+    `title` stands above the tables where a file should say more than they do. `whole` is the option whose file has the
+    columns for which a terminal has no room. `better` is the direction wanted by a format that holds one only.
+    """
+
+    kind: str
+    content: Any
+    lay_out: Callable[[], Sequence[Sheet]] | None = None
+    title: str = ""
+    whole: str = "--csv"
+    better: str = "lower"
+
+    @property
+    def sheets(self) -> Sequence[Sheet]:
+        """The tables, none where it is not laid out as any."""
+        return self.lay_out() if self.lay_out else ()
+
+
+def document_of(run: Run | ProfileRun, better: str = "lower") -> Document:
+    """A measured or stored run, or a profile; `better` as in `Document`."""
+
+    def lay_out() -> Sequence[Sheet]:
+        from repshift_cli.renderers.sheets.profile import sheets_of
+
+        return sheets_of(run)
+
+    return Document("profile" if isinstance(run, ProfileRun) else "run", run, lay_out, better=better)
+
+
+class Renderer(Protocol):
+    """An output format: a file of this room, or of another package by the entry point group `repshift.renderers`.
+
+    The first line of its docstring is the option's help. The constants are literals at its top level, for they are read
+    without importing it.
+    """
+
+    TAKES: tuple[str, ...]
+    """The kinds of documents that it renders, `SHEETS` or `ANY`."""
+
+    OPTION: bool
+    """Whether every command with such a document has the option `--NAME FILE`."""
+
+    EXPORT: bool
+    """Whether it is a format of `repshift export`: what another tool reads."""
+
+    SUFFIX: str
+    """How its files are named, like `.csv`; empty where it is a folder, whose `files(document)` gives text by path."""
+
+    def render(self, document: Document, out: TextIO) -> None:
+        """Write the document; UsageError where this one cannot be written so."""
+
+
+def takes(accepted: Sequence[str], kind: str, laid_out: bool) -> bool:
+    """Whether a renderer with `accepted` as its TAKES renders documents of this kind."""
+    return kind in accepted or ANY in accepted or (laid_out and SHEETS in accepted)

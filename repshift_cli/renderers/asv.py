@@ -13,7 +13,13 @@ from typing import Any, TextIO
 
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Case, Measurement, Run, UsageError
+from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.run import exported
+
+TAKES = ("run",)
+SUFFIX = ""
+OPTION = False
+EXPORT = True
 
 UNITS = {"ms": ("seconds", 1e-3), "B": ("bytes", 1.0), "x": ("ratio", 1.0)}
 COLUMNS = ("result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b")
@@ -21,13 +27,14 @@ COLUMNS = ("result", "params", "version", "started_at", "duration", "stats_ci_99
 is of 95%."""
 
 
-def render(run: Run, out: TextIO) -> None:
+def render(document: Document, out: TextIO) -> None:
     """Write the results file of the run's commit."""
-    out.write(json.dumps(_results(run), indent=1, allow_nan=False) + "\n")
+    out.write(json.dumps(_results(document.content), indent=1, allow_nan=False) + "\n")
 
 
-def files(run: Run) -> dict[str, str]:
+def files(document: Document) -> dict[str, str]:
     """The results folder that `asv publish` reads, by path."""
+    run = document.content
     machine = _machine(run)
     results = _results(run)
     place = f"{machine['machine']}/{results['commit_hash'][:8]}-{results['env_name']}.json"

@@ -11,14 +11,20 @@ import re
 from typing import TextIO
 
 from repshift_cli.analysis.stats import Estimate
-from repshift_cli.records import Measurement, Run
+from repshift_cli.records import Measurement
+from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.run import exported
 
+TAKES = ("run",)
+SUFFIX = ".json"
+OPTION = False
+EXPORT = True
 
-def render(run: Run, out: TextIO) -> None:
+
+def render(document: Document, out: TextIO) -> None:
     """Write the run as BMF JSON, for `bencher run --adapter json --file FILE`."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for case, measurement, figure in exported(run):
+    for case, measurement, figure in exported(document.content):
         found.setdefault(case.key, {})[_measure(measurement)] = _metric(figure)
     out.write(json.dumps(found, indent=1, allow_nan=False) + "\n")
 

@@ -1,4 +1,7 @@
-"""One line per case with every metric, units in the columns' names, intervals beside them; empty where missing."""
+"""CSV: one line per case with every metric, units in the columns' names, intervals beside them.
+
+What is missing is empty.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,28 @@ from typing import Any, TextIO
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Case, Measurement, Record, Run
 from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
+from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.run import find, metrics_of, ordered_records
+
+TAKES = ("run", "profile")
+SUFFIX = ".csv"
+OPTION = True
+EXPORT = False
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
 WITH_INTERVAL = ("median", "hodges-lehmann")
 RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by")
 
 
-def render(run: Run | ProfileRun, out: TextIO) -> None:
+def render(document: Document, out: TextIO) -> None:
     """Write one line per record, the skipped and the failed among them; of a profile one per line of its view."""
-    if isinstance(run, ProfileRun):
-        _render_profile(run, out)
-        return
+    if document.kind == "profile":
+        _render_profile(document.content, out)
+    else:
+        _render_run(document.content, out)
+
+
+def _render_run(run: Run, out: TextIO) -> None:
     metrics = metrics_of(run.records)
     names = [_name(like, metrics) for like in metrics]
     rows = [_row(record, metrics, names) for record in ordered_records(run)]

@@ -1,7 +1,7 @@
 """github-action-benchmark's custom format: a JSON array of name, unit, value, range and extra.
 
 Format: the action's README, `customSmallerIsBetter` and `customBiggerIsBetter`; one file holds one direction, so there
-is one of each kind: `render` writes what is better when smaller.
+is one of each kind: `document.better` says which.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ import json
 from typing import TextIO
 
 from repshift_cli.analysis.stats import Estimate
-from repshift_cli.records import Run
+from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.run import exported
 
+TAKES = ("run",)
+SUFFIX = ".json"
+OPTION = False
+EXPORT = True
 
-def render(run: Run, out: TextIO, better: str = "lower") -> None:
+
+def render(document: Document, out: TextIO) -> None:
     """Write every metric of that direction, for the action's `output-file-path`."""
+    run = document.content
     entries = [
         {
             "name": f"{m.label or m.metric}: {case.key}",
@@ -25,7 +31,7 @@ def render(run: Run, out: TextIO, better: str = "lower") -> None:
             "extra": f"{m.source}, {len(m.samples)} samples, {run.tool}, {run.machine.device_name}",
         }
         for case, m, figure in exported(run)
-        if m.better == better
+        if m.better == document.better
     ]
     out.write(json.dumps(entries, indent=1, allow_nan=False) + "\n")
 

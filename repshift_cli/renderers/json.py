@@ -1,14 +1,18 @@
-"""The whole run as JSON, raw samples included: the same text as the run file."""
+"""JSON: all that is known, raw samples included; of a run the very text of its file."""
 
 from __future__ import annotations
 
 from typing import TextIO
 
-from repshift_cli.records import Run
 from repshift_cli.records.json_codec import to_json
-from repshift_cli.records.profile import ProfileRun
+from repshift_cli.renderers import Document
+
+TAKES = ("any",)
+SUFFIX = ".json"
+OPTION = True
+EXPORT = False
 
 
-def render(run: Run | ProfileRun, out: TextIO) -> None:
-    """Write the run in the format of the run file."""
-    out.write(to_json(run))
+def render(document: Document, out: TextIO) -> None:
+    """Write the content; runs and profiles in the format of their files."""
+    out.write(to_json(document.content))

@@ -1,19 +1,22 @@
-"""GitHub tables, one per comparison group, with the header and the notes as text."""
+"""Markdown for a GitHub page: a table per comparison group, with the header and the notes as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TextIO
 
-from repshift_cli.records import Run
-from repshift_cli.records.profile import ProfileRun
-from repshift_cli.renderers.sheets.profile import sheets_of
+from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.run import Sheet
 
+TAKES = ("sheets",)
+SUFFIX = ".md"
+OPTION = True
+EXPORT = False
 
-def render(run: Run | ProfileRun, out: TextIO) -> None:
-    """Write every comparison group with all columns that a table may have."""
-    out.write("\n".join(section(sheet) for sheet in sheets_of(run)))
+
+def render(document: Document, out: TextIO) -> None:
+    """Write every table with all its columns, the title above the first."""
+    out.write(document.title + "\n".join(section(sheet) for sheet in document.sheets))
 
 
 def section(sheet: Sheet) -> str:

@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from repshift_cli.records import Run
-from repshift_cli.records.profile import ProfileRun
-from repshift_cli.renderers.sheets.profile import sheets_of
+from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.run import ALWAYS, HEADLINE_RANKS, KERNEL, MISSING, Cell, Column, Sheet
+
+TAKES = ("sheets",)
+SUFFIX = ".txt"
+OPTION = False
+EXPORT = False
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "failed": "bold red", "skipped": "yellow"}
 GAP = 2
@@ -24,16 +27,16 @@ HEADING_WIDTH = 8
 UNLIMITED = 100_000
 
 
-def render(run: Run | ProfileRun, out: TextIO, console: Console | None = None) -> None:
-    """Print every sheet of a run or a profile; a console given is used as it is, its width included."""
+def render(document: Document, out: TextIO, console: Console | None = None) -> None:
+    """Print every sheet; a console given is used as it is, its width included."""
     console = console or console_for(out)
-    ready = sheets_of(run)
+    ready = document.sheets
     if not ready:
         console.print("no case was planned or recorded in this run")
     for number, sheet in enumerate(ready):
         if number:
             console.print()
-        print_sheet(sheet, console)
+        print_sheet(sheet, console, document.whole)
 
 
 def console_for(out: TextIO) -> Console:

@@ -1,69 +1,127 @@
-"""Where a run is shown: the table, or JSON, CSV and Markdown in files or alone on stdout."""
+"""Outputs beside the table: an option for every renderer, checked before the work begins, written whole."""
 
 from __future__ import annotations
 
-import importlib
+import functools
+import inspect
 import io
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from repshift_cli.records import Run, UsageError
-from repshift_cli.records.profile import ProfileRun
+import typer
+
+from repshift_cli import registry
+from repshift_cli.records import UsageError
 from repshift_cli.records.store import check_writable, write_text
+from repshift_cli.registry import Part
+from repshift_cli.renderers import takes
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from repshift_cli.renderers import Document
 
 STDOUT = "-"
+PANEL = "Output"
 
 
-def check_outputs(json_to: str | None, csv_to: str | None, markdown_to: str | None) -> None:
-    """UsageError for targets that cannot be; to be called before anything is measured."""
-    named = [(f"--{name}", target) for name, target in _targets(json_to, csv_to, markdown_to)]
-    files = [(option, str(Path(target).resolve()) if target != STDOUT else target) for option, target in named]
-    for i, (option, target) in enumerate(files):
-        clash = next((other for other, same in files[:i] if same == target), None)
-        if clash:
-            place = "stdout (-)" if target == STDOUT else target
-            raise UsageError(f"{clash} and {option} both write to {place}; give one of them another file")
-    for _, target in named:
-        if target != STDOUT and not _is_stream(Path(target)):
-            check_writable(Path(target))
+@dataclass(frozen=True)
+class Outputs:
+    """Where a command's document goes beside the terminal: files by the name of the renderer, `-` being stdout."""
+
+    targets: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def own_stdout(self) -> bool:
+        """Whether one of them has stdout to itself, so that nothing else may be printed there."""
+        return STDOUT in self.targets.values()
+
+    def check(self, others: Mapping[str, Path | None] | None = None) -> None:
+        """UsageError for targets that cannot be, before anything is measured.
+
+        `others` are files that the command writes by itself, by their options.
+        """
+        places: dict[str, str] = {}
+        named = [(option_of(name), target) for name, target in self.targets.items()]
+        for option, target in [*((o, str(path)) for o, path in (others or {}).items() if path), *named]:
+            place = target if target == STDOUT else str(Path(target).resolve())
+            if clash := places.get(place):
+                where = "stdout (-)" if target == STDOUT else target
+                raise UsageError(f"{clash} and {option} both write to {where}; give one of them another file")
+            places[place] = option
+        for target in self.targets.values():
+            if target != STDOUT and not _is_stream(Path(target)):
+                check_writable(Path(target))
+
+    def write(self, document: Document) -> None:
+        """Write every output."""
+        for text in [(target, rendered(name, document)) for name, target in self.targets.items()]:
+            write(*text)
+
+    def emit(self, document: Document, on_screen: Document | None = None) -> None:
+        """Write every output; the table (of `on_screen`) goes to stdout unless one of them has it to itself."""
+        prepare_stdout()
+        self.write(document)
+        if not self.own_stdout:
+            registry.load(registry.find("renderers", "table")).render(on_screen or document, sys.stdout)
 
 
-def emit(
-    run: Run | ProfileRun,
-    json_to: str | None,
-    csv_to: str | None,
-    markdown_to: str | None,
-    console: Console | None = None,
-) -> None:
-    """Write the outputs asked for; the table goes to stdout (`console`) unless one of them has stdout to itself."""
-    check_outputs(json_to, csv_to, markdown_to)
-    prepare_stdout()
-    targets = _targets(json_to, csv_to, markdown_to)
-    for name, target in targets:
-        text = io.StringIO()
-        _renderer(name).render(run, text)
-        write(target, text.getvalue())
-    if all(target != STDOUT for _, target in targets):
-        _renderer("table").render(run, sys.stdout, console)
+def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a command an option for every renderer that takes its documents, and hands it them as `outputs`.
+
+    `kinds` are those of the documents, `laid_out` says whether there are tables of them.
+    """
+    offered = {
+        f"to_{part.name.replace('-', '_')}": part
+        for part in registry.parts("renderers").values()
+        if part.constants.get("OPTION") and any(takes(part.constants.get("TAKES", ()), k, laid_out) for k in kinds)
+    }
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_outputs(**given: Any) -> Any:
+            named = {part.name: given.pop(parameter, None) for parameter, part in offered.items()}
+            outputs = Outputs({name: target for name, target in named.items() if target is not None})
+            outputs.check()
+            return command(**given, outputs=outputs)
+
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        made = [*(p for p in own if p.name != "outputs"), *(_parameter(name, part) for name, part in offered.items())]
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
+        with_outputs.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        with_outputs.__annotations__ = {p.name: p.annotation for p in keyword}
+        return with_outputs
+
+    return decorate
+
+
+def _parameter(name: str, part: Part) -> inspect.Parameter:
+    option = typer.Option(option_of(part.name), metavar="FILE|-", help=part.help, rich_help_panel=PANEL)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, option])
+
+
+def option_of(name: str) -> str:
+    """The option of a renderer: `--github-action-benchmark`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def rendered(name: str, document: Document) -> str:
+    """The document in that format; UsageError where it does not take such a document."""
+    part = registry.find("renderers", name)
+    accepted: Sequence[str] = part.constants.get("TAKES", ())
+    if not takes(accepted, document.kind, document.lay_out is not None):
+        raise UsageError(f"{option_of(name)} takes no {document.kind}, but {', '.join(accepted)}; leave it out")
+    text = io.StringIO()
+    registry.load(part).render(document, text)
+    return text.getvalue()
 
 
 def prepare_stdout() -> None:
     """A terminal without Unicode shows ? for a dash."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-
-
-def _targets(json_to: str | None, csv_to: str | None, markdown_to: str | None) -> list[tuple[str, str]]:
-    named = (("json", json_to), ("csv", csv_to), ("markdown", markdown_to))
-    return [(name, target) for name, target in named if target is not None]
-
-
-def _renderer(name: str) -> Any:
-    return importlib.import_module(f"repshift_cli.renderers.{name}")
 
 
 def write(target: str, text: str) -> None:
