@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repshift_cli.operators.base import flex
-from repshift_cli.operators.base.counts import fused, full_macs, in_rows
+from repshift_cli.operators.base.counts import full_macs, fused, in_rows
 from repshift_cli.operators.base.masks import causal, everything
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.rows import attend_rows, run_length

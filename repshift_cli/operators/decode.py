@@ -1,4 +1,4 @@
-"""Decoding: one query against a cache with as many KV heads as query heads, by flash attention. The reference of decode.
+"""Decoding: one query against a cache with all KV heads, by flash attention. The reference of the decode forms.
 
 softmax(s q k^T) v with one row; `split` splits the keys and combines the parts by their sums (split-K).
 """

@@ -1,6 +1,6 @@
 """Linear attention: features of queries and keys in the place of the softmax, so that sums over keys are kept.
 
-phi = elu + 1; out_i = phi(q_i) S / phi(q_i) z, S = sum phi(k_j) v_j^T, z = sum phi(k_j); causal: prefix sums, in chunks.
+phi = elu + 1; out_i = phi(q_i) S / phi(q_i) z, S = sum phi(k_j) v_j^T, z = sum phi(k_j); causal: prefix sums in chunks.
 """
 
 from __future__ import annotations

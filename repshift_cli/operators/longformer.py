@@ -42,8 +42,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Tensor:
     """(B, H, N, d), (B, Hkv, N, d), (B, Hkv, N, d) -> (B, H, N, d)."""
     left, right = masks.reach(spec.window, spec.causal)
     if spec.dilation > 1:
-        classes = [banded(*(t[:, :, r :: spec.dilation] for t in (q, k, v)), left, right) for r in range(spec.dilation)]
-        return _woven(classes, q)
+        places = [slice(r, None, spec.dilation) for r in range(min(spec.dilation, q.shape[2]))]
+        return _woven([banded(q[:, :, p], k[:, :, p], v[:, :, p], left, right) for p in places], q)
     first = min(spec.global_tokens, q.shape[-2])
     out = banded(q, k, v, left, right, first, spec.causal)
     if not first:

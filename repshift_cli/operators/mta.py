@@ -1,8 +1,8 @@
 """Multi-token attention: logits convolved over queries and keys before the softmax, weights mixed over heads after it.
 
-A = mix_heads(softmax(mask_-inf(conv(mask_0(s q k^T))))), kernel 6 queries (past ones) x 11 keys (around), pairs of heads
-mixed; each head's output normed by its root mean square and gated by sigmoid(w . out). The convolution is a correlation
-with each head's own kernel.
+A = mix_heads(softmax(mask_-inf(conv(mask_0(s q k^T))))), kernel 6 queries (past ones) x 11 keys (around), pairs of
+heads mixed; each head's output normed by its root mean square and gated by sigmoid(w . out). The convolution is a
+correlation with each head's own kernel.
 """
 
 from __future__ import annotations

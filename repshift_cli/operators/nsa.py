@@ -1,8 +1,8 @@
 """Native sparse attention: compressed blocks, the best blocks in full, and a window, each with its gate.
 
-out = sum over the three of sigmoid(W q) * branch. Compressed: keys and values pooled per block with learnt weights, only
-blocks that have ended. Selected: the top n blocks by the compressed scores summed over a GQA group, the first and the
-current one always. Window: the last w. Blocks of compression and selection are the same here (the paper: 32 with
+out = sum over the three of sigmoid(W q) * branch. Compressed: keys and values pooled per block with learnt weights,
+only blocks that have ended. Selected: the top n blocks by the compressed scores summed over a GQA group, the first and
+the current one always. Window: the last w. Blocks of compression and selection are the same here (the paper: 32 with
 stride 16, and 64), so its equation 9 is the identity.
 """
 
@@ -123,7 +123,7 @@ def reference(
 
 
 def cost(shape: Shape, spec: Spec) -> Cost:
-    """Half of the blocks compressed, top n blocks in full, the window; gathered keys and values are written and read."""
+    """Half of the blocks compressed, top n in full, the window; gathered keys and values are written and read."""
     rows, n, d = shape.batch * shape.heads, shape.tokens, shape.head_dim
     blocks, kept = n // spec.block, min(spec.top * spec.block, n)
     local = band_cost(shape, spec.window - 1, 0)

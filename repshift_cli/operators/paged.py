@@ -1,8 +1,8 @@
 """Paged attention: the cache in pages anywhere in a pool, a block table per sequence, sequences of different lengths.
 
 softmax(s q k^T) v over the keys that the table names, up to each sequence's length. `plain` gathers the pages and
-attends; `pages` keeps a running maximum and sum over runs of pages, so that no whole cache is copied; `flash_attn2` reads
-the table itself.
+attends; `pages` keeps a running maximum and sum over runs of pages, so that no whole cache is copied; `flash_attn2`
+reads the table itself.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def arrange(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Arranged:
     pages = -(-n // spec.page)
     order = torch.randperm(batch * pages, generator=torch.Generator().manual_seed(spec.seed)).to(q.device)
     table = order.view(batch, pages)
-    pools = [_pool(t, order, pages, spec.page) for t in (k, v)]
     lengths = (n - torch.arange(batch, device=q.device) * max(1, spec.page // 4)).clamp_min(1)
     return Arranged(
         q[:, :, -1:].contiguous(),
-        *pools,
+        _pool(k, order, pages, spec.page),
+        _pool(v, order, pages, spec.page),
         {"table": table, "lengths": lengths},
         full="sequences differ in length" if batch > 1 else lambda: (q[:, :, -1:], k, v),
     )
@@ -89,7 +89,7 @@ def with_flash_attn2(q: Tensor, k: Tensor, v: Tensor, spec: Spec, table: Tensor,
     out = flash_attn_with_kvcache(
         q.transpose(1, 2), k, v, cache_seqlens=lengths.int(), block_table=table.int(), causal=False
     )
-    return out.transpose(1, 2)  # type: ignore[no-any-return]
+    return out.transpose(1, 2)
 
 
 def whole_pages(shape: Shape, spec: Spec) -> str | None:

@@ -1,7 +1,7 @@
 """PASTA: post-hoc steering; in chosen heads the tokens that are not emphasised lose weight by a factor alpha.
 
-softmax(s q k^T + log alpha [j not emphasised]) v in the chosen heads, alpha = 0.01. Here every fourth head is steered to
-an eighth of the tokens, drawn from the seed.
+softmax(s q k^T + log alpha [j not emphasised]) v in the chosen heads, alpha = 0.01. Here every fourth head is steered
+to an eighth of the tokens, drawn from the seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from repshift_cli.operators.base import flex
-from repshift_cli.operators.base.counts import fused, full_macs, in_rows
+from repshift_cli.operators.base.counts import full_macs, fused, in_rows
 from repshift_cli.operators.base.masks import causal, everything
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.rows import attend_rows, run_length

@@ -1,8 +1,8 @@
 """Reformer: queries that are also keys, hashed into buckets, sorted, each chunk attending to itself and the one before.
 
-k_j = q_j / |q_j|; bucket = argmax [x R; -x R] in each round; a pair counts where buckets agree and chunks are neighbours;
-rounds are combined by their log-sum-exp (a pair seen in two rounds counts twice); a token attends to itself only where
-nothing else is there. The given keys are not used.
+k_j = q_j / |q_j|; bucket = argmax [x R; -x R] in each round; a pair counts where buckets agree and chunks are next to
+each other; rounds are combined by their log-sum-exp (a pair seen in two rounds counts twice); a token attends to itself
+only where nothing else is there. The given keys are not used.
 """
 
 from __future__ import annotations

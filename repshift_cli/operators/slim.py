@@ -1,7 +1,7 @@
 """Slim attention: keys alone are cached, and values come from them through W_K^-1 W_V. Multi-head decoding.
 
-V = K (W_K^-1 W_V), K of all heads (N, H d): out_h = (softmax(s q_h k_h^T) K) W_KV,h. Exact but for rounding, which grows
-with the condition number of W_K; every head reads the keys of all heads.
+V = K (W_K^-1 W_V), K of all heads (N, H d): out_h = (softmax(s q_h k_h^T) K) W_KV,h. Exact but for rounding, which
+grows with the condition number of W_K; every head reads the keys of all heads.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, spec: Spec, joined: Tensor) -> Te
 
 
 def cost(shape: Shape, spec: Spec) -> Cost:
-    """Scores of d, sums of H d for each head and key, W_KV once: half the cache is read, H times the sums are made."""
+    """Scores of d, sums of H d for each head and key, W_KV once: half the cache is read, H times the sums made."""
     width = shape.heads * shape.head_dim
     scores = shape.batch * shape.heads * shape.tokens
     macs = scores * (shape.head_dim + width) + shape.batch * width * width

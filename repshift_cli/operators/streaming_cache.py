@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from repshift_cli.operators.base import reference as dense
-from repshift_cli.operators.base.bands import band_cost, blocks, block_of, hidden, spans, unblocked
+from repshift_cli.operators.base.bands import band_cost, block_of, blocks, hidden, spans, unblocked
 from repshift_cli.operators.base.rotary import rotated
 from repshift_cli.operators.base.spec import Arranged, Cost, Engine, Shape, Spec
 

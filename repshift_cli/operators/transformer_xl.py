@@ -1,7 +1,7 @@
 """Transformer-XL: relative positions by sinusoids, and the keys of the segment before in memory; causal.
 
-a_ij = s (q_i k_j + q_i R_(i-j) + u k_j + w R_(i-j)), j over the memory and the segment up to i. R is projected once, and
-shifted row by row instead of being written out for every pair.
+a_ij = s (q_i k_j + q_i R_(i-j) + u k_j + w R_(i-j)), j over the memory and the segment up to i. R is projected once,
+and shifted row by row instead of being written out for every pair.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repshift_cli.operators.base.bands import hidden
 from repshift_cli.operators.base.masks import pairs
-from repshift_cli.operators.base.reference import per_query_head, weights
+from repshift_cli.operators.base.reference import per_query_head
 from repshift_cli.operators.base.rows import mixed, products, run_length, runs
 from repshift_cli.operators.base.spec import NEEDS_TRAINING, Arranged, Cost, Engine, Shape, Spec, drawn
 from repshift_cli.operators.base.spec import takes_all as refused
@@ -65,8 +65,8 @@ def reference(
         last = row + keys - n
         kj, r, query = k[:, :, : last + 1], distance[:, : last + 1].flip(1), q[:, :, row, None]
         terms = [query * kj, query * r, content_bias[:, None] * kj, place_bias[:, None] * r]
-        scores = sum(term.sum(-1) for term in terms) / math.sqrt(q.shape[-1])
-        out.append((weights(scores, scores == scores)[..., None] * v[:, :, : last + 1]).sum(2))
+        scores = (terms[0] + terms[1] + terms[2] + terms[3]).sum(-1) / math.sqrt(q.shape[-1])
+        out.append((torch.softmax(scores, -1)[..., None] * v[:, :, : last + 1]).sum(2))
     return torch.stack(out, 2)
 
 

@@ -35,12 +35,8 @@ def banded(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, first: int = 
     scores = rows @ spans(k, size, left, right)
     groups = scores.shape[-2] // size
     i = torch.arange(rows.shape[2] * size, device=q.device).view(-1, size, 1).repeat(1, groups, 1)
-    j = (
-        torch.arange(scores.shape[-1], device=q.device)
-        - left
-        + size * torch.arange(rows.shape[2], device=q.device)[:, None]
-    )
-    j = j[:, None, :]
+    begins = size * torch.arange(rows.shape[2], device=q.device)[:, None, None]
+    j = begins + torch.arange(scores.shape[-1], device=q.device) - left
     scores = hidden(scores, (j >= 0) & (j < n) & (i - j <= left) & (j - i <= right))
     values = spans(v, size, left, right).transpose(-2, -1)
     if not first:
@@ -54,7 +50,7 @@ def banded(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, first: int = 
 
 
 def hidden(scores: Tensor, seen: Tensor) -> Tensor:
-    """The scores with the lowest finite number where nothing is seen: rows of padding stay finite, also in gradients."""
+    """The scores with the lowest finite number where nothing is seen: padding stays finite, also in gradients."""
     return scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
 
 

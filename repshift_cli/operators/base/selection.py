@@ -24,6 +24,7 @@ def by_mass(scores: Tensor, tau: float) -> Tensor:
 
 def flex_on_blocks(q: Tensor, k: Tensor, v: Tensor, active: Tensor, spec: Spec) -> Tensor:
     """FlexAttention on blocks (1 or B, 1 or H, rows, columns)."""
+    active = active.expand(q.shape[0], q.shape[1], -1, -1)
     places = flex.from_blocks(active, spec.block, spec.causal, q.shape[-2], k.shape[-2])
     return flex.compiled(flex_on_blocks)(q, k, v, block_mask=places, enable_gqa=k.shape[1] != q.shape[1])
 

@@ -68,12 +68,12 @@ def joined(x: Tensor, sides: tuple[int, int], side: int, shift: int) -> Tensor:
     return (torch.roll(x, (shift, shift), (2, 3)) if shift else x).flatten(2, 3)
 
 
-def together(sides: tuple[int, int], side: int, shift: int, device: object) -> Tensor:
+def together(sides: tuple[int, int], side: int, shift: int, device: torch.device) -> Tensor:
     """Which places of each window were neighbours before the roll: (windows, M^2, M^2) of bool."""
     parts = [(torch.arange(n) >= n - side).int() + (torch.arange(n) >= n - shift).int() for n in sides]
     region = (parts[0][:, None] * 3 + parts[1])[None, None, :, :, None]
     region = cut(region.flatten(2, 3), sides, side, 0)[:, 0, :, 0]
-    return (region[:, :, None] == region[:, None]).to(device)  # type: ignore[call-overload,no-any-return]
+    return (region[:, :, None] == region[:, None]).to(device)
 
 
 def equation(q: Tensor, k: Tensor, v: Tensor, spec: Spec, bias: Tensor, shift: int) -> Tensor:
