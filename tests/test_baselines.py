@@ -39,7 +39,7 @@ def ran(made: Step, plain: tiny.Plain) -> Tensor:
         return plain.compared(made.forward())
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov3", "siglip", "vivit", "post_norm_padded"])
+@pytest.mark.parametrize("family", ["vit", "dinov3", "siglip", "vivit", "deit_distilled"])
 def test_the_librarys_own_attention_computes_the_same_cut_and_uncut(family: str) -> None:
     plain, calls = tiny.FAMILIES[family](), list[None]()
     whole, cut = step(plain, "eager"), step(plain, "eager", pruning="repshift", **HALF)
