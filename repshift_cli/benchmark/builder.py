@@ -246,7 +246,7 @@ def _verified(step: Step) -> str:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)
     if backend.OFFERS.library:
-        return verify_library(step.operators, backend.OPS)
+        return verify_library(step, backend.OPS)
     return verify(step, backend.OPS, backend.KERNELS)
 
 
