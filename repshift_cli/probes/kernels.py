@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 from repshift_cli.kernels.sdpa import heard_by
 from repshift_cli.profiling import kineto
