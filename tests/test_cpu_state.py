@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from repshift_cli import cli
 from repshift_cli.analysis import stats
 from repshift_cli.machine import cores, cpu_state
 from repshift_cli.machine.cpu_state import BUSY, GROSS, CpuReading, CpuWatch
+from repshift_cli.records import store
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -205,31 +205,26 @@ def test_at_the_warning_a_latency_is_too_long_by_about_that_share() -> None:
     assert late == pytest.approx(BUSY, abs=0.02)
 
 
-# --- real processes ---------------------------------------------------------------------------------------------------
+# --- beside real programs ---------------------------------------------------------------------------------------------
 
-COMPUTE = "import math\nwhile True: math.factorial(300)"
-
-
-@pytest.fixture
-def spinners() -> Iterator[None]:
-    """Two programs for every core that this process may use, computing."""
-    running = [subprocess.Popen([sys.executable, "-c", COMPUTE]) for _ in range(2 * len(os.sched_getaffinity(0)))]
-    time.sleep(0.2)
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="counts on Linux's scheduler to share the cores")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts on Linux's scheduler to share the cores")
-def test_real_programs_beside_a_run_are_seen(spinners: None) -> None:
-    watch = CpuWatch(1)
-    seen = [watch.sample()]
-    for _ in range(6):
-        until = time.thread_time() + 0.05
-        while time.thread_time() < until:
-            pass
-        seen.append(watch.sample())
-    assert words(seen).startswith("the machine was busy")
+@LINUX
+def test_programs_beside_a_run_are_told_first_and_too_many_threads_are_named(
+    spinners: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    count = cores.usable_cores() + 1
+    before = torch.get_num_threads()
+    options = ["--variant", "flash", "--timing-only", "--rounds", "3", "--threads", str(count)]
+    code = cli.run(["bench", "--model", "vit_t", "--image-size", "32", *options, "--out", "run.json"], debug=False)
+    torch.set_num_threads(before)
+    run = store.load(Path("run.json"))
+    assert (code, run.machine.threads, run.options["threads"]) == (0, count, count)
+    for record in run.records:
+        first = record.warnings[0]
+        assert first.startswith("the machine was busy: ") and f"{count} threads on the " in first
+        lost = record.measurement("cpu_lost")
+        assert lost is not None and len(lost.samples) == 3 and statistics.median(lost.samples) > 100 * BUSY

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from repshift_cli.analysis import stats
-from repshift_cli.machine import gpu_state
+from repshift_cli.machine import cpu_state, gpu_state
+from repshift_cli.machine.cpu_state import CpuReading
 from repshift_cli.records import WITHOUT_ATTENTION, Case, Measurement, Metric, Record, Step
 
 Derived = tuple[Sequence[Measurement], Sequence[str]]
@@ -64,6 +65,11 @@ class Rounds:
     readings: list[Any] = field(default_factory=list)
     causes: set[str] = field(default_factory=set)
 
+    @property
+    def of_gpu(self) -> list[Any]:
+        """The readings that are none of a CPU."""
+        return [reading for reading in self.readings if not isinstance(reading, CpuReading)]
+
 
 def references(lane: Lane, lanes: Sequence[Lane]) -> list[tuple[str, Lane]]:
     """What a lane is compared with, among those that ran: unpruned lanes by back end, the oracle at the same counts."""
@@ -100,7 +106,8 @@ def record(lane: Lane, lanes: list[Lane], rounds: Rounds, derive: Derive, precis
         stopped_by=rounds.stopped_by,
         measurements=(
             *_timings(lane, lanes),
-            *gpu_state.measurements(rounds.readings),
+            *gpu_state.measurements(rounds.of_gpu),
+            *cpu_state.measurements(rounds.readings),
             *lane.measurements,
             *derived,
         ),
@@ -137,6 +144,7 @@ def _why_unpaired(name: str, lane: Lane, lanes: list[Lane]) -> str:
 
 def _warnings(lane: Lane, rounds: Rounds, precision: float) -> Iterator[str]:
     assert lane.step is not None
+    yield from cpu_state.warnings(rounds.readings)
     yield from lane.step.subject.warnings
     yield from lane.words
     if not lane.steady:
@@ -148,4 +156,4 @@ def _warnings(lane: Lane, rounds: Rounds, precision: float) -> Iterator[str]:
     if lane.throttled:
         causes = ", ".join(sorted(rounds.causes))
         yield f"{len(lane.throttled) // lane.per_round} rounds under a hardware throttle were repeated ({causes})"
-    yield from gpu_state.warnings(rounds.readings)
+    yield from gpu_state.warnings(rounds.of_gpu)

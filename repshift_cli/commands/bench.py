@@ -149,7 +149,7 @@ def _session(order: _Order, device: str, planned: tuple[Planned, ...], memory_sn
         store.check_writable(memory_snapshot)
     snapshots = engine.snapshot_files(memory_snapshot, planned) if memory_snapshot else {}
     choice = _choice("off" if order.timing_only else order.sweep.hbm, device)
-    station = Station(device, choice, order.delay, snapshots)
+    station = Station(device, choice, order.delay, snapshots, devices.choose_threads(order.sweep.threads))
     settings = engine.settings_of(order.sweep, device, passes=not order.timing_only)
     if order.earlier is None:
         return engine.start(order.path, order.sweep, planned, settings, station)

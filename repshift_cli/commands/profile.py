@@ -189,6 +189,7 @@ def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileR
     if dry_run:
         options.list_cases(planned)
         return None
+    sweep = dataclasses.replace(sweep, threads=devices.choose_threads(sweep.threads))
     if files.memory_snapshot is not None and not device.startswith("cuda"):
         raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
     return _profiled(sweep, device, planned, steps, files)
@@ -197,7 +198,7 @@ def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileR
 def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, files: Files) -> ProfileRun:
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     run = ProfileRun(
-        machine=describe(device),
+        machine=dataclasses.replace(describe(device), threads=sweep.threads),
         options=engine.stored_options(sweep) | {"steps": steps},
         breakdowns=(),
         warnings=() if device.startswith("cuda") else (ON_A_CPU,),
@@ -205,7 +206,7 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
         tool=f"repshift {__version__}",
     )
     with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
-        tasks = _tasks(planned, device, steps, Path(folder), files)
+        tasks = _tasks(planned, Station(device, threads=sweep.threads), steps, Path(folder), files)
         launcher = registry.load(registry.find("benchmark.launchers", "inline"))
         made = list(engine.carry_out(iter(tasks.values()), len(tasks), launcher, Bar))
         found = dict(zip(tasks, made, strict=True))
@@ -220,9 +221,10 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
     return run
 
 
-def _tasks(planned: tuple[Planned, ...], device: str, steps: int, folder: Path, files: Files) -> dict[Case, Recording]:
+def _tasks(
+    planned: tuple[Planned, ...], station: Station, steps: int, folder: Path, files: Files
+) -> dict[Case, Recording]:
     name_of = _names([p.case for p in planned])
-    station = Station(device)
     return {
         p.case: Recording(
             station,
