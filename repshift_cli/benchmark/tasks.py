@@ -12,7 +12,7 @@ from repshift_cli.benchmark import runner
 from repshift_cli.benchmark.launchers import Observer
 from repshift_cli.benchmark.runner import Settings, reason_of
 from repshift_cli.counters.base.choice import Choice
-from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import set_threads
 from repshift_cli.records import Case, Progress, Record, UsageError
 from repshift_cli.records.profile import Breakdown
 
@@ -42,7 +42,7 @@ def step_builder(station: Station) -> StepBuilder:
     from repshift_cli.benchmark import builder
 
     if station.threads is not None:
-        devices.set_threads(station.threads)
+        set_threads(station.threads)
     snapshot = station.snapshots.__getitem__ if station.snapshots else None
     return builder.StepBuilder(station.device, station.delay, station.choice, snapshot)
 

@@ -25,6 +25,7 @@ from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import choose_threads
 from repshift_cli.machine.describe import describe
 from repshift_cli.machine.packages import is_installed
 from repshift_cli.profiling import chrome_trace, digest
@@ -192,7 +193,7 @@ def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileR
         return None
     if files.memory_snapshot is not None and not device.startswith("cuda"):
         raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
-    sweep = dataclasses.replace(sweep, threads=devices.choose_threads(sweep.threads))
+    sweep = dataclasses.replace(sweep, threads=choose_threads(sweep.threads))
     return _profiled(sweep, device, planned, steps, files)
 
 

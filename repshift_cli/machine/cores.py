@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use: what the scheduler's affinity and the container's quota leave of them."""
+"""The CPU cores that this process may use, by affinity and container's quota, and the threads to compute with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+from repshift_cli.machine import device as devices
 from repshift_cli.machine.nvml import quiet
 
 ROOT = Path("/")
@@ -16,6 +17,22 @@ def usable_cores(root: Path = ROOT) -> int:
     allowed = quiet(lambda: len(os.sched_getaffinity(0))) or os.cpu_count() or 1
     quota = cpu_quota(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def choose_threads(asked: int | None) -> int:
+    """The threads that torch computes with: those asked for, by option or OMP_NUM_THREADS, else one per core.
+
+    torch counts the machine's cores; a container may leave it fewer, and more threads than those would spin.
+    """
+    own = int(devices.import_torch().get_num_threads())
+    if asked is not None or "OMP_NUM_THREADS" in os.environ:
+        return asked or own
+    return min(own, usable_cores())
+
+
+def set_threads(count: int) -> None:
+    """Have torch compute with this many threads from now on."""
+    devices.import_torch().set_num_threads(count)
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

@@ -9,7 +9,6 @@ import importlib
 import os
 from typing import Any
 
-from repshift_cli.machine.cores import usable_cores
 from repshift_cli.records import UsageError, one_line
 
 
@@ -47,22 +46,6 @@ def why_no_cuda() -> str | None:
     except Exception as error:
         return f"torch finds no usable GPU: {one_line(error)}"
     return "torch finds no usable GPU"
-
-
-def choose_threads(asked: int | None) -> int:
-    """The threads that torch computes with: those asked for, by option or OMP_NUM_THREADS, else one per core.
-
-    torch counts the machine's cores; a container may leave it fewer, and more threads than those would spin.
-    """
-    own = int(import_torch().get_num_threads())
-    if asked is not None or "OMP_NUM_THREADS" in os.environ:
-        return asked or own
-    return min(own, usable_cores())
-
-
-def set_threads(count: int) -> None:
-    """Have torch compute with this many threads from now on."""
-    import_torch().set_num_threads(count)
 
 
 def import_torch() -> Any:
