@@ -19,7 +19,7 @@ WALLS: dict[str, set[str]] = {
     "machine": {"records", "machine", "torch", "pynvml"},
     "counters": {"records", "registry", "machine", "counters"},
     "kernels": {"records", "kernels", "triton", "mamba_ssm", *TENSORS},
-    "models": {"records", "kernels", "models", "av", "timm", "torchvision", *TENSORS},
+    "models": {"records", "machine.packages", "kernels", "models", "av", "timm", "torchvision", *TENSORS},
     "attention": {
         "records",
         "machine.packages",
@@ -30,6 +30,7 @@ WALLS: dict[str, set[str]] = {
         *TENSORS,
     },
     "reduction": {"records", "kernels", "profiling.annotations", "reduction", *TENSORS},
+    "operators": {"records", "machine.packages", "kernels", "operators", "flash_attn", "fla", "torch"},
     "probes": {"records", "kernels", "profiling.annotations", "profiling.recorder", "probes", *TENSORS},
     "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich"},
 }
