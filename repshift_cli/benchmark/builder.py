@@ -23,6 +23,7 @@ from repshift_cli.counters.base.traffic import CounterError
 from repshift_cli.kernels import paths
 from repshift_cli.kernels.select import not_finite
 from repshift_cli.machine import nvml
+from repshift_cli.machine.cpu_state import CpuWatch
 from repshift_cli.machine.device import free_memory
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
@@ -116,7 +117,7 @@ class StepBuilder:
         self._counter = _counter(choice or Choice(None, "not asked for"))
         self._snapshots = (SnapshotProbe(snapshot),) if snapshot else ()
         self._peak = nvml.peak_bandwidth(device)
-        self._watch = nvml.Watch(device)
+        self._watch = CpuWatch(torch.get_num_threads()) if device == "cpu" else nvml.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
         self._broken: tuple[tuple[Any, ...], Exception] | None = None
