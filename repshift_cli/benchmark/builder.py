@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,20 +16,23 @@ from torch import Tensor
 from repshift_cli import registry
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark.contenders import Derived
-from repshift_cli.benchmark.derived import rates
+from repshift_cli.benchmark.derived import paced_by_host, rates
 from repshift_cli.benchmark.execution import compiled, delayed, graph
 from repshift_cli.benchmark.passes import Pass, passes
 from repshift_cli.benchmark.runner import Parts, reason_of
 from repshift_cli.benchmark.timers import timer_for
-from repshift_cli.benchmark.verification import verify, verify_none
+from repshift_cli.benchmark.verification import verify, verify_library, verify_none
 from repshift_cli.counters.base.choice import Choice
 from repshift_cli.counters.base.traffic import CounterError
 from repshift_cli.kernels import paths
 from repshift_cli.kernels.select import not_finite
 from repshift_cli.machine import nvml
+from repshift_cli.machine.cpu_state import CpuWatch
+from repshift_cli.machine.device import free_memory
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
 from repshift_cli.probes import Context, Counter
+from repshift_cli.profiling import kineto
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
     WITHOUT_ATTENTION,
@@ -47,6 +49,11 @@ from repshift_cli.records import (
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.selection import listening
 from repshift_cli.sweep.plan import Backend
+
+BEHIND_A_PROFILER = (
+    "timed in a process that had profiled before, so the host may have been slower by 10 to 20%; a run of this "
+    "comparison alone is not"
+)
 
 
 def facts_of(
@@ -106,19 +113,22 @@ class StepBuilder:
         self._counter = _counter(choice or Choice(None, "not asked for"))
         self._snapshot = snapshot
         self._peak = nvml.peak_bandwidth(device)
-        self._watch = nvml.Watch(device)
+        self._watch = CpuWatch(torch.get_num_threads()) if device == "cpu" else nvml.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
         self._broken: tuple[tuple[Any, ...], Exception] | None = None
-        self._passes: tuple[Pass, ...] = ()
+        self._behind: tuple[str, ...] = ()
+        self._before: tuple[Pass, ...] = ()
+        self._after: tuple[Pass, ...] = ()
         self.parts = Parts(
             prepare=self.prepare,
             verify=_verified,
             look=_looked,
-            probes=lambda step: self._passes,
+            memory=lambda step: self._before,
+            probes=lambda step: self._after,
             timer=timer_for(device),
             watch=self._watch.sample,
-            before=self._watch.sample,
+            before=self._begin,
             derive=self._derived,
         )
 
@@ -130,8 +140,8 @@ class StepBuilder:
         if self._broken is not None and self._broken[0] == case.group:
             raise self._broken[1]
         if self._group != case.group:
-            self._subject, self._passes, self._group = None, (), None
-            _free()
+            self._subject, self._before, self._after, self._group = None, (), (), None
+            free_memory()
             try:
                 subject = _built(case)
             except UsageError:
@@ -139,7 +149,7 @@ class StepBuilder:
             except Exception as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
-            self._passes = passes(self._context(subject, case.device))
+            self._before, self._after = passes(self._context(subject, case.device))
             self._subject, self._group = subject, case.group
         assert self._subject is not None
         return self._subject
@@ -153,6 +163,7 @@ class StepBuilder:
             card_bytes=partial(nvml.card_bytes, device),
             millijoules=partial(nvml.millijoules, device),
             synchronize=_synchronize,
+            free_memory=free_memory,
             counter=self._counter,
             snapshot=self._snapshot,
         )
@@ -163,9 +174,15 @@ class StepBuilder:
         return replace(step, forward=delayed(step.forward, case.device, self._delay)) if self._delay else step
 
     def _derived(self, step: Step, measured: Sequence[Measurement], milliseconds: float) -> Derived:
-        """What follows from counted bytes and the time of a forward."""
+        """What follows from counted bytes, the kernels' time and the time of a forward."""
         peak = self._peak if isinstance(self._peak, str) else self._peak.bytes_per_second
-        return rates(measured, milliseconds, step.case.batch, peak)
+        found, words = rates(measured, milliseconds, step.case.batch, peak)
+        return found, [*words, *paced_by_host(measured, milliseconds, step.case.execution), *self._behind]
+
+    def _begin(self) -> Any:
+        """Ahead of the timed rounds: the device's state, and whether CUPTI is attached already."""
+        self._behind = (BEHIND_A_PROFILER,) if kineto.attached() else ()
+        return self._watch.sample()
 
 
 def lone_step(case: Case) -> Step:
@@ -199,7 +216,7 @@ def _counter(choice: Choice) -> Counter:
     """The choice as the probe sees it; the card's memory that torch caches is given back before a child runs."""
 
     def count(case: Case) -> Sequence[Any]:
-        _free()
+        free_memory()
         return choice.count(case)
 
     return Counter(choice.instrument, choice.reason, choice.label, count, (CounterError,), choice.modelled)
@@ -212,10 +229,17 @@ def _synchronize() -> None:
 
 def _eager(case: Case, subject: Subject) -> Step:
     backend, method = _backend(case.attention), _method(case.pruning)
+    library = subject.eager if backend.OFFERS.library else None
 
     @contextmanager
     def active() -> Iterator[None]:
-        with torch.inference_mode(), subject.context(), attending(backend), pruned(subject, method, case):
+        with (
+            torch.inference_mode(),
+            subject.context(),
+            library() if library else nullcontext(),
+            attending(backend),
+            pruned(subject, method, case),
+        ):
             yield
 
     module, inputs = subject.module, subject.inputs
@@ -227,6 +251,8 @@ def _verified(step: Step) -> str:
     if step.case.attention == WITHOUT_ATTENTION:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)
+    if backend.OFFERS.library:
+        return verify_library(step, backend.OPS)
     return verify(step, backend.OPS, backend.KERNELS)
 
 
@@ -258,9 +284,3 @@ def _backend(name: str) -> Any:
 @cache
 def _method(name: str) -> Any:
     return None if name == METHODS_WITHOUT_PRUNING else registry.load(registry.find("reduction", name))
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

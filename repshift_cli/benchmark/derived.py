@@ -1,4 +1,4 @@
-"""What follows from counted bytes and the time of a forward: the share of the peak bandwidth, FLOPs per byte."""
+"""What follows from the passes and the time of a forward: the share of the peak bandwidth, FLOPs per byte, the pace."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ RATIO = Metric(
 )
 METRICS = (SHARE, INTENSITY, RATIO)
 
+HOST_BOUND = 0.7
+"""Where the kernels take less than this share of a forward, the device waits for the host."""
+
 DISAGREEMENT = 1.02
 """A share of the peak bandwidth above this cannot be: the counter, the peak or the time is wrong."""
 
@@ -70,4 +73,16 @@ def _impossible(used: float, peak: float | str) -> list[str]:
         return []
     return [
         f"{used / 1e9:.0f} GB/s were counted, above the peak of {peak / 1e9:.0f} GB/s: do not believe this HBM figure"
+    ]
+
+
+def paced_by_host(measurements: Sequence[Measurement], milliseconds: float, execution: str) -> list[str]:
+    """What to say of a forward of so many milliseconds, where its kernels fill too little of that time."""
+    busy = next((m for m in measurements if m.metric == "device_busy" and m.samples), None)
+    if busy is None or busy.samples[0] >= HOST_BOUND * milliseconds:
+        return []
+    cure = "a larger batch" if execution == "graph" else "--cuda-graph, or a larger batch,"
+    return [
+        f"the host sets the pace: the kernels take {busy.samples[0]:.2f} of {milliseconds:.2f} ms, so fewer tokens "
+        f"save little; {cure} shows what the device can do"
     ]

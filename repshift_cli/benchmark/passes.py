@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from repshift_cli import registry
 from repshift_cli.benchmark.runner import reason_of
-from repshift_cli.probes import ORDER, Context, Measure, Probe
+from repshift_cli.probes import BEFORE_TIMING, ORDER, Context, Measure, Probe
 from repshift_cli.records import CaseBroken, Measurement, Metric, Step, UsageError
 
 
@@ -38,11 +38,13 @@ class Pass:
         return tuple(metric.counting(step.subject.units).missing(reason) for metric in self.metrics)
 
 
-def passes(context: Context) -> tuple[Pass, ...]:
-    """Every probe's pass for the context's model, in the order of `probes.ORDER`."""
+def passes(context: Context) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """Every probe's pass for the context's model: those before the timed rounds, and those after, in their order."""
     made = [(part.name, registry.load(part)) for part in in_order()]
     found = [(name, probe, _work(probe, context)) for name, probe in made]
-    return tuple(Pass(name, probe.METRICS, work) for name, probe, work in found if work is not None)
+    ready = [Pass(name, probe.METRICS, work) for name, probe, work in found if work is not None]
+    before = tuple(one for one in ready if one.name in BEFORE_TIMING)
+    return before, tuple(one for one in ready if one not in before)
 
 
 def in_order() -> list[registry.Part]:

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from repshift_cli.records import Case, Measurement, Metric, Step, Subject
 
-ORDER = ("fidelity", "memory", "macs", "kv_cache", "launches", "hbm", "energy", "snapshot")
+BEFORE_TIMING = ("memory",)
+"""What is measured before anything is captured or timed; all other passes come when the timed rounds are over."""
+ORDER = (*BEFORE_TIMING, "fidelity", "macs", "kv_cache", "launches", "hbm", "energy", "snapshot")
 """The order of the passes; probes that do not stand here come after these, by their names."""
 
 
@@ -37,7 +39,8 @@ class Context:
 
     `process_bytes()` is what the driver (on a CPU the kernel) counts for this process, `card_bytes()` for the whole
     card, `millijoules()` the card's energy counter: a number, or the sentence why there is none. `synchronize()` waits
-    for the device. `snapshot(case)` names the file for a history of allocations, where one was asked for.
+    for the device, `free_memory()` gives back what of its memory nothing uses. `snapshot(case)` names the file for a
+    history of allocations, where one was asked for.
     """
 
     subject: Subject
@@ -46,6 +49,7 @@ class Context:
     card_bytes: Callable[[], int | str]
     millijoules: Callable[[], int | str]
     synchronize: Callable[[], Any]
+    free_memory: Callable[[], None]
     counter: Counter = NOT_ASKED
     snapshot: Callable[[Case], Path] | None = None
 

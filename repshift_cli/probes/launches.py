@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repshift_cli.probes import Context, Measure
+from repshift_cli.profiling import kineto
 from repshift_cli.records import Measurement, Metric, Step
 
 OPERATORS = Metric(
@@ -31,7 +30,18 @@ KERNELS = Metric(
     "counted",
     "Kernels, copies and fills that the GPU runs in one forward as it is timed.",
 )
-METRICS = (OPERATORS, KERNELS)
+BUSY = Metric(
+    "device_busy",
+    "kernels' time",
+    "ms",
+    "lower",
+    "median",
+    "timed",
+    "Time that the kernels of one forward take on the GPU, copies and fills included.",
+    gateable=False,
+    detail=True,
+)
+METRICS = (OPERATORS, KERNELS, BUSY)
 
 
 def unavailable(device: str) -> str | None:
@@ -49,9 +59,12 @@ class LaunchProbe:
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """Operators of the eager forward (views apart, which compute nothing); on CUDA the kernels of the forward as it
-        is timed, a graph's or compiled code's own ones, copies and fills included."""
+        is timed, a graph's or compiled code's own ones, copies and fills included, and the time that they take."""
         counted = (OPERATORS.of(count_operators(step.operators)),)
-        return (*counted, KERNELS.of(_count_kernels(step))) if step.case.device.startswith("cuda") else counted
+        if not step.case.device.startswith("cuda"):
+            return counted
+        ran = kineto.kernels(kineto.events_of(step))
+        return (*counted, KERNELS.of(len(ran)), BUSY.of(sum(e.time_range.elapsed_us() for e in ran) / 1000))
 
 
 def count_operators(step: Step) -> int:
@@ -78,14 +91,3 @@ def _is_view(func: Any, args: Any, out: Any) -> bool:
         return False
     tensors = [t for t in (*args[:1], out) if isinstance(t, torch.Tensor)]
     return len(tensors) < 2 or tensors[0].untyped_storage().data_ptr() == tensors[1].untyped_storage().data_ptr()
-
-
-def _count_kernels(step: Step) -> int:
-    """What the device ran in one forward. Not yet seen on a GPU."""
-    with step.active():
-        step.forward()
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as recorded:
-            step.forward()
-            torch.cuda.synchronize()
-    return sum(e.device_type == DeviceType.CUDA for e in recorded.events())

@@ -43,6 +43,7 @@ OTHERS = (
     "hbm_modelled_over_measured",
     "kv_cache_tokens",
     "operators",
+    "device_busy",
     "latency_throttled",
     "energy_uncertainty",
     "samples_per_joule",
@@ -51,6 +52,16 @@ OTHERS = (
     "temperature",
     "power",
     "clocks_event_reasons",
+    "cpu_time",
+    "cpu_lost",
+    "cpu_process",
+    "cpu_waited",
+    "cpu_steal",
+    "cpu_throttled",
+    "cpu_pressure",
+    "cpu_runnable",
+    "cpu_threads",
+    "cpu_cores",
 )
 """What follows them; a metric that stands in neither list comes after all of these."""
 
