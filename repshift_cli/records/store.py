@@ -40,7 +40,7 @@ def append(path: Path, run: Run, record: Record) -> Run:
 
 
 def load(path: Path) -> Run:
-    """The run in the file, or UsageError with the one sentence that says what is wrong with it."""
+    """The run in the file, in this version's schema; or UsageError with the one sentence that says what is wrong."""
     plain = _parse(path)
     if _is_profile(plain):
         raise UsageError(f"{path} is a profile, no run file; `repshift show` renders it")
@@ -79,7 +79,7 @@ def _run(path: Path, plain: Any) -> Run:
         run: Run = from_plain(Run, upgraded(plain))
     except ValueError as error:
         raise UsageError(f"{path} is a damaged run file: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=SCHEMA_VERSION)
 
 
 def _parse(path: Path) -> Any:
