@@ -17,13 +17,38 @@ from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Derive, Lane, Rounds, record, references
-from repshift_cli.records import Case, Measurement, Progress, Record, Step, UsageError
+from repshift_cli.records import Case, Measurement, Progress, Record, Step
 
 LEAST_ROUNDS = 6
 """Fewer rounds give the median no 95% interval, so the budget never ends a comparison before."""
 
 MOST_RETRIES = 10
 """Rounds under a hardware throttle that are repeated, at most."""
+
+
+POISON = (
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "device-side assert",
+    "unspecified launch failure",
+    "hardware stack error",
+    "uncorrectable ecc error",
+    "launch timed out",
+)
+"""What CUDA says when its context is lost: every later call in the process fails (CUDA's runtime API, cudaError)."""
+
+
+CAUGHT = (Exception, SystemExit, GeneratorExit)
+"""What a model may raise without taking more than its case with it; Ctrl-C is the user's."""
+
+
+class ContextLost(Exception):
+    """A case took the CUDA context with it; nothing more can be measured in this process."""
+
+    def __init__(self, case: Case | None, reason: str) -> None:
+        super().__init__(case, reason)
+        self.case, self.reason = case, reason
 
 
 class Timer(Protocol):
@@ -62,7 +87,8 @@ class Parts:
     `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
     `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
-    said of its scores.
+    said of its scores. `at(case)` is told, outside the timed regions, which case is worked on; `settle()` puts right
+    what a case has changed in the process, and says what that was.
     """
 
     prepare: Callable[[Case], Step]
@@ -74,6 +100,8 @@ class Parts:
     derive: Derive = lambda *_: ((), ())
     before: Callable[[], Any] = lambda: None
     look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
+    at: Callable[[Case], None] = lambda _: None
+    settle: Callable[[], tuple[str, ...]] = lambda: ()
 
 
 def compare(
@@ -88,7 +116,7 @@ def compare(
 
     A case that fails (out of memory, an exception, NaN, the wrong kernel) gives a record with the reason, the others go
     on. A reference that failed in an earlier comparison is `broken`: it is not tried again and nothing is compared with
-    it. UsageError and KeyboardInterrupt pass through.
+    it. KeyboardInterrupt passes through; ContextLost ends all.
     """
     lanes = [Lane(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases]
     for i, lane in enumerate(lanes):
@@ -109,12 +137,21 @@ def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
 
 def reason_of(error: BaseException) -> str:
     """One line: out of memory in plain words, else the error's class and first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    try:
+        told = str(error).encode("utf-8", "replace").decode()
+    except Exception:
+        told = ""
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if memory or "can't allocate memory" in text or "out of memory" in text.lower():
         return f"out of memory: {text}; try a smaller batch"
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
+
+
+def is_poison(error: BaseException) -> bool:
+    """Whether the error means that CUDA's context is lost."""
+    return "cuda" in str(error).lower() and any(word in str(error).lower() for word in POISON)
 
 
 # --- separate passes --------------------------------------------------------------------------------------------------
@@ -125,6 +162,7 @@ def _pass(lane: Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
 
     Without `passes` the case is made ready and no more.
     """
+    parts.at(lane.case)
     try:
         lane.step = parts.prepare(lane.case)
         entering = lane.step.subject.tokens + lane.step.subject.protected
@@ -136,14 +174,15 @@ def _pass(lane: Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
             lane.paths, lane.words = parts.look(lane.step)
         for probe in parts.probes(lane.step) if wanted and passes else ():
             lane.measurements += probe.measure(lane.step)
-    except UsageError:
-        raise
-    except Exception as error:
+    except CAUGHT as error:
         _drop(lane, error)
+    lane.words += parts.settle()
 
 
 def _drop(lane: Lane, error: BaseException) -> None:
     lane.failure, lane.step = reason_of(error), None
+    if is_poison(error):
+        raise ContextLost(lane.case, f"{lane.failure}; it took the CUDA context with it") from error
 
 
 # --- timed rounds -----------------------------------------------------------------------------------------------------
@@ -155,6 +194,7 @@ def _interleave(lanes: list[Lane], parts: Parts, settings: Settings, observe: Ca
     for lane in lanes:
         observe(Progress(f"{lane.case.variant}: warm-up", 0.3))
         _guarded(lane, _warm_up, parts, settings)
+        lane.words += parts.settle()
     begun = parts.now()
     rounds.readings.append(parts.before())
     budget = settings.budget * len(lanes)
@@ -178,14 +218,13 @@ def _interleave(lanes: list[Lane], parts: Parts, settings: Settings, observe: Ca
     return rounds
 
 
-def _guarded(lane: Lane, work: Callable[..., None], *arguments: Any) -> None:
+def _guarded(lane: Lane, work: Callable[..., None], parts: Parts, *arguments: Any) -> None:
     if lane.step is None:
         return
+    parts.at(lane.case)
     try:
-        work(lane, *arguments)
-    except UsageError:
-        raise
-    except Exception as error:
+        work(lane, parts, *arguments)
+    except CAUGHT as error:
         _drop(lane, error)
 
 
