@@ -27,7 +27,8 @@ import torch
 from repshift_cli import cli
 from repshift_cli.commands.shared import progress
 from repshift_cli.machine import device as devices
-from repshift_cli.records import Progress, Run, store
+from repshift_cli.records import Progress, Record, Run, store
+from repshift_cli.records.journal import Journal
 
 MODELS = """
 import os
@@ -269,13 +270,13 @@ def test_the_default_place_of_the_run_file(repshift: Any, here: Path) -> None:
 
 
 def test_the_file_is_written_after_every_case(repshift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    written, write = [], store.write_text
+    written, add = [], Journal.add
 
-    def watched(path: Path, text: str) -> None:
-        write(path, text)
+    def watched(journal: Journal, record: Record) -> None:
+        add(journal, record)
         written.append(outcomes(the_run()))
 
-    monkeypatch.setattr(store, "write_text", watched)
+    monkeypatch.setattr(Journal, "add", watched)
     repshift(*bench("tiny", "--keep", "0.5,0.25", "--variant", "cudnn,flash,flash+repshift"))
     all_of_them = [
         ("cudnn", 1.0, "skipped"),
@@ -283,7 +284,8 @@ def test_the_file_is_written_after_every_case(repshift: Any, monkeypatch: pytest
         ("flash+repshift", 0.5, "ok"),
         ("flash+repshift", 0.25, "ok"),
     ]
-    assert written == [all_of_them[:n] for n in (1, 2, 3, 4)]
+    assert written == [all_of_them[:n] for n in (2, 3, 4)]
+    assert json.loads(Path("run.json").read_text())["records"][3]["status"] == "ok", "at the end it is one document"
 
 
 def test_a_sweep_measures_each_case_once_and_the_references_with_every_schedule(repshift: Any) -> None:

@@ -475,9 +475,9 @@ def test_counted_bytes_reach_the_record(counter: pytest.MonkeyPatch) -> None:
     from repshift_cli.benchmark import builder, runner
 
     pruned = case(**OWN, attention="flash", pruning="stride", keep=0.5, layers=(1,))
-    workshop = builder.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
+    step_builder = builder.StepBuilder("cpu", choice=choice.Choice("fake_counter", ""))
     settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
-    record = next(runner.compare([(pruned, (17, 9))], {pruned}, workshop.parts, settings))
+    record = next(runner.compare([(pruned, (17, 9))], {pruned}, step_builder.parts, settings))
     assert record.status == "ok", record.reason
     told = {m.metric: m for m in record.measurements}
     modelled = told["hbm_modelled"].samples[0]
@@ -493,9 +493,9 @@ def test_a_child_that_crashes_leaves_the_record_whole(counter: pytest.MonkeyPatc
 
     counter.setenv("FAKE_COUNTER", "crash")
     flash = case(**OWN, attention="flash")
-    workshop = builder.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
+    step_builder = builder.StepBuilder("cpu", choice=choice.Choice("fake_counter", ""))
     settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
-    record = next(runner.compare([(flash, (17,))], {flash}, workshop.parts, settings))
+    record = next(runner.compare([(flash, (17,))], {flash}, step_builder.parts, settings))
     told = {m.metric: m for m in record.measurements}
     assert record.status == "ok" and told["latency"].samples and told["hbm_modelled"].samples
     assert told["hbm"].reason == "fake_counter: the child crashed (SIGSEGV)"

@@ -18,7 +18,7 @@ from repshift_cli.records import Case, Machine, Progress, Record
 from repshift_cli.records.profile import Breakdown
 
 if TYPE_CHECKING:
-    from repshift_cli.benchmark.builder import Workshop
+    from repshift_cli.benchmark.builder import StepBuilder
     from repshift_cli.benchmark.guard import Guard
     from repshift_cli.profiling.chrome_trace import Recorded
     from repshift_cli.sweep.axes import Axes
@@ -39,12 +39,12 @@ class Station:
 
 
 @lru_cache(maxsize=1)
-def workshop(station: Station) -> Workshop:
-    """This process's workshop at the station: it keeps the built model from task to task."""
+def step_builder(station: Station) -> StepBuilder:
+    """This process's builder of steps at the station: it keeps the built model from task to task."""
     from repshift_cli.benchmark import builder
 
     snapshot = station.snapshots.__getitem__ if station.snapshots else None
-    return builder.Workshop(station.device, station.delay, station.choice, snapshot)
+    return builder.StepBuilder(station.device, station.delay, station.choice, snapshot)
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +57,7 @@ def guard() -> Guard:
 
 def start_afresh() -> None:
     """Forget what earlier tasks have left in this process: the built model, and how the process was."""
-    workshop.cache_clear()
+    step_builder.cache_clear()
     guard.cache_clear()
 
 
@@ -128,18 +128,18 @@ class Comparison:
     def perform(self, observer: Observer) -> Iterator[Record]:
         """Build the model and compare; a model that cannot be built fails its cases, not the sweep."""
         first = self.cases[0][0]
-        guarded, shop = guard(), workshop(self.station)
+        guarded, builder = guard(), step_builder(self.station)
         observer.at(None)
         observer.phase(f"building {first.model}")
         try:
-            shop.subject(first)
+            builder.subject(first)
         except runner.CAUGHT as error:
-            if runner.is_poison(error):
+            if runner.is_poison(reason_of(error)):
                 raise runner.ContextLost(None, reason_of(error)) from error
             yield from (runner.failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
             return
         words = guarded.settle(first.seed)
-        parts = replace(shop.parts, at=observer.at, settle=partial(guarded.settle, first.seed))
+        parts = replace(builder.parts, at=observer.at, settle=partial(guarded.settle, first.seed))
         for record in runner.compare(self.cases, set(self.wanted), parts, self.settings, observer.update, self.broken):
             yield replace(record, warnings=tuple(dict.fromkeys((*words, *record.warnings)))) if words else record
 
@@ -173,9 +173,9 @@ class Recording:
         from repshift_cli.profiling import digest, recorder
 
         assert self.about.case is not None
-        shop = workshop(self.station)
-        step = shop.prepare(self.about.case)
-        about = replace(self.about, kernel=shop.parts.verify(step))
+        builder = step_builder(self.station)
+        step = builder.prepare(self.about.case)
+        about = replace(self.about, kernel=builder.parts.verify(step))
         observer.update(Progress(f"{about.name}: recording", 0.5))
         recorder.record(step, self.path, self.steps)
         found = digest.digest(about, self.path)

@@ -49,15 +49,17 @@ class Journal:
     def create(cls, path: Path, run: Run, instead: Callable[[], Path] | None = None) -> Journal:
         """A new file, never in the place of another: where there is one, `instead` names the next place to try."""
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.remove_leftovers(path.parent)
             journal = cls(path, run, _records={r.case.key: r for r in run.records}, _real=real(path))
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                store.remove_leftovers(path.parent)
                 journal._write_anew(exclusive=True)
             except FileExistsError as error:
                 if instead is None:
                     raise exists_already(path) from error
                 path = instead()
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
             else:
                 return journal
 

@@ -14,6 +14,7 @@ from repshift_cli.kernels.cut import gather, gather_add
 from repshift_cli.kernels.select import top
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Subject, left
+from repshift_cli.reduction.engine.seen import Seen, scores_of
 
 Share = tuple[int, int]
 """What one cut drops of the tokens, as a fraction."""
@@ -139,7 +140,7 @@ def chosen(
     subject: Subject,
     method: Any,
     case: Case,
-    seen: dict[str, Tensor],
+    seen: Seen,
     length: int,
     roles: Tensor | None,
     share: Share,
@@ -152,7 +153,7 @@ def chosen(
         if hasattr(method, "choose") and roles is not None:
             scores = marked_choice(method, roles, share)
         else:
-            scores = method.score(seen, case)
+            scores = scores_of(method, seen, case)
     tell(scores)
     with part("select"):
         if roles is not None:

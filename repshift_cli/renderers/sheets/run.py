@@ -12,6 +12,7 @@ from itertools import groupby
 
 from repshift_cli.analysis.stats import Estimate, estimate
 from repshift_cli.records import METHODS_WITHOUT_PRUNING, WITHOUT_ATTENTION, Case, Machine, Measurement, Record, Run
+from repshift_cli.records.labels import labels
 
 TABLE_RANKS = 100
 """Metrics of this rank and above are in JSON and CSV only, never a column of a table."""
@@ -98,7 +99,7 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
     group = cases[0].group
     records = [record for record in ordered_records(run) if record.case.group == group]
     columns = (*_case_columns(records), *_metric_columns(records), *_closing_columns(records))
-    label = labeller(cases)
+    label = labels(cases).__getitem__
     notes = [
         *_settings_note(cases),
         *_paths_note(records),
@@ -170,18 +171,6 @@ def _varies(field: Field, cases: Sequence[Case]) -> bool:
 
 def _execution_varies(cases: Sequence[Case]) -> bool:
     return len({case.execution for case in cases}) > 1
-
-
-def labeller(cases: Sequence[Case]) -> Callable[[Case], str]:
-    """How notes name a row: the variant and what tells it from the others, such as `flash+repshift keep 0.6`."""
-    fields = [field for field in FIELDS if _varies(field, cases)]
-    executions = _execution_varies(cases)
-
-    def label(case: Case) -> str:
-        own = [f"{f[0]} {f[3](case)}" for f in fields if _pruned(case) and f[2](case) is not None]
-        return " ".join([case.variant, *own, *([case.execution] if executions else [])])
-
-    return label
 
 
 def _case_columns(records: Sequence[Record]) -> list[Column]:
