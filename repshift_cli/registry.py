@@ -28,13 +28,14 @@ ROOMS = {
     "attention": ("attention back end", "repshift backends"),
     "reduction": ("pruning method", "repshift methods"),
     "models": ("model family", "repshift models"),
+    "operators": ("attention operator", "repshift operators --list"),
     "probes": ("probe", "repshift doctor"),
     "benchmark.launchers": ("launcher", "repshift bench --help"),
     "renderers": ("renderer", "repshift show --help"),
 }
 """Each room with what its parts are called and the command that says more."""
 
-OPEN_ROOMS = ("attention", "reduction", "models", "renderers")
+OPEN_ROOMS = ("attention", "reduction", "models", "operators", "renderers")
 """The rooms that other packages can add parts to."""
 
 OLDER_GROUPS = {"pruning": "reduction"}
