@@ -223,7 +223,9 @@ def test_leftovers_of_the_dead_go(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", new.name, mine.name}
 
 
-@pytest.mark.parametrize("text", ['{"journal": 1}\n', '{"journal": 1, "run": {}}\n[1]\n', '{"journal": 1, "run": {}}\n'])
+@pytest.mark.parametrize(
+    "text", ['{"journal": 1}\n', '{"journal": 1, "run": {}}\n[1]\n', '{"journal": 1, "run": {}}\n']
+)
 def test_a_damaged_journal_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UsageError, match=r"run\.json is "):

@@ -178,7 +178,7 @@ def _pass(contender: Contender, parts: Parts, wanted: bool, passes: bool = True)
             contender.measurements += probe.measure(contender.step)
     except CAUGHT as error:
         _drop(contender, error)
-    contender.words += parts.settle()
+    _settle(contender, parts)
 
 
 def _drop(contender: Contender, error: BaseException) -> None:
@@ -198,7 +198,6 @@ def _interleave(
     for contender in contenders:
         observe(Progress(f"{contender.case.variant}: warm-up", 0.3))
         _guarded(contender, _warm_up, parts, settings)
-        contender.words += parts.settle()
     begun = parts.now()
     rounds.readings.append(parts.before())
     budget = settings.budget * len(contenders)
@@ -230,6 +229,12 @@ def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arg
         work(contender, parts, *arguments)
     except CAUGHT as error:
         _drop(contender, error)
+    _settle(contender, parts)
+
+
+def _settle(contender: Contender, parts: Parts) -> None:
+    """What this case has changed in the process is put back before the next one's turn."""
+    contender.words = tuple(dict.fromkeys((*contender.words, *parts.settle())))
 
 
 def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:

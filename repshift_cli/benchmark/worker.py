@@ -14,7 +14,6 @@ import os
 import signal
 import struct
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -122,16 +121,21 @@ def _answer(task: Any, reporter: Reporter) -> None:
 
 
 def _end_with_the_command(life: int) -> None:
-    """When the command is gone, SIGKILL included, this process and all of its group go too."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux has it
+    """When the command is gone, SIGKILL included, this process and all of its group go too.
+
+    A guardian sees to that, forked while this process is still small: a model that hangs in C lets no thread run.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # Linux has it; it is for the case that the guardian was killed
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):
-            os.read(life, 1)  # nobody writes: it returns when the other end is closed
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, name="repshift-life", daemon=True).start()
+    if os.fork():
+        os.close(life)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(life, 0)
+    os.closerange(1, 1024)
+    os.read(0, 1)  # nobody writes: it returns when the other end is closed
+    os.killpg(0, signal.SIGKILL)
 
 
 def command(fds: tuple[int, ...]) -> list[str]:
