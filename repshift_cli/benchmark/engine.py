@@ -17,9 +17,15 @@ from typing import Any
 from repshift_cli import __version__
 from repshift_cli.benchmark.launchers import Death, Event, Launcher, Listed, Observer, Task
 from repshift_cli.benchmark.runner import Settings
+<<<<<<< HEAD
 from repshift_cli.benchmark.tasks import Comparison, Equipment, Equipping, Plan, Planning, Station
 from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError
 from repshift_cli.records.journal import Journal
+=======
+from repshift_cli.benchmark.tasks import Comparison, Station
+from repshift_cli.machine.describe import describe
+from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Machine, Record, Run, UsageError, store
+>>>>>>> main
 from repshift_cli.records.json_codec import to_plain
 from repshift_cli.sweep import plan as plans
 from repshift_cli.sweep.axes import Axes
@@ -132,6 +138,7 @@ def order_of(run: Run) -> Order:
 # --- starting and resuming --------------------------------------------------------------------------------------------
 
 
+<<<<<<< HEAD
 def start(
     path: Path, order: Order, plan: Plan, equipment: Equipment, instead: Callable[[], Path] | None = None
 ) -> Session:
@@ -147,6 +154,17 @@ def start(
         planned=tuple(p.case for p in plan.planned),
         records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in plan.planned if p.refused),
         warnings=() if plan.device.startswith("cuda") else (_on_a_cpu(plan.planned),),
+=======
+def start(path: Path, sweep: Axes, planned: tuple[Planned, ...], settings: Settings, station: Station) -> Session:
+    """A new run file as it stands before the first case; its options hold the settings that really apply."""
+    sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget, threads=station.threads)
+    run = Run(
+        machine=_machine(station),
+        options=stored_options(sweep),
+        planned=tuple(p.case for p in planned),
+        records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
+        warnings=() if station.device.startswith("cuda") else (_on_a_cpu(planned),),
+>>>>>>> main
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"repshift {__version__}",
         calibrations=equipment.choice.calibrations,
@@ -191,6 +209,11 @@ def _station(order: Order, plan: Plan, equipment: Equipment) -> Station:
 
 def _on_a_cpu(planned: Sequence[Planned]) -> str:
     return ON_A_CPU + CPU_FLASH * any(p.case.attention == "flash" for p in planned)
+
+
+def _machine(station: Station) -> Machine:
+    here = describe(station.device)
+    return here if station.threads is None else dataclasses.replace(here, threads=station.threads)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
