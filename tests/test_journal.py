@@ -1,4 +1,4 @@
-"""The run file while it grows: nothing written is ever lost, whatever happens to the process, the disk or the folder."""
+"""The run file while it grows: nothing written is lost, whatever happens to the process, the disk or the folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_a_record_costs_the_same_however_long_the_file_is(tmp_path: Path) -> Non
     inode = journal.path.stat().st_ino
     journal.add(FULL.records[1])
     assert journal.path.stat().st_ino == inode, "it is added to, not written anew"
-    assert len({b - a for a, b in zip(sizes[1:], sizes[2:], strict=False)}) <= 2
+    assert len({b - a for a, b in pairwise(sizes[1:])}) <= 2
     journal.close()
 
 
@@ -112,7 +113,7 @@ def test_one_file_has_one_writer(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="another repshift is writing to .*; wait for its end, or choose another"):
+        with pytest.raises(UsageError, match=r"another repshift is writing to .*; wait for its end, or choose another"):
             Journal.open(path)
         assert store.load(path) == EMPTY, "reading needs no lock"
     finally:

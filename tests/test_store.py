@@ -13,7 +13,7 @@ import pytest
 from synthetic import small_run, sweep_run
 
 import repshift_cli
-from repshift_cli.records import Record, UsageError, store
+from repshift_cli.records import UsageError, store
 from repshift_cli.records.json_codec import json_schema, to_plain
 
 SCHEMA = Path(repshift_cli.__file__).parent / "records" / "run.schema.json"

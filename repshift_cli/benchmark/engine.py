@@ -17,15 +17,9 @@ from typing import Any
 from repshift_cli import __version__
 from repshift_cli.benchmark.launchers import Death, Event, Launcher, Listed, Observer, Task
 from repshift_cli.benchmark.runner import Settings
-<<<<<<< HEAD
 from repshift_cli.benchmark.tasks import Comparison, Equipment, Equipping, Plan, Planning, Station
 from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError
 from repshift_cli.records.journal import Journal
-=======
-from repshift_cli.benchmark.tasks import Comparison, Station
-from repshift_cli.machine.describe import describe
-from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Machine, Record, Run, UsageError, store
->>>>>>> main
 from repshift_cli.records.json_codec import to_plain
 from repshift_cli.sweep import plan as plans
 from repshift_cli.sweep.axes import Axes
@@ -99,9 +93,10 @@ def plan_sweep(sweep: Axes, most: int, launcher: Launcher, observing: Observing)
     return plan
 
 
-def equip(device: str, hbm: str, launcher: Launcher, observing: Observing) -> Equipment:
+def equip(order: Order, device: str, launcher: Launcher, observing: Observing) -> Equipment:
     """The machine as it is, and what measures HBM traffic on it."""
-    equipment: Equipment = _asked(Equipping(device, hbm), launcher, observing)
+    hbm = "off" if order.manner.timing_only else order.sweep.hbm
+    equipment: Equipment = _asked(Equipping(device, hbm, order.sweep.threads), launcher, observing)
     return equipment
 
 
@@ -138,7 +133,6 @@ def order_of(run: Run) -> Order:
 # --- starting and resuming --------------------------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
 def start(
     path: Path, order: Order, plan: Plan, equipment: Equipment, instead: Callable[[], Path] | None = None
 ) -> Session:
@@ -148,23 +142,13 @@ def start(
     """
     settings = settings_of(order, plan.device)
     sweep = dataclasses.replace(order.sweep, precision=settings.precision, budget=settings.budget)
+    sweep = dataclasses.replace(sweep, threads=equipment.threads)
     run = Run(
         machine=equipment.machine,
         options=stored_options(sweep, order.manner),
         planned=tuple(p.case for p in plan.planned),
         records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in plan.planned if p.refused),
         warnings=() if plan.device.startswith("cuda") else (_on_a_cpu(plan.planned),),
-=======
-def start(path: Path, sweep: Axes, planned: tuple[Planned, ...], settings: Settings, station: Station) -> Session:
-    """A new run file as it stands before the first case; its options hold the settings that really apply."""
-    sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget, threads=station.threads)
-    run = Run(
-        machine=_machine(station),
-        options=stored_options(sweep),
-        planned=tuple(p.case for p in planned),
-        records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
-        warnings=() if station.device.startswith("cuda") else (_on_a_cpu(planned),),
->>>>>>> main
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"repshift {__version__}",
         calibrations=equipment.choice.calibrations,
@@ -204,16 +188,11 @@ def resume(
 def _station(order: Order, plan: Plan, equipment: Equipment) -> Station:
     file = order.manner.memory_snapshot
     snapshots = snapshot_files(Path(file), plan.planned) if file else {}
-    return Station(plan.device, equipment.choice, order.manner.delay, snapshots)
+    return Station(plan.device, equipment.choice, order.manner.delay, snapshots, equipment.threads)
 
 
 def _on_a_cpu(planned: Sequence[Planned]) -> str:
     return ON_A_CPU + CPU_FLASH * any(p.case.attention == "flash" for p in planned)
-
-
-def _machine(station: Station) -> Machine:
-    here = describe(station.device)
-    return here if station.threads is None else dataclasses.replace(here, threads=station.threads)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

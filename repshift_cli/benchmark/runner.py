@@ -33,7 +33,9 @@ MOST_RETRIES = 10
 """Rounds under a hardware throttle that are repeated, at most."""
 
 
-<<<<<<< HEAD
+Observe = Callable[[Progress], None]
+
+
 POISON = (
     "illegal memory access",
     "illegal instruction",
@@ -57,9 +59,6 @@ class ContextLost(Exception):
     def __init__(self, case: Case | None, reason: str) -> None:
         super().__init__(case, reason)
         self.case, self.reason = case, reason
-=======
-Observe = Callable[[Progress], None]
->>>>>>> main
 
 
 class Timer(Protocol):
@@ -112,12 +111,9 @@ class Parts:
     derive: Derive = lambda *_: ((), ())
     before: Callable[[], Any] = lambda: None
     look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
-<<<<<<< HEAD
+    memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
     at: Callable[[Case], None] = lambda _: None
     settle: Callable[[], tuple[str, ...]] = lambda: ()
-=======
-    memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
->>>>>>> main
 
 
 def compare(
@@ -165,19 +161,15 @@ def reason_of(error: BaseException) -> str:
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
 
 
-<<<<<<< HEAD
 def is_poison(reason: str) -> bool:
     """Whether an error's reason means that CUDA's context is lost."""
     return "cuda" in reason.lower() and any(word in reason.lower() for word in POISON)
 
 
-# --- separate passes --------------------------------------------------------------------------------------------------
-=======
 # --- making ready, and what is measured apart -------------------------------------------------------------------------
 
 UNTIL_TIMED, TIMED = 0.2, 0.8
 """The shares of a comparison's progress at which the timing begins and ends."""
->>>>>>> main
 
 
 def _prepare(
@@ -189,23 +181,6 @@ def _prepare(
         observe(Progress(f"{contender.case.variant}: making ready", UNTIL_TIMED * i / len(alive)))
         _guarded(contender, _make_ready, parts, settings.passes and contender.case in wanted)
 
-<<<<<<< HEAD
-    Without `passes` the case is made ready and no more.
-    """
-    parts.at(contender.case)
-    try:
-        contender.step = parts.prepare(contender.case)
-        entering = contender.step.subject.tokens + contender.step.subject.protected
-        if contender.tokens[0] != entering:
-            raise RuntimeError(f"{contender.tokens[0]} tokens were planned and {entering} enter the first block")
-        contender.measurements += contender.step.built
-        if passes:
-            contender.kernel = parts.verify(contender.step)
-            contender.paths, contender.words = parts.look(contender.step)
-        for probe in parts.probes(contender.step) if wanted and passes else ():
-            contender.measurements += probe.measure(contender.step)
-    except CAUGHT as error:
-=======
 
 def _make_ready(contender: Contender, parts: Parts, measured: bool) -> None:
     step = parts.prepare(contender.case)
@@ -228,23 +203,27 @@ def _passes(contenders: list[Contender], parts: Parts, wanted: set[Case], observ
 def _verify_and_probe(contender: Contender, parts: Parts, probed: bool) -> None:
     assert contender.step is not None
     contender.kernel = parts.verify(contender.step)
-    contender.paths, contender.words = parts.look(contender.step)
+    contender.paths, words = parts.look(contender.step)
+    contender.words += words
     for probe in parts.probes(contender.step) if probed else ():
         contender.measurements += probe.measure(contender.step)
 
 
-def _guarded(contender: Contender, work: Callable[..., None], *arguments: Any) -> None:
+def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arguments: Any) -> None:
     """The work on a contender that has not failed; what it raises fails the contender."""
     if contender.failure is not None:
         return
+    parts.at(contender.case)
     try:
-        work(contender, *arguments)
-    except UsageError:
-        raise
-    except Exception as error:
->>>>>>> main
+        work(contender, parts, *arguments)
+    except CAUGHT as error:
         _drop(contender, error)
     _settle(contender, parts)
+
+
+def _settle(contender: Contender, parts: Parts) -> None:
+    """What this case has changed in the process is put back before the next one's turn."""
+    contender.words = tuple(dict.fromkeys((*contender.words, *parts.settle())))
 
 
 def _drop(contender: Contender, error: BaseException) -> None:
@@ -285,25 +264,6 @@ def _interleave(contenders: list[Contender], parts: Parts, settings: Settings, o
     return rounds
 
 
-<<<<<<< HEAD
-def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arguments: Any) -> None:
-    if contender.step is None:
-        return
-    parts.at(contender.case)
-    try:
-        work(contender, parts, *arguments)
-    except CAUGHT as error:
-        _drop(contender, error)
-    _settle(contender, parts)
-
-
-def _settle(contender: Contender, parts: Parts) -> None:
-    """What this case has changed in the process is put back before the next one's turn."""
-    contender.words = tuple(dict.fromkeys((*contender.words, *parts.settle())))
-
-
-=======
->>>>>>> main
 def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
     """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent.
 

@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING
 from repshift_cli.benchmark import runner
 from repshift_cli.benchmark.launchers import Observer
 from repshift_cli.benchmark.runner import Settings, reason_of
-<<<<<<< HEAD
 from repshift_cli.counters.base.choice import Choice, choose
 from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import choose_threads, set_threads
 from repshift_cli.machine.describe import describe
 from repshift_cli.records import Case, Machine, Progress, Record
-=======
-from repshift_cli.counters.base.choice import Choice
-from repshift_cli.machine.cores import set_threads
-from repshift_cli.records import Case, Progress, Record, UsageError
->>>>>>> main
 from repshift_cli.records.profile import Breakdown
 
 if TYPE_CHECKING:
@@ -53,6 +48,7 @@ def step_builder(station: Station) -> StepBuilder:
 
     if station.threads is not None:
         set_threads(station.threads)
+        guard().before["threads"] = station.threads
     snapshot = station.snapshots.__getitem__ if station.snapshots else None
     return builder.StepBuilder(station.device, station.delay, station.choice, snapshot)
 
@@ -81,10 +77,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Equipment:
-    """The machine that measures, and what measures HBM traffic on it."""
+    """The machine that measures, what measures HBM traffic on it, and the threads that torch computes with."""
 
     machine: Machine
     choice: Choice
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,14 @@ class Equipping:
 
     device: str
     hbm: str
+    threads: int | None
     subjects: tuple[Case, ...] = ()
 
     def perform(self, observer: Observer) -> Iterator[Equipment]:
         """The machine, and what measures HBM traffic on it, calibrated where it has to be."""
-        yield Equipment(describe(self.device), choose(self.hbm, self.device, observer.phase))
+        threads = choose_threads(self.threads)
+        machine = replace(describe(self.device), threads=threads)
+        yield Equipment(machine, choose(self.hbm, self.device, observer.phase), threads)
 
 
 @dataclass(frozen=True)

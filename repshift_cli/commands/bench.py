@@ -21,14 +21,8 @@ from repshift_cli.commands.shared import launching, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
-<<<<<<< HEAD
 from repshift_cli.records import UsageError, store
 from repshift_cli.records.journal import Journal, StoreError, exists_already
-=======
-from repshift_cli.machine import device as devices
-from repshift_cli.machine.cores import choose_threads
-from repshift_cli.records import Run, UsageError, store
->>>>>>> main
 from repshift_cli.renderers import document_of
 
 MemorySnapshot = Annotated[
@@ -163,31 +157,11 @@ def _session(order: Order, plan: Plan, place: _Place, launcher: Launcher, retry_
         if not plan.device.startswith("cuda"):
             why = "torch keeps a history of CUDA allocations only"
             raise UsageError(f"--memory-snapshot needs a GPU: {why}; leave it out")
-<<<<<<< HEAD
         store.check_writable(Path(order.manner.memory_snapshot))
-    hbm = "off" if order.manner.timing_only else order.sweep.hbm
-    equipment = engine.equip(plan.device, hbm, launcher, Bar)
+    equipment = engine.equip(order, plan.device, launcher, Bar)
     if place.journal is None:
         return engine.start(place.path, order, plan, equipment, place.instead)
     return engine.resume(place.journal, order, plan, equipment, retry_failed, launcher.isolated)
-=======
-        store.check_writable(memory_snapshot)
-    snapshots = engine.snapshot_files(memory_snapshot, planned) if memory_snapshot else {}
-    choice = _choice("off" if order.timing_only else order.sweep.hbm, device)
-    station = Station(device, choice, order.delay, snapshots, choose_threads(order.sweep.threads))
-    settings = engine.settings_of(order.sweep, device, passes=not order.timing_only)
-    if order.earlier is None:
-        return engine.start(order.path, order.sweep, planned, settings, station)
-    return engine.resume(order.path, order.earlier, planned, settings, station, order.retry_failed)
-
-
-def _choice(asked: str, device: str) -> Choice:
-    """What measures HBM traffic in this run, calibrated where it has to be."""
-    from repshift_cli.counters.base.choice import choose
-
-    with Bar(1) as bar:
-        return choose(asked, device, bar.phase)
->>>>>>> main
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -211,15 +211,9 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
         tool=f"repshift {__version__}",
     )
     with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
-<<<<<<< HEAD
-        tasks = _tasks(planned, device, steps, Path(folder), files)
+        tasks = _tasks(planned, Station(device, threads=sweep.threads), steps, Path(folder), files)
         events = engine.carry_out(list(tasks.values()), inline.start(Terms()), Bar)
         made = [event.value for event in events]
-=======
-        tasks = _tasks(planned, Station(device, threads=sweep.threads), steps, Path(folder), files)
-        launcher = registry.load(registry.find("benchmark.launchers", "inline"))
-        made = list(engine.carry_out(iter(tasks.values()), len(tasks), launcher, Bar))
->>>>>>> main
         found = dict(zip(tasks, made, strict=True))
         names = labels(p.case for p in planned)
         refused = {p.case: Breakdown(names[p.case], p.case, tokens=p.tokens) for p in planned if p.refused}
