@@ -102,6 +102,8 @@ NAMES = {
     "cudnn": r"cudnn\w*",
     "math": "attention_math",
     "vanilla": "softmax",
+    "eager": "softmax",
+    "sdpa": "(flash|efficient|cudnn)_attention|attention_math",
     "flash_attn2": r"flash_fwd\w*",
     "flash_attn3": r"FlashAttnFwd\w*",
     "flash_attn4": r"FlashAttentionForward\w*",
@@ -119,7 +121,7 @@ def test_every_back_end_is_verified_by_its_kernels_name(shop: StepBuilder, name:
 
 
 def test_every_back_end_is_named_in_the_test_above() -> None:
-    assert set(NAMES) == set(registry.parts("attention"))
+    assert set(NAMES) == set(registry.parts("attention")) - {"none"}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "vanilla"])
@@ -245,7 +247,7 @@ def test_a_graph_is_verified_and_counted_on_its_eager_twin(shop: StepBuilder) ->
 
 
 def figure(shop: StepBuilder, step: Step, metric: str) -> Measurement:
-    for probe in shop.parts.probes(step):
+    for probe in (*shop.parts.memory(step), *shop.parts.probes(step)):
         for m in probe.measure(step):
             if m.metric == metric:
                 return m
@@ -254,7 +256,7 @@ def figure(shop: StepBuilder, step: Step, metric: str) -> Measurement:
 
 def test_memory_has_four_figures_in_their_order(shop: StepBuilder) -> None:
     step = shop.prepare(on_cuda())
-    (probe,) = [p for p in shop.parts.probes(step) if type(p).__name__ == "MemoryProbe"]
+    (probe,) = shop.parts.memory(step)
     found = {m.metric.removeprefix("memory_"): m for m in probe.measure(step)}
     size = {name: m.samples[0] for name, m in found.items() if m.samples}
     weights = sum(p.numel() * 2 for p in step.subject.module.parameters())
