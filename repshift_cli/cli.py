@@ -27,7 +27,7 @@ from repshift_cli.commands.models import models
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.show import show
-from repshift_cli.records import RepshiftError, one_line
+from repshift_cli.records import RepshiftError, one_line, visible
 
 
 class Command(TyperCommand):
@@ -113,7 +113,7 @@ def _report(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if known:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
     elif not debug:
         what = f"{type(error).__name__}: {one_line(error)}"
         print(f"internal error: {what}; run again with --debug for the traceback", file=sys.stderr)

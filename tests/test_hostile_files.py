@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from mutants import mutate, spoiled
+from test_chrome_trace import two_variants
 
 from repshift_cli import cli
+from repshift_cli.profiling import chrome_trace, digest
+from repshift_cli.records import UsageError
 
 DATA = Path(__file__).parent / "data"
 RUNS = ("run-schema-1.json", "run-schema-2.json", "run-schema-3.json")
@@ -88,3 +91,37 @@ def test_mutants_give_a_table_or_a_sentence(
             if keep := os.environ.get("REPSHIFT_KEEP_MUTANTS"):
                 (Path(keep) / f"{seed}-{number}.json").write_bytes(file.read_bytes())
     assert not wrong, "\n".join(f"{where}: {what}" for what, where in wrong.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_mutated_traces_give_a_table_or_a_sentence(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], mutants: int
+) -> None:
+    rng = random.Random(seed)
+    run, recorded = two_variants(tmp_path)
+    chrome_trace.write(tmp_path / "ours.json", recorded, digest.metadata(run))
+    documents = [json.loads((tmp_path / name).read_text("utf-8")) for name in ("ours.json", "0.json")]
+    file, wrong = tmp_path / "mutant.json", dict[str, str]()
+    for number in range(mutants // 10):
+        document = rng.choice(documents)
+        if rng.random() < 0.2:
+            file.write_bytes(spoiled(json.dumps(document).encode(), rng))
+        else:
+            file.write_text(json.dumps(mutate(document, rng)), encoding="utf-8")
+        command = ("profile", "--read", "FILE", *rng.choice(((), ("--by", "op"), ("--csv", "-"), ("--diff",))))
+        if trouble := check(command, file, file, capsys) or written_again(file, tmp_path / "again.json"):
+            wrong.setdefault(trouble, f"mutant {number} of seed {seed}: {' '.join(command)}")
+    assert not wrong, "\n".join(f"{where}: {what}" for what, where in wrong.items())
+
+
+def written_again(file: Path, target: Path) -> str | None:
+    """What is wrong with how the file is written for the viewers, or None."""
+    try:
+        chrome_trace.write(target, [chrome_trace.Recorded("v", file, 0)], {})
+        chrome_trace.write_for_tensorboard(target, chrome_trace.Recorded("v", file, 0))
+    except UsageError:
+        return None
+    except Exception as error:
+        return f"{type(error).__name__} passed through: {error}"[:300]
+    return None

@@ -140,6 +140,8 @@ class _Text:
             except json.JSONDecodeError:
                 if self._done or len(self._text) - self._at > _LONGEST:
                     raise self._damaged() from None
+            except ValueError:  # a whole number of more digits than Python reads
+                raise self._damaged() from None
             else:
                 if end < len(self._text) or self._done:
                     self._at = end
@@ -306,7 +308,8 @@ def _renamed(event: Event, name: str, number: int, pids: Mapping[int, int]) -> E
     pid, kind = event["pid"], event.get("name")
     event = {**event, "pid": pids[pid]}
     event.pop("ts", None)
-    arguments = event.get("args", {})
+    arguments = event.get("args")
+    arguments = arguments if isinstance(arguments, dict) else {}
     if kind == "process_name":
         event["args"] = {"name": f"{number} {name}"}
     elif kind == "process_labels":
