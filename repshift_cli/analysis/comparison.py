@@ -13,7 +13,7 @@ from typing import Any
 
 from repshift_cli.analysis import stats
 from repshift_cli.analysis.stats import Estimate
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Machine, Measurement, Record, Run
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Machine, Measurement, Record, Run, names_of, written
 
 LEAST = 0.01
 """A change below this share is no change worth a word, unless told otherwise (../README.md, "The gate")."""
@@ -196,24 +196,22 @@ def described(finding: Finding) -> Finding:
 def labels(cases: Iterable[Case]) -> dict[Case, str]:
     """How each case is called among the others: its variant and whatever tells them apart."""
     known = list(dict.fromkeys(cases))
-    varying = [
-        f.name for f in dataclasses.fields(Case) if f.name not in ("attention", "pruning") and _varies(f.name, known)
-    ]
+    varying = [name for name in names_of(known) if name not in ("attention", "pruning") and _varies(name, known)]
     return {case: " ".join(_words(case, varying)) for case in known}
 
 
 NAMES = {"layers": "at", "image_size": "px"}
 """What a field is called in a label where not by its own name: `keep 0.5 at 1,4,7`."""
 
-SPEAKING = ("dtype", "device", "operation", "distance", "form", "removal", "execution")
-"""Fields whose values say what they are."""
+SPEAKING = ("dtype", "device", "removal", "execution")
+"""Fields whose values say what they are, as do the words among the options of a method."""
 
-PRUNING_FIELDS = ("keep", "layers", "operation", "distance", "form", "removal")
+PRUNING_FIELDS = ("keep", "layers", "removal")
 
 
 def _varies(name: str, cases: Sequence[Case]) -> bool:
     concerned = [c for c in cases if name not in PRUNING_FIELDS or c.pruning != METHODS_WITHOUT_PRUNING]
-    values = {getattr(c, name) for c in concerned}
+    values = {c.values.get(name) for c in concerned}
     return len(values if name == "protect" else values - {None}) > 1
 
 
@@ -222,8 +220,8 @@ def _words(case: Case, varying: Sequence[str]) -> Iterable[str]:
         yield case.model
     yield case.variant
     for name in varying:
-        value = getattr(case, name)
+        value = case.values.get(name)
         if name == "model" or value is None or (name in PRUNING_FIELDS and case.pruning == METHODS_WITHOUT_PRUNING):
             continue
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        yield text if name in SPEAKING else f"{NAMES.get(name, name.replace('_', ' '))} {text}"
+        speaks = name in SPEAKING or isinstance(case.option(name), str)
+        yield written(value) if speaks else f"{NAMES.get(name, name.replace('_', ' '))} {written(value)}"

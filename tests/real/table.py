@@ -31,7 +31,8 @@ def table(records: list[Record]) -> str:
 
 
 def _method(case: Case) -> str:
-    return case.pruning + (f", {case.form}" if case.form else "")
+    form = case.option("form")
+    return case.pruning + (f", {form}" if form else "")
 
 
 def _cell(record: Record) -> str:

@@ -6,7 +6,7 @@ import sys
 
 from rich.table import Table
 
-from repshift_cli.records import Case
+from repshift_cli.records import Case, written
 from repshift_cli.renderers.table import console_for
 from repshift_cli.sweep.plan import Planned
 
@@ -37,9 +37,7 @@ def setting(case: Case) -> str:
         size,
         f"batch {case.batch}",
         case.dtype,
-        case.operation,
-        case.distance,
-        case.form,
+        *(value if isinstance(value, str) else f"{name} {written(value)}" for name, value in case.options),
         case.removal,
         f"protect {case.protect}" if case.protect else None,
     )
