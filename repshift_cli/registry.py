@@ -29,6 +29,7 @@ ROOMS = {
     "reduction": ("pruning method", "repshift methods"),
     "models": ("model family", "repshift models"),
     "probes": ("probe", "repshift doctor"),
+    "benchmark.launchers": ("launcher", "repshift bench --help"),
     "renderers": ("renderer", "repshift show --help"),
 }
 """Each room with what its parts are called and the command that says more."""
@@ -57,7 +58,7 @@ def parts(room: str) -> dict[str, Part]:
     if room not in ROOMS:
         raise ValueError(f"no such room: {room}")
     found = {p.name: p for p in map(_from_entry_point, _entry_points(room))}
-    folder = Path(__file__).parent / room
+    folder = Path(__file__).parent / room.replace(".", "/")
     files = [f for f in folder.glob("*.py") if not f.name.startswith("_")]
     found |= {f.stem: _from_file(f.stem, room, f"repshift_cli.{room}.{f.stem}", f) for f in files}
     return dict(sorted(found.items()))

@@ -222,18 +222,15 @@ def test_a_snapshot_goes_to_the_file_of_its_case(monkeypatch: pytest.MonkeyPatch
 
 
 def test_snapshots_of_several_cases_are_several_files(two_gpus: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from repshift_cli.commands.bench import _snapshots
+    from repshift_cli.benchmark.engine import snapshot_files
 
     file = tmp_path / "memory.pickle"
     cases = [tiny.case(), tiny.case(attention="flash", pruning="random", keep=0.5, layers=(1,)), tiny.case(batch=9)]
     planned: Any = [SimpleNamespace(case=c, refused=None) for c in cases[:2]]
     planned.append(SimpleNamespace(case=cases[2], refused="impossible"))
-    where = _snapshots(file, "cuda", tuple(planned))
-    assert where is not None
-    assert [where(c).name for c in cases[:2]] == ["memory-1-vanilla.pickle", "memory-2-flash+random.pickle"]
-    one = _snapshots(file, "cuda", (planned[0],))
-    assert one is not None and one(cases[0]) == file
-    assert _snapshots(None, "cuda", ()) is None
+    where = snapshot_files(file, planned)
+    assert [where[c].name for c in cases[:2]] == ["memory-1-vanilla.pickle", "memory-2-flash+random.pickle"]
+    assert snapshot_files(file, planned[:1]) == {cases[0]: file}
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

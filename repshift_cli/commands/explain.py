@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from repshift_cli.benchmark import engine
 from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options, prepare_stdout
 from repshift_cli.records import WITHOUT_ATTENTION, UsageError, protection
 from repshift_cli.renderers import Document
@@ -14,23 +16,17 @@ if TYPE_CHECKING:
     from repshift_cli.sweep.axes import Axes
 
 
+@options.sweep_options(
+    only=("model", "keep", "layers", "image_size", "frames", "tokens", "removal", "protect", "weights")
+)
 @output_options("explanation", laid_out=False)
 def explain(
-    model: options.Model = None,
-    keep: options.Keep = None,
-    layers: options.Layers = None,
-    image_size: options.ImageSize = None,
-    frames: options.Frames = None,
-    tokens: options.Tokens = None,
-    removal: options.Removal = None,
-    protect: options.Protect = None,
-    weights: options.Weights = None,
+    asked: Asked,
     *,
     outputs: Outputs,
 ) -> None:
     """Say which blocks, branches and protected tokens a model has, or why it is refused."""
-    chosen = options.given(locals())
-    sweep = options.sweep_of({"variant": ["flash+repshift"], **chosen}, None)
+    sweep = options.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
     if max(map(len, (sweep.model, sweep.image_size, sweep.frames, sweep.tokens))) > 1:
         raise UsageError(
             "one model at one size is explained at a time; give --model, --image-size, --frames, --tokens one value"
@@ -55,7 +51,7 @@ def explain(
 
 def _found(sweep: Axes) -> dict[str, Any]:
     """What was found, with the tokens along every schedule, from a forward of the first block at batch 1."""
-    planned = options.plan_cases(sweep, "cpu")
+    planned = engine.plan_cases(sweep, "cpu")
     from repshift_cli.benchmark import builder
     from repshift_cli.models.discovery.explain import explained
 

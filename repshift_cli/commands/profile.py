@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repshift_cli import __version__
+from repshift_cli import __version__, registry
+from repshift_cli.benchmark import engine
+from repshift_cli.benchmark.tasks import Recording, Station
 from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
+from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.describe import describe
 from repshift_cli.machine.packages import is_installed
 from repshift_cli.profiling import chrome_trace, digest
 from repshift_cli.records import Case, Progress, UsageError, store
-from repshift_cli.records.json_codec import json_schema, to_json, to_plain
+from repshift_cli.records.json_codec import json_schema, to_json
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
 from repshift_cli.renderers import document_of
 
@@ -61,28 +65,40 @@ class Files:
             store.check_writable(path / "trace" if path == self.tensorboard else path)
 
 
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Chrome trace of all variants, for Perfetto; gz when named so.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=options.OUTPUT),
+]
+Summary = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=options.OUTPUT),
+]
+Stacks = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=options.OUTPUT),
+]
+MemorySnapshot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=options.OUTPUT),
+]
+Schema = Annotated[
+    bool,
+    typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=options.OUTPUT),
+]
+
+
+@options.sweep_options(without=("compile", "precision", "budget", "rounds", "hbm"))
 @output_options("profile")
 def profile(
-    model: options.Model = None,
-    keep: options.Keep = None,
-    layers: options.Layers = None,
-    variant: options.Variant = None,
-    batch: options.Batch = None,
-    dtype: options.Dtype = None,
-    image_size: options.ImageSize = None,
-    frames: options.Frames = None,
-    tokens: options.Tokens = None,
-    operation: options.Operation = None,
-    distance: options.Distance = None,
-    form: options.Form = None,
-    removal: options.Removal = None,
-    protect: options.Protect = None,
-    profile: options.Profile = None,
-    weights: options.Weights = None,
-    data: options.Data = None,
-    device: options.Device = None,
-    cuda_graph: options.CudaGraph = False,
-    seed: options.Seed = None,
+    asked: Asked,
     steps: Annotated[
         int,
         typer.Option(
@@ -105,67 +121,30 @@ def profile(
             rich_help_panel=SHOW,
         ),
     ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Chrome trace of all variants, for Perfetto; gz when named so.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder for TensorBoard, one run per variant.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
-    summary: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The tables as JSON, for `repshift show`.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    stacks: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Folded Python stacks, for a flame graph.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    memory_snapshot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="CUDA allocations, for torch's memory viewer.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
-    schema: Annotated[
-        bool,
-        typer.Option("--schema", help="Print the JSON Schema of --summary and stop.", rich_help_panel=options.OUTPUT),
-    ] = False,
+    trace: Trace = None,
+    tensorboard: TensorBoard = None,
+    summary: Summary = None,
+    stacks: Stacks = None,
+    memory_snapshot: MemorySnapshot = None,
+    schema: Schema = False,
     *,
     outputs: Outputs,
 ) -> None:
     """Show where the time goes, part by part and block by block, and from where pruning pays."""
-    given = options.given(locals())
     if schema:
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
     options.check_view(by)
     files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
-    views = {"by": by, "diff": diff}
     if read is not None:
-        _only_summary(given, profile, files)
+        _only_summary(asked, files)
     if not dry_run:
         outputs.check(files.named)
         files.check()
-    if read is not None:
-        run = _read(read)
-        run = dataclasses.replace(run, options=run.options | views)
-    else:
-        sweep = options.sweep_of(given, profile)
-        where = devices.choose_device(sweep.device)
-        planned = options.plan_cases(sweep, where)
-        if dry_run:
-            options.list_cases(planned)
-            return
-        if memory_snapshot is not None and not where.startswith("cuda"):
-            raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
-        run = _profiled(sweep, where, planned, steps, views, files)
+    run = _read(read) if read is not None else _recorded(asked, steps, files, dry_run)
+    if run is None:
+        return
+    run = dataclasses.replace(run, options=run.options | {"by": by, "diff": diff})
     if summary is not None:
         store.write_text(summary, to_json(run))
     outputs.emit(document_of(run))
@@ -186,17 +165,15 @@ def profile_schema() -> dict[str, Any]:
 # --- a stored trace ---------------------------------------------------------------------------------------------------
 
 
-def _only_summary(given: dict[str, Any], profile: str | None, files: Files) -> None:
+def _only_summary(asked: Asked, files: Files) -> None:
     """UsageError for what --read cannot go with: it runs nothing."""
-    names = [*given, *(["profile"] if profile else [])]
+    names = [*asked.names]
     names += [name for name, path in vars(files).items() if path is not None and name != "summary"]
     if names:
         raise UsageError(f"--read shows a stored trace and runs nothing; leave out --{names[0].replace('_', '-')}")
 
 
 def _read(path: Path) -> ProfileRun:
-    from repshift_cli.commands.shared.progress import Bar
-
     with Bar(1) as bar:
         return digest.read(path, lambda share: bar.update(Progress(f"reading {path.name}", share)))
 
@@ -204,24 +181,60 @@ def _read(path: Path) -> ProfileRun:
 # --- recording --------------------------------------------------------------------------------------------------------
 
 
-def _profiled(
-    sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, views: dict[str, Any], files: Files
-) -> ProfileRun:
+def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
+    """The sweep's profile; None where its cases were only to be listed."""
+    sweep = options.checked_sweep(asked)
+    device = devices.choose_device(sweep.device)
+    planned = engine.plan_cases(sweep, device)
+    if dry_run:
+        options.list_cases(planned)
+        return None
+    if files.memory_snapshot is not None and not device.startswith("cuda"):
+        raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
+    return _profiled(sweep, device, planned, steps, files)
+
+
+def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, files: Files) -> ProfileRun:
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
-    options = {k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)}
     run = ProfileRun(
         machine=describe(device),
-        options=options | views | {"steps": steps},
+        options=engine.stored_options(sweep) | {"steps": steps},
         breakdowns=(),
         warnings=() if device.startswith("cuda") else (ON_A_CPU,),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"repshift {__version__}",
     )
     with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
-        found = list(_recorded(planned, steps, device, Path(folder), files))
-        run = dataclasses.replace(run, breakdowns=tuple(b for b, _ in found))
-        _write_traces(run, [r for _, r in found if r is not None], files)
+        tasks = _tasks(planned, device, steps, Path(folder), files)
+        launcher = registry.load(registry.find("benchmark.launchers", "inline"))
+        made = list(engine.carry_out(iter(tasks.values()), len(tasks), launcher, Bar))
+        found = dict(zip(tasks, made, strict=True))
+        name_of = _names([p.case for p in planned])
+        refused = {p.case: Breakdown(name_of(p.case), p.case, tokens=p.tokens) for p in planned if p.refused}
+        breakdowns = tuple(
+            dataclasses.replace(refused[p.case], status="skipped", reason=p.refused) if p.refused else found[p.case][0]
+            for p in planned
+        )
+        run = dataclasses.replace(run, breakdowns=breakdowns)
+        _write_traces(run, [trace for _, trace in made if trace is not None], files)
     return run
+
+
+def _tasks(planned: tuple[Planned, ...], device: str, steps: int, folder: Path, files: Files) -> dict[Case, Recording]:
+    name_of = _names([p.case for p in planned])
+    station = Station(device)
+    return {
+        p.case: Recording(
+            station,
+            Breakdown(name_of(p.case), p.case, tokens=p.tokens),
+            steps,
+            folder / f"{number}.json",
+            stacks=files.stacks is not None,
+            memory=files.memory_snapshot is not None,
+        )
+        for number, p in enumerate(planned)
+        if not p.refused
+    }
 
 
 @contextmanager
@@ -231,50 +244,6 @@ def _said_when_interrupted() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted; no trace was written", file=sys.stderr)
         raise
-
-
-def _recorded(
-    planned: tuple[Planned, ...], steps: int, device: str, folder: Path, files: Files
-) -> Iterator[tuple[Breakdown, chrome_trace.Recorded | None]]:
-    """Each case's breakdown and its trace; a case that fails gives the reason, and the others go on."""
-    from repshift_cli.benchmark import builder
-    from repshift_cli.benchmark.runner import reason_of
-    from repshift_cli.commands.shared.progress import Bar
-
-    workshop = builder.Workshop(device)
-    name_of = _names([p.case for p in planned])
-    with Bar(len(planned)) as bar:
-        for number, p in enumerate(planned):
-            about = Breakdown(name_of(p.case), p.case, tokens=p.tokens)
-            bar.phase(f"{about.name}: building and warming up" if not p.refused else about.name)
-            try:
-                if p.refused:
-                    yield dataclasses.replace(about, status="skipped", reason=p.refused), None
-                else:
-                    yield _record_one(about, workshop, steps, folder / f"{number}.json", files, bar)
-            except UsageError:
-                raise
-            except Exception as error:
-                yield dataclasses.replace(about, status="failed", reason=reason_of(error)), None
-            bar.next()
-
-
-def _record_one(
-    about: Breakdown, workshop: Any, steps: int, path: Path, files: Files, bar: Any
-) -> tuple[Breakdown, chrome_trace.Recorded]:
-    from repshift_cli.profiling import recorder
-
-    assert about.case is not None
-    step = workshop.prepare(about.case)
-    about = dataclasses.replace(about, kernel=workshop.parts.verify(step))
-    bar.update(Progress(f"{about.name}: recording", 0.5))
-    recorder.record(step, path, steps)
-    found = digest.digest(about, path)
-    if files.stacks is not None:
-        recorder.record_stacks(step, path.with_suffix(".stacks"))
-    if files.memory_snapshot is not None:
-        recorder.record_memory(step, path.with_suffix(".pickle"))
-    return found
 
 
 def _names(cases: list[Case]) -> Any:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from functools import partial
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from repshift_cli import registry
 from repshift_cli.commands.shared import completion
-from repshift_cli.records import WITHOUT_ATTENTION, UsageError
+from repshift_cli.records import UsageError
 from repshift_cli.sweep import axes, profiles
 from repshift_cli.sweep.axes import Axes
 
@@ -154,21 +155,123 @@ CudaGraph = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="Measure every case through torch.compile too.", rich_help_panel=MEASURE)
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Stop when every speed-up's interval has a half-width below this share. "
+        "(default: 0.005 on CUDA, 0.01 on a CPU)",
+        rich_help_panel=MEASURE,
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Seconds of timing per case after which a comparison stops. (default: 5 on CUDA, 6 on a CPU)",
+        rich_help_panel=MEASURE,
+    ),
+]
+Rounds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N", help="Exactly this many rounds instead of precision and budget.", rich_help_panel=MEASURE
+    ),
+]
 Seed = Annotated[
     str | None,
     typer.Option(metavar="N", help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE),
+]
+Hbm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What measures HBM traffic: auto (the best that passes its calibration here), cupti, ncu, gpm, model "
+        "(arithmetic only) or off. See `repshift doctor --counters`. (default: auto)",
+        rich_help_panel=MEASURE,
+    ),
 ]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
 ]
+OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "keep": Keep,
+    "layers": Layers,
+    "variant": Variant,
+    "batch": Batch,
+    "dtype": Dtype,
+    "image_size": ImageSize,
+    "frames": Frames,
+    "tokens": Tokens,
+    "operation": Operation,
+    "distance": Distance,
+    "form": Form,
+    "removal": Removal,
+    "protect": Protect,
+    "profile": Profile,
+    "weights": Weights,
+    "data": Data,
+    "device": Device,
+    "cuda_graph": CudaGraph,
+    "compile": Compile,
+    "precision": Precision,
+    "budget": Budget,
+    "rounds": Rounds,
+    "seed": Seed,
+    "hbm": Hbm,
+}
+"""Every option that says what a sweep asks for, in the order of the help text: `profile`, and the fields of `Axes`."""
 
 
-def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a command's arguments (its `locals()`, before anything else) those that are axes and were given."""
-    names = [f.name for f in dataclasses.fields(Axes)]
-    found = {name: arguments.get(name) for name in names}
-    return {name: value for name, value in found.items() if value is not None and value is not False}
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What was typed: the sweep's options by name as far as they were given, and the workload profile."""
+
+    given: Mapping[str, Any]
+    profile: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The options that were given."""
+        return (*self.given, *["profile"] * (self.profile is not None))
+
+    def sweep(self) -> Axes:
+        """The profile's sweep with the options given in their place; UsageError for a value that cannot be."""
+        return Axes.from_options(axes.merge(profiles.load_profile(self.profile) if self.profile else {}, self.given))
+
+
+def sweep_options(
+    only: Collection[str] = tuple(OPTIONS), without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declares the options of a sweep, `only` these or `without` those, on a command, which takes them as `asked`.
+
+    Typer reads a command's signature, so the command gets one that has these options in front of its own.
+    """
+    shared = {name: option for name, option in OPTIONS.items() if name in only and name not in without}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_sweep(**values: Any) -> None:
+            chosen = {name: values.pop(name) for name in shared}
+            profile = chosen.pop("profile", None)
+            given = {name: value for name, value in chosen.items() if value is not None and value is not False}
+            command(asked=Asked(given, profile), **values)
+
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        made = [*map(_parameter, shared), *(p for p in own if p.name != "asked")]
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
+        with_sweep.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        with_sweep.__annotations__ = {p.name: p.annotation for p in keyword}
+        return with_sweep
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    default = False if get_args(OPTIONS[name])[0] is bool else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=OPTIONS[name])
 
 
 def with_full_names(sweep: Axes) -> Axes:
@@ -196,28 +299,10 @@ def check_scoring(chosen: Mapping[str, Any], sweep: Axes) -> None:
             raise UsageError(f"--{name} applies to methods that take it (`repshift methods`), and no variant has one")
 
 
-def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
-    """The sweep's cells, `sweep.variant` being full names."""
-    from repshift_cli.benchmark import builder
-    from repshift_cli.sweep import plan
-
-    parts = [registry.find_variant(variant) for variant in sweep.variant]
-    names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
-    backends = {name: builder.backend_for(name, device) for name in names}
-    methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
-    facts_of = partial(builder.facts_of, sweep.weights, data=sweep.data)
-    planned = plan.expand(sweep, device, facts_of, backends, methods)
-    if sweep.data is not None:
-        for frames in dict.fromkeys(p.case.frames for p in planned if p.case.length is None):
-            builder.check_data(sweep.data, frames)
-    return planned
-
-
-def sweep_of(chosen: Mapping[str, Any], profile: str | None) -> Axes:
-    """The sweep of a profile with the options given in their place, checked, variants by their parts' own names."""
-    options = axes.merge(profiles.load_profile(profile) if profile else {}, chosen)
-    sweep = with_full_names(Axes.from_options(options))
-    check_scoring(chosen, sweep)
+def checked_sweep(asked: Asked) -> Axes:
+    """The sweep that was asked for, every name in it checked, its variants by their parts' own names."""
+    sweep = with_full_names(asked.sweep())
+    check_scoring(asked.given, sweep)
     return sweep
 
 
