@@ -9,8 +9,7 @@ from typing import Any
 
 from repshift_cli.records import Value
 from repshift_cli.records.json_codec import to_plain
-from repshift_cli.registry import method_options
-from repshift_cli.sweep.parsing import parse
+from repshift_cli.sweep.parsing import own_options, parse
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Axes:
     def from_options(cls, given: Mapping[str, Any]) -> Axes:
         """Axes from options as typed (text, numbers, lists of them); what is absent, None or empty has its default."""
         values = {name: parse(name, value) for name, value in given.items() if _is_given(value)}
-        own = tuple((name, value) for name, value in values.items() if name in method_options())
-        return cls(**{name: value for name, value in values.items() if name not in dict(own)}, options=own)
+        own = tuple((name, values.pop(name)) for name in own_options() if name in values)
+        return cls(**values, options=own)
 
     def as_options(self) -> dict[str, Any]:
         """What is set, by name, as plain values: what a run file stores and `from_options` reads."""
@@ -62,7 +61,7 @@ class Axes:
 
 def names() -> tuple[str, ...]:
     """The names of all options of a sweep."""
-    return (*(f.name for f in dataclasses.fields(Axes) if f.name != "options"), *method_options())
+    return (*(f.name for f in dataclasses.fields(Axes) if f.name != "options"), *own_options())
 
 
 def merge(profile: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,11 +34,16 @@ def parser_of(name: str) -> Callable[[Any], Any]:
     """What reads the option of that name, a reduction method's own among them; ValueError where there is none."""
     if name in PARSERS:
         return PARSERS[name]
-    own = method_options()
+    own = own_options()
     if name in own:
         return _option_axis(own[name])
     known = sorted([*PARSERS, *own])
     raise ValueError(f"unknown option; {near(name, known)}a profile takes {', '.join(known)}")
+
+
+def own_options() -> dict[str, Option]:
+    """The options of reduction methods that a sweep takes beside `PARSERS`, whose names they cannot have."""
+    return {name: option for name, option in method_options().items() if name not in PARSERS}
 
 
 def near(name: str, known: Iterable[str]) -> str:
