@@ -7,7 +7,6 @@ never reaches the disk.
 from repshift_cli.records.case import (
     DTYPES,
     EXECUTIONS,
-    HBM_CHOICES,
     METHODS_WITHOUT_PRUNING,
     OPERATIONS,
     REMOVALS,
@@ -27,7 +26,6 @@ from repshift_cli.records.tokens import dropped_share, kept, left, lines_left, p
 __all__ = [
     "DTYPES",
     "EXECUTIONS",
-    "HBM_CHOICES",
     "METHODS_WITHOUT_PRUNING",
     "OPERATIONS",
     "REMOVALS",

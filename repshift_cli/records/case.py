@@ -19,7 +19,6 @@ DTYPES = ("fp32", "bf16", "fp16")
 EXECUTIONS = ("eager", "graph", "compile")
 OLDER_OPTIONS = ("operation", "distance", "form")
 """The options that were fields of a case up to schema 3: they come first, in this order, so that keys stay the same."""
-HBM_CHOICES = ("auto", "cupti", "ncu", "gpm", "model", "off")
 
 
 @dataclass(frozen=True)

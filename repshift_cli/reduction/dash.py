@@ -7,6 +7,8 @@ from torch import Tensor
 from repshift_cli.records import Case
 from repshift_cli.reduction import repshift
 
+choose = None
+
 
 def needs(case: Case) -> tuple[str, ...]:
     """What the attention branch puts out."""

@@ -36,6 +36,8 @@ _SEES = {
     "block": ("x", "out"),
 }
 
+choose = None
+
 
 def needs(case: Case) -> tuple[str, ...]:
     """The state before the operation and what the operation gives."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from repshift_cli.records import DTYPES, HBM_CHOICES, REMOVALS, Option, UsageError, Value, protection, written
-from repshift_cli.registry import method_options
+from repshift_cli.records import DTYPES, REMOVALS, Option, UsageError, Value, protection, written
+from repshift_cli.registry import method_options, ranked
 
 MOST_VALUES = 1000
 """A range of more values than this is a slip of the pen."""
@@ -305,7 +305,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "seed": _count(0),
     "cuda_graph": _flag,
     "compile": _flag,
-    "hbm": _one_of(HBM_CHOICES),
+    "hbm": _one_of(("auto", *ranked("counters"), "model", "off")),
     "budget": _seconds,
     "precision": _share,
     "rounds": _count(1),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SWEEP = "Sweep"
 MEASURE = "Measurement"
 OUTPUT = "Output"
+COUNTERS = ", ".join(registry.ranked("counters"))
 VIEWS = ("part", "layer", "kernel", "op")
 """What the rows of a profile's tables can be."""
 
@@ -165,7 +166,7 @@ Hbm = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="What measures HBM traffic: auto (the best that passes its calibration here), cupti, ncu, gpm, model "
+        help=f"What measures HBM traffic: auto (the best that passes its calibration here), {COUNTERS}, model "
         "(arithmetic only) or off. See `repshift doctor --counters`. (default: auto)",
         rich_help_panel=MEASURE,
     ),
