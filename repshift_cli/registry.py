@@ -25,7 +25,7 @@ from repshift_cli.machine.packages import find_spec
 from repshift_cli.records import Option, RepshiftError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint, EntryPoints
+    from importlib.metadata import EntryPoint
 
 
 class Room(NamedTuple):
@@ -262,7 +262,7 @@ def _entry_points(room: str) -> Iterable[EntryPoint]:
 
 
 @cache
-def _installed() -> EntryPoints:
+def _installed() -> Any:
     """The entry points of all packages: looking for them takes longer than everything else here."""
     from importlib.metadata import entry_points
 

@@ -129,7 +129,7 @@ def test_fixed_choices_cut_masks_and_rotations(
     plain = FAMILIES[family]()
 
     def scores(seen: dict[str, Tensor]) -> list[list[float]]:
-        tokens = seen["out"].shape[1]
+        tokens = seen["resid_post"].shape[1]
         kept = choose(tokens, tokens - tokens * (1000 - round(1000 * keep)) // 1000)
         return [[float(i in kept) for i in range(tokens)]] * tiny.BATCH
 

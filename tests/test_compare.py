@@ -18,9 +18,10 @@ from synthetic import CPU, CUDA, ON_CPU, ON_CUDA, REPSHIFT, ROUNDS, small_run
 
 from repshift_cli import cli
 from repshift_cli.analysis import comparison
-from repshift_cli.analysis.comparison import BETTER, OPEN, SAME, WORSE, between, exact_word, labels, word_for
+from repshift_cli.analysis.comparison import BETTER, OPEN, SAME, WORSE, between, exact_word, word_for
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Measurement, Run, store
+from repshift_cli.records.labels import labels, words
 
 FLASH = dataclasses.replace(ON_CPU, attention="flash")
 
@@ -131,6 +132,12 @@ def test_a_case_is_called_by_what_tells_it_apart() -> None:
     half = dataclasses.replace(pruned, keep=0.5, layers=(1, 4))
     assert labels([FLASH, pruned, half])[half] == "flash+repshift keep 0.5 at 1,4"
     assert labels([FLASH, dataclasses.replace(FLASH, model="deit_s", dtype="bf16")])[FLASH] == "vit_b flash fp32"
+
+
+def test_fields_that_do_not_say_what_they_are_are_named() -> None:
+    larger = dataclasses.replace(FLASH, batch=64, image_size=384)
+    assert labels([FLASH, larger])[larger] == "flash 384 px batch 64"
+    assert words(larger, ["length", "batch", "keep"]) == ["batch 64"]
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------

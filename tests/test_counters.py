@@ -21,17 +21,17 @@ from repshift_cli.counters import cupti, gpm, ncu
 from repshift_cli.counters.base import calibration, child, choice, instruments, permission
 from repshift_cli.counters.base.calibration import KNOWN, judge
 from repshift_cli.counters.base.traffic import CounterError, Traffic
-from repshift_cli.records import HBM_CHOICES, Calibration, UsageError
+from repshift_cli.records import Calibration, UsageError
+from repshift_cli.sweep.axes import Axes
 
 HERE = Path(__file__).parent
 
 
 def test_the_choices_are_the_instruments() -> None:
-    assert ("auto", *instruments.ORDER, "model", "off") == HBM_CHOICES
-    for name in instruments.ORDER:
-        part = instruments.load(name)
-        assert part.LABEL in calibration.TOLERANCE
-        assert all(callable(getattr(part, f)) for f in ("unavailable", "identity", "command", "collect", "counting"))
+    assert instruments.ORDER == ("cupti", "ncu", "gpm")
+    for name in ("auto", *instruments.ORDER, "model", "off"):
+        assert Axes.from_options({"hbm": name}).hbm == name
+    assert {instruments.load(name).LABEL for name in instruments.ORDER} == set(calibration.TOLERANCE)
 
 
 # --- the child --------------------------------------------------------------------------------------------------------
@@ -475,9 +475,9 @@ def test_counted_bytes_reach_the_record(counter: pytest.MonkeyPatch) -> None:
     from repshift_cli.benchmark import builder, runner
 
     pruned = case(**OWN, attention="flash", pruning="stride", keep=0.5, layers=(1,))
-    workshop = builder.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
+    step_builder = builder.StepBuilder("cpu", choice=choice.Choice("fake_counter", ""))
     settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
-    record = next(runner.compare([(pruned, (17, 9))], {pruned}, workshop.parts, settings))
+    record = next(runner.compare([(pruned, (17, 9))], {pruned}, step_builder.parts, settings))
     assert record.status == "ok", record.reason
     told = {m.metric: m for m in record.measurements}
     modelled = told["hbm_modelled"].samples[0]
@@ -493,9 +493,9 @@ def test_a_child_that_crashes_leaves_the_record_whole(counter: pytest.MonkeyPatc
 
     counter.setenv("FAKE_COUNTER", "crash")
     flash = case(**OWN, attention="flash")
-    workshop = builder.Workshop("cpu", choice=choice.Choice("fake_counter", ""))
+    step_builder = builder.StepBuilder("cpu", choice=choice.Choice("fake_counter", ""))
     settings = runner.Settings(precision=0.5, budget=0.01, rounds=1)
-    record = next(runner.compare([(flash, (17,))], {flash}, workshop.parts, settings))
+    record = next(runner.compare([(flash, (17,))], {flash}, step_builder.parts, settings))
     told = {m.metric: m for m in record.measurements}
     assert record.status == "ok" and told["latency"].samples and told["hbm_modelled"].samples
     assert told["hbm"].reason == "fake_counter: the child crashed (SIGSEGV)"

@@ -104,7 +104,7 @@ def reference(module: Any, ids: Tensor, rows: Rows) -> Tensor:
         h = normed(middle, b.post_attention_layernorm)
         update = b.mlp.down_proj(nn.functional.silu(b.mlp.gate_proj(h)) * b.mlp.up_proj(h))
         out = middle + update
-        stay = rows(layer, {"attention": branch, "middle": middle, "mlp": update, "out": out})
+        stay = rows(layer, {"attn_out": branch, "resid_mid": middle, "mlp_out": update, "resid_post": out})
         x, places = out[stay], places[stay]
     return module.lm_head(normed(x[-1], module.model.norm))
 
@@ -137,16 +137,16 @@ SCORES: dict[str, tuple[Any, dict[str, Any], Callable[[dict[str, Tensor]], list[
     "repshift": (
         repshift,
         {"operation": "mlp", "distance": "l2", "form": "paper"},
-        lambda seen: [D(m.tolist(), o.tolist(), "l2") for m, o in zip(seen["mlp"], seen["middle"], strict=True)],
+        lambda seen: [D(m.tolist(), o.tolist(), "l2") for m, o in zip(seen["mlp_out"], seen["resid_mid"], strict=True)],
     ),
-    "dash": (dash, {}, lambda seen: [D(row.tolist(), [0.0] * 32, "l2") for row in seen["attention"]]),
-    "norm": (norm, {}, lambda seen: [D(row.tolist(), [0.0] * 32, "l2") for row in seen["out"]]),
+    "dash": (dash, {}, lambda seen: [D(row.tolist(), [0.0] * 32, "l2") for row in seen["attn_out"]]),
+    "norm": (norm, {}, lambda seen: [D(row.tolist(), [0.0] * 32, "l2") for row in seen["resid_post"]]),
 }
 
 
 def expected(subject: Subject, name: str, keep: float, layers: tuple[int, ...]) -> Tensor:
     def rows(layer: int, seen: dict[str, Tensor]) -> list[int]:
-        length = len(seen["out"])
+        length = len(seen["resid_post"])
         if layer not in layers:
             return list(range(length))
         scores = SCORES[name][2]({n: t[3 : length - 2] for n, t in seen.items()})

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from repshift_cli import cli, registry
 from repshift_cli.attention import flash, vanilla
-from repshift_cli.benchmark.builder import Workshop
+from repshift_cli.benchmark.builder import StepBuilder
 from repshift_cli.records import Case, Measurement, Step, store
 from repshift_cli.reduction import repshift
 
@@ -47,8 +47,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def shop() -> Iterator[Workshop]:
-    yield Workshop("cuda")
+def shop() -> Iterator[StepBuilder]:
+    yield StepBuilder("cuda")
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -65,7 +65,7 @@ def once(step: Step) -> Tensor:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def test_events_time_the_device(shop: Workshop) -> None:
+def test_events_time_the_device(shop: StepBuilder) -> None:
     """A product of 4096 x 4096 matrices in fp32 is 137 GFLOP: no device does it in 0.01 ms, none here takes 1 s."""
     a = torch.randn(4096, 4096, device="cuda")
     timer = shop.parts.timer
@@ -75,7 +75,7 @@ def test_events_time_the_device(shop: Workshop) -> None:
     assert all(0.01 < ms < 1000 for ms in samples)
 
 
-def test_time_is_the_devices_and_not_the_hosts(shop: Workshop) -> None:
+def test_time_is_the_devices_and_not_the_hosts(shop: StepBuilder) -> None:
     """The host runs ahead of the device by far; its own time would be next to nothing."""
     a = torch.randn(4096, 4096, device="cuda")
     launched: list[float] = []
@@ -108,7 +108,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", ["none", "repshift"])
-def test_every_back_end_is_verified_by_its_kernels_name(shop: Workshop, name: str, method: str) -> None:
+def test_every_back_end_is_verified_by_its_kernels_name(shop: StepBuilder, name: str, method: str) -> None:
     missing = registry.load(registry.find("attention", name)).unavailable("cuda")
     if missing:
         pytest.skip(missing)
@@ -121,7 +121,7 @@ def test_every_back_end_is_named_in_the_test_above() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "vanilla"])
-def test_back_ends_agree(shop: Workshop, name: str) -> None:
+def test_back_ends_agree(shop: StepBuilder, name: str) -> None:
     missing = registry.load(registry.find("attention", name)).unavailable("cuda")
     if missing:
         pytest.skip(missing)
@@ -166,7 +166,7 @@ def test_every_family_is_pruned_as_written(family: str, dtype: torch.dtype, tole
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_pruned_forward_never_waits_for_the_device(shop: Workshop, method: str) -> None:
+def test_a_pruned_forward_never_waits_for_the_device(shop: StepBuilder, method: str) -> None:
     step = shop.prepare(on_cuda(**METHODS[method]))
     with step.active():
         step.forward()
@@ -187,7 +187,7 @@ def test_waiting_would_be_seen() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_videos_never_wait_either(shop: Workshop) -> None:
+def test_videos_never_wait_either(shop: StepBuilder) -> None:
     """VideoMAE's table of positions is no buffer; left on the host it would be copied in every forward."""
     step = shop.prepare(on_cuda(model="umt_b", frames=2, batch=1, **{**REPSHIFT, "layers": (1, 2, 3)}))
     with step.active():
@@ -205,7 +205,7 @@ def test_videos_never_wait_either(shop: Workshop) -> None:
 
 @pytest.mark.parametrize("attention", ["flash", "vanilla", "efficient"])
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "random"])
-def test_a_graph_gives_what_its_eager_twin_gives(shop: Workshop, method: str, attention: str) -> None:
+def test_a_graph_gives_what_its_eager_twin_gives(shop: StepBuilder, method: str, attention: str) -> None:
     eager = shop.prepare(on_cuda(attention=attention, **METHODS[method]))
     graph = shop.prepare(on_cuda(attention=attention, execution="graph", **METHODS[method]))
     expected = once(eager)
@@ -221,7 +221,7 @@ def test_a_graph_gives_what_its_eager_twin_gives(shop: Workshop, method: str, at
     assert not torch.equal(wanted, expected)
 
 
-def test_a_graph_draws_anew_in_every_replay_and_follows_the_seed(shop: Workshop) -> None:
+def test_a_graph_draws_anew_in_every_replay_and_follows_the_seed(shop: StepBuilder) -> None:
     graph = shop.prepare(on_cuda(execution="graph", **METHODS["random"]))
     torch.manual_seed(1)
     first, second = once(graph), once(graph)
@@ -231,7 +231,7 @@ def test_a_graph_draws_anew_in_every_replay_and_follows_the_seed(shop: Workshop)
     assert torch.equal(first, again)
 
 
-def test_a_graph_is_verified_and_counted_on_its_eager_twin(shop: Workshop) -> None:
+def test_a_graph_is_verified_and_counted_on_its_eager_twin(shop: StepBuilder) -> None:
     eager, graph = (shop.prepare(on_cuda(execution=e, **REPSHIFT)) for e in ("eager", "graph"))
     assert shop.parts.verify(graph) == shop.parts.verify(eager)
     for metric in ("macs", "hbm_modelled", "fidelity_kl"):
@@ -242,7 +242,7 @@ def test_a_graph_is_verified_and_counted_on_its_eager_twin(shop: Workshop) -> No
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def figure(shop: Workshop, step: Step, metric: str) -> Measurement:
+def figure(shop: StepBuilder, step: Step, metric: str) -> Measurement:
     for probe in shop.parts.probes(step):
         for m in probe.measure(step):
             if m.metric == metric:
@@ -250,7 +250,7 @@ def figure(shop: Workshop, step: Step, metric: str) -> Measurement:
     raise AssertionError(metric)
 
 
-def test_memory_has_four_figures_in_their_order(shop: Workshop) -> None:
+def test_memory_has_four_figures_in_their_order(shop: StepBuilder) -> None:
     step = shop.prepare(on_cuda())
     (probe,) = [p for p in shop.parts.probes(step) if type(p).__name__ == "MemoryProbe"]
     found = {m.metric.removeprefix("memory_"): m for m in probe.measure(step)}
@@ -267,7 +267,7 @@ def test_memory_has_four_figures_in_their_order(shop: Workshop) -> None:
         assert "NVML" in (found["process"].reason or "")
 
 
-def test_vanilla_needs_the_memory_of_the_scores(shop: Workshop) -> None:
+def test_vanilla_needs_the_memory_of_the_scores(shop: StepBuilder) -> None:
     peaks = {
         name: figure(shop, shop.prepare(on_cuda(attention=name, batch=64)), "memory_peak_above_resting").samples[0]
         for name in ("flash", "vanilla")
@@ -275,14 +275,14 @@ def test_vanilla_needs_the_memory_of_the_scores(shop: Workshop) -> None:
     assert peaks["vanilla"] > peaks["flash"]
 
 
-def test_macs_are_those_of_a_cpu(shop: Workshop) -> None:
+def test_macs_are_those_of_a_cpu(shop: StepBuilder) -> None:
     for attention in ("flash", "vanilla", "efficient", "cudnn"):
         plain, pruned = on_cuda(attention=attention), on_cuda(attention=attention, **{**REPSHIFT, "keep": 0.8})
         figures = [figure(shop, shop.prepare(c), "macs").samples[0] / 1e9 for c in (plain, pruned)]
         assert [f"{f:.2f}" for f in figures] == ["1.25", "0.80"]
 
 
-def test_traffic_of_vanilla_is_above_that_of_flash(shop: Workshop) -> None:
+def test_traffic_of_vanilla_is_above_that_of_flash(shop: StepBuilder) -> None:
     flash_bytes, vanilla_bytes = (
         figure(shop, shop.prepare(on_cuda(attention=a)), "hbm_modelled").samples[0] for a in ("flash", "vanilla")
     )
@@ -319,7 +319,7 @@ def test_bench_from_end_to_end(tmp_path: Path) -> None:
         assert all(0.05 < ms < 1000 for ms in latency.samples)
 
 
-def test_the_case_of_this_file_runs_on_a_gpu(shop: Workshop) -> None:
+def test_the_case_of_this_file_runs_on_a_gpu(shop: StepBuilder) -> None:
     step = shop.prepare(on_cuda())
     assert {p.device.type for p in step.subject.module.parameters()} == {"cuda"}
     assert {p.dtype for p in step.subject.module.parameters()} == {torch.bfloat16}

@@ -170,7 +170,7 @@ def test_an_adapter_names_what_is_scored_and_cut(
     )
 
     def unscaled(seen: dict[str, Tensor]) -> list[list[float]]:
-        return shift({**seen, "mlp": put_out[-1][:, 1:]}, "mlp", "l2", "paper")
+        return shift({**seen, "mlp_out": put_out[-1][:, 1:]}, "mlp", "l2", "paper")
 
     expected = reference(plain, keep, layers, unscaled)
     given = own_case(name, pruning="repshift", keep=keep, layers=layers, operation="mlp", distance="l2", form="paper")
@@ -315,15 +315,15 @@ def test_a_model_that_cannot_be_built_is_tried_once(monkeypatch: pytest.MonkeyPa
         raise MemoryError("too big")
 
     monkeypatch.setattr(builder, "_built", build)
-    workshop = builder.Workshop("cpu")
+    step_builder = builder.StepBuilder("cpu")
     for keep in (0.5, 0.7):
         with pytest.raises(MemoryError, match="too big") as error:
-            workshop.subject(case(keep=keep, layers=(1,)))
+            step_builder.subject(case(keep=keep, layers=(1,)))
     assert len(tries) == 1
     names = [frame.name for frame in error.traceback]
     assert "build" not in names, "what was built before it failed is not kept alive"
     with pytest.raises(MemoryError):
-        workshop.subject(case(batch=1))
+        step_builder.subject(case(batch=1))
     assert len(tries) == 2, "another group is tried"
 
 
@@ -342,10 +342,10 @@ def test_protected_tokens_do_not_shift_what_is_cut_along(monkeypatch: pytest.Mon
 
     def keeping(layer: int, seen: dict[str, Tensor]) -> Tensor:
         if layer > 2:
-            return seen["out"]
+            return seen["resid_post"]
         behind = {name: t[:, plain.prefix :] for name, t in seen.items()}
         rows = []
-        for hidden, scores in zip(seen["out"], first_and_last_stay(behind), strict=True):
+        for hidden, scores in zip(seen["resid_post"], first_and_last_stay(behind), strict=True):
             free = len(scores) - 3
             best = sorted(sorted(range(len(scores)), key=lambda i: -scores[i])[: 3 + free - free // 2])
             rows.append(hidden[[*range(plain.prefix), *(plain.prefix + i for i in best)]])

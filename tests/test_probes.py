@@ -531,7 +531,7 @@ def test_fidelity_sees_pruning_and_repeats_random_draws() -> None:
     assert measure(0) != measure(1)
 
 
-# --- through the workshop ---------------------------------------------------------------------------------------------
+# --- through the builder of steps -------------------------------------------------------------------------------------
 
 
 def test_the_host_timer_gives_every_sample() -> None:
@@ -544,7 +544,7 @@ def test_the_host_timer_gives_every_sample() -> None:
 
 
 def test_a_prepared_step_serves_every_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the workshop, as bench does it: one model for all cases of a group, nothing left behind."""
+    """Through the step_builder, as bench does it: one model for all cases of a group, nothing left behind."""
     plain = tiny.FAMILIES["vit"]()
     subject = tiny.subject(plain.module.float(), {"pixel_values": plain.inputs["pixel_values"].float()})
     builds: list[Case] = []
@@ -552,7 +552,7 @@ def test_a_prepared_step_serves_every_probe(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(builder.registry, "resolve_model", lambda name: name)
     load = builder.registry.load
     monkeypatch.setattr(builder.registry, "load", lambda part: family if part == "tiny" else load(part))
-    shop = builder.Workshop("cpu")
+    shop = builder.StepBuilder("cpu")
     kinds = {"keep": 0.5, "layers": (1,), "operation": "mlp", "distance": "l2", "form": "paper"}
     kl = {}
     for given in (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from repshift_cli.benchmark.builder import Workshop
+from repshift_cli.benchmark.builder import StepBuilder
 from repshift_cli.profiling import annotations, digest
 from repshift_cli.profiling import recorder as probe
 from repshift_cli.records import Case
@@ -23,7 +23,7 @@ PRUNED |= {"options": (("operation", "mlp"), ("distance", "l2"), ("form", "updat
 
 def profiled(folder: Path, **changes: Any) -> Breakdown:
     case = Case("deit_s", "random", "random", 224, None, 8, "bf16", "cuda", "flash", **changes)
-    step = Workshop("cuda").prepare(case)
+    step = StepBuilder("cuda").prepare(case)
     probe.record(step, folder / "t.json", 3)
     return digest.digest(Breakdown(case.variant, case), folder / "t.json")[0]
 
@@ -55,7 +55,7 @@ def test_a_graph_has_the_same_kernels_and_no_parts(tmp_path: Path) -> None:
 
 def test_a_memory_snapshot_holds_allocations(tmp_path: Path) -> None:
     case = Case("deit_s", "random", "random", 224, None, 8, "bf16", "cuda", "flash")
-    probe.record_memory(Workshop("cuda").prepare(case), tmp_path / "m.pickle")
+    probe.record_memory(StepBuilder("cuda").prepare(case), tmp_path / "m.pickle")
     with (tmp_path / "m.pickle").open("rb") as file:
         snapshot = pickle.load(file)
     assert any(trace for trace in snapshot["device_traces"])

@@ -22,7 +22,6 @@ from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.selection import fixed
 
 SCHEDULES = [(0.7, (1, 2)), (0.5, (2,))]
-BRANCHES = {"mlp": ("middle", "mlp"), "attention": ("x", "attention"), "block": ("x", "out")}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -48,7 +47,7 @@ def run(plain: Plain, method: Any, given: Case, attention: Any = vanilla) -> Ten
 
 def shift(seen: dict[str, Tensor], operation: str, distance: str, form: str | None) -> list[list[float]]:
     """s = D(F(x), x), Eq. 4 of the paper, token by token; `update` adds the branch to what it is compared with."""
-    before, branch = (seen[name] for name in BRANCHES[operation])
+    before, branch = (seen[name] for name in tiny.BRANCHES[operation])
     moved = before + branch if form == "update" else branch
     return [
         [D(m.tolist(), b.tolist(), distance) for m, b in zip(ms, bs, strict=True)]
@@ -81,11 +80,11 @@ def reference(plain: Plain, keep: float, layers: tuple[int, ...], scores: Scores
 
     def cut(layer: int, seen: dict[str, Tensor]) -> Tensor:
         if layer not in layers:
-            return seen["out"]
+            return seen["resid_post"]
         p = plain.prefix
         ranked = scores({name: t[:, p:] for name, t in seen.items()})
         rows = [[*range(p), *(p + i for i in best(s, keep))] for s in ranked]
-        return torch.stack([hidden[row] for hidden, row in zip(seen["out"], rows, strict=True)])
+        return torch.stack([hidden[row] for hidden, row in zip(seen["resid_post"], rows, strict=True)])
 
     with torch.no_grad():
         return plain.forward(cut)
@@ -134,7 +133,7 @@ def test_scores_differ_so_that_the_test_above_can_fail() -> None:
 
     def look(layer: int, found: dict[str, Tensor]) -> Tensor:
         seen.append({name: t[:, plain.prefix :] for name, t in found.items()})
-        return found["out"]
+        return found["resid_post"]
 
     with torch.no_grad():
         plain.forward(look)
@@ -174,7 +173,7 @@ def test_lowest_keeps_what_repshift_drops() -> None:
         return [[-s for s in row] for row in shift(seen, "attention", "l1", "paper")]
 
     torch.testing.assert_close(run(plain, lowest, given), reference(plain, 0.5, (2,), turned), rtol=0, atol=1e-10)
-    assert lowest.needs(given) == repshift.needs(given) == ("x", "attention")
+    assert lowest.needs(given) == repshift.needs(given) == ("resid_pre", "attn_out")
 
 
 def test_lowest_and_repshift_complement_each_other() -> None:
@@ -241,19 +240,36 @@ def test_random_takes_every_token_alike() -> None:
 @pytest.mark.parametrize(
     ("operation", "distance", "form", "needed"),
     [
-        ("mlp", "l2", "paper", ("middle", "mlp")),
-        ("mlp", "l1", "update", ("mlp",)),
-        ("mlp", "cosine", "update", ("middle", "mlp")),
-        ("attention", "l2", "paper", ("x", "attention")),
-        ("attention", "l2", "update", ("attention",)),
-        ("block", "l2", None, ("x", "out")),
-        (None, None, None, ("middle", "mlp")),
+        ("mlp", "l2", "paper", ("resid_mid", "mlp_out")),
+        ("mlp", "l1", "update", ("mlp_out",)),
+        ("mlp", "cosine", "update", ("resid_mid", "mlp_out")),
+        ("attention", "l2", "paper", ("resid_pre", "attn_out")),
+        ("attention", "l2", "update", ("attn_out",)),
+        ("block", "l2", None, ("resid_pre", "resid_post")),
+        (None, None, None, ("resid_mid", "mlp_out")),
     ],
 )
 def test_a_method_looks_at_no_more_than_it_needs(
     operation: str | None, distance: str | None, form: str | None, needed: tuple[str, ...]
 ) -> None:
     assert repshift.needs(case(operation=operation, distance=distance, form=form)) == needed
+
+
+def test_names_that_methods_were_written_with_before_are_still_understood() -> None:
+    class Older:
+        """Asks for the tensors by their names of the first release."""
+
+        @staticmethod
+        def needs(case: Case) -> tuple[str, ...]:
+            return ("middle", "mlp")
+
+        @staticmethod
+        def score(seen: dict[str, Tensor], case: Case) -> Tensor:
+            return (seen["mlp"] - seen["middle"]).norm(dim=-1)
+
+    given = case(keep=0.5, layers=(1,), pruning="repshift", operation="mlp", distance="l2", form="paper")
+    plain = tiny.vit()
+    torch.testing.assert_close(run(plain, Older, given), run(plain, repshift, given), rtol=0, atol=0)
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------

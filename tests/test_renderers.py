@@ -218,7 +218,7 @@ def test_one_table_per_group_and_what_is_still_to_run() -> None:
     assert first.header[0] == "deit_s" and second.header[0] == "umt_b"
     assert "input random, 224 px, 12 frames" in second.header
     assert {"batch 128", "bf16", "NVIDIA H100 80GB HBM3", "driver 580.82.07", "torch 2.13.0"} <= set(first.header)
-    assert "not run yet: flash+repshift keep 0.7 layers 1,4,7 form paper graph" in second.notes
+    assert "not run yet: flash+repshift keep 0.7 at 1,4,7 paper graph" in second.notes
 
 
 def test_on_a_cpu_the_header_says_so() -> None:

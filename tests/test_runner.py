@@ -207,10 +207,10 @@ def test_a_reference_that_was_not_asked_for_is_named() -> None:
 # --- rounds -----------------------------------------------------------------------------------------------------------
 
 
-def orders(bench: Bench, lanes: int, rounds: int) -> list[tuple[Case, ...]]:
-    """The order of the lanes in each timed round: the last `rounds * lanes` entries."""
-    entered = [case for what, case in bench.log if what == "in"][-lanes * rounds :]
-    return [tuple(entered[i : i + lanes]) for i in range(0, len(entered), lanes)]
+def orders(bench: Bench, contenders: int, rounds: int) -> list[tuple[Case, ...]]:
+    """The order of the contenders in each timed round: the last `rounds * contenders` entries."""
+    entered = [case for what, case in bench.log if what == "in"][-contenders * rounds :]
+    return [tuple(entered[i : i + contenders]) for i in range(0, len(entered), contenders)]
 
 
 def shuffled(seed: int) -> tuple[list[tuple[Case, ...]], list[Case]]:

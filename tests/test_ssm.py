@@ -166,7 +166,7 @@ def test_the_papers_macs_of_vim_t() -> None:
     pruned_case = asked(0.8, (10, 20), "attention", "paper", model="vim_t", image_size=224, batch=1)
     facts = vim.facts("vim_t")
     assert tokens_along(facts, 0.8, (10, 20)) == (197, 158, 127)
-    shop = builder.Workshop("cpu")
+    shop = builder.StepBuilder("cpu")
     counted = [MacsProbe().measure(shop.prepare(c))[0].samples[0] for c in (given, pruned_case)]
     assert counted == [1_525_108_224, 1_313_109_504]
 

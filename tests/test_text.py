@@ -21,7 +21,7 @@ from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark import builder
 from repshift_cli.models import bert, hf
-from repshift_cli.models.base.text import SentenceEncoder, subject_of
+from repshift_cli.models.base.text import SentenceEncoder, sentence_subject
 from repshift_cli.models.inputs.sentences import encoded, random_ids, roles, sentences
 from repshift_cli.records import Case, Subject, UsageError, call, kept
 from repshift_cli.reduction import lowest, oracle, random, repshift, stride
@@ -67,7 +67,7 @@ def bert_block(m: Any, layer: int, x: Tensor, places: Tensor) -> tuple[Seen, Ten
     middle = b.attention.output.LayerNorm(x + attention)
     mlp = b.output.dense(F.gelu(b.intermediate.dense(middle)))
     out = b.output.LayerNorm(middle + mlp)
-    return {"x": x, "attention": attention, "middle": middle, "mlp": mlp, "out": out}, out
+    return {"resid_pre": x, "attn_out": attention, "resid_mid": middle, "mlp_out": mlp, "resid_post": out}, out
 
 
 def bert_start(m: Any, ids: Tensor, places: Tensor) -> Tensor:
@@ -87,7 +87,13 @@ def modern_block(m: Any, layer: int, x: Tensor, places: Tensor) -> tuple[Seen, T
     middle = x + attention
     up, gate = b.mlp.Wi(b.mlp_norm(middle)).chunk(2, -1)
     mlp = b.mlp.Wo(F.gelu(up) * gate)
-    return {"x": x, "attention": attention, "middle": middle, "mlp": mlp, "out": middle + mlp}, middle + mlp
+    return {
+        "resid_pre": x,
+        "attn_out": attention,
+        "resid_mid": middle,
+        "mlp_out": mlp,
+        "resid_post": middle + mlp,
+    }, middle + mlp
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -170,7 +176,7 @@ def batch(lengths: tuple[int, ...], side: str = "right") -> dict[str, Tensor]:
 
 
 def text_subject(family: Family, inputs: dict[str, Tensor]) -> Subject:
-    return subject_of(SentenceEncoder(family.model).eval(), (inputs,))
+    return sentence_subject(SentenceEncoder(family.model).eval(), (inputs,))
 
 
 @contextmanager
@@ -185,7 +191,7 @@ def run(subject: Subject, method: Any, given: Case, attention: Any = vanilla) ->
 
 
 def scored(operation: str, form: str | None, sign: int = 1) -> Choice:
-    before, branch = {"mlp": ("middle", "mlp"), "attention": ("x", "attention"), "block": ("x", "out")}[operation]
+    before, branch = tiny.BRANCHES[operation]
 
     def choose(free: int, count: int, seen: Seen) -> list[int]:
         other = seen[branch] if form != "update" else seen[branch] + seen[before]

@@ -98,7 +98,7 @@ def test_macs_before_and_after(family: str, keep: float, layers: tuple[int, ...]
 
 def ready(plain: Plain, keep: float, layers: tuple[int, ...]) -> Step:
     given = case(pruning="repshift" if layers else "none", keep=keep, layers=layers)
-    shop = builder.Workshop("cpu")
+    shop = builder.StepBuilder("cpu")
     shop._subject, shop._group = tiny.subject(plain.module, plain.inputs), given.group
     return shop.prepare(given)
 

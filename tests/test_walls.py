@@ -115,3 +115,10 @@ def test_light_rooms_bring_no_torch() -> None:
     code += "sys.exit(' '.join({'torch', 'transformers', 'pynvml'} & set(sys.modules)) or None)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_function_is_longer_than_a_screen(path: Path) -> None:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, functions)]
+    assert not [n.name for n in found if n.end_lineno and n.end_lineno - n.lineno >= 60]

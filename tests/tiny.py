@@ -16,6 +16,13 @@ from repshift_cli.records import Case, Subject
 
 DEPTH, WIDTH, BATCH = 3, 32, 3
 
+BRANCHES = {
+    "mlp": ("resid_mid", "mlp_out"),
+    "attention": ("resid_pre", "attn_out"),
+    "block": ("resid_pre", "resid_post"),
+}
+"""By operation, what a method sees before it and what the operation gives."""
+
 Module = Any
 Block = tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]
 """x -> SA(LN(x)) and x' -> MLP(LN(x')), LayerScale included; post-norm: x -> SA(x) and x' -> MLP(x')."""
@@ -57,7 +64,7 @@ class Plain:
             middle = norm1(x + branch)
             update = mlp(middle)
             out = norm2(middle + update)
-            seen = {"x": x, "attention": branch, "middle": middle, "mlp": update, "out": out}
+            seen = {"resid_pre": x, "attn_out": branch, "resid_mid": middle, "mlp_out": update, "resid_post": out}
             x = out if cut is None else cut(layer, seen)
             if self.placed and x is not out:
                 places = places.gather(1, rows_among(x, out))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from repshift_cli.analysis import stats
 from repshift_cli.analysis.stats import Estimate
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Machine, Measurement, Record, Run, names_of, written
+from repshift_cli.records import Case, Machine, Measurement, Record, Run
 
 LEAST = 0.01
 """A change below this share is no change worth a word, unless told otherwise (../README.md, "The gate")."""
@@ -188,40 +187,3 @@ def described(finding: Finding) -> Finding:
     """The finding without a judgement: that there is a change, not that it is for the better."""
     word = {WORSE: CHANGED, BETTER: CHANGED}.get(finding.word, finding.word)
     return dataclasses.replace(finding, word=word)
-
-
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def labels(cases: Iterable[Case]) -> dict[Case, str]:
-    """How each case is called among the others: its variant and whatever tells them apart."""
-    known = list(dict.fromkeys(cases))
-    varying = [name for name in names_of(known) if name not in ("attention", "pruning") and _varies(name, known)]
-    return {case: " ".join(_words(case, varying)) for case in known}
-
-
-NAMES = {"layers": "at", "image_size": "px"}
-"""What a field is called in a label where not by its own name: `keep 0.5 at 1,4,7`."""
-
-SPEAKING = ("dtype", "device", "removal", "execution")
-"""Fields whose values say what they are, as do the words among the options of a method."""
-
-PRUNING_FIELDS = ("keep", "layers", "removal")
-
-
-def _varies(name: str, cases: Sequence[Case]) -> bool:
-    concerned = [c for c in cases if name not in PRUNING_FIELDS or c.pruning != METHODS_WITHOUT_PRUNING]
-    values = {c.values.get(name) for c in concerned}
-    return len(values if name == "protect" else values - {None}) > 1
-
-
-def _words(case: Case, varying: Sequence[str]) -> Iterable[str]:
-    if "model" in varying:
-        yield case.model
-    yield case.variant
-    for name in varying:
-        value = case.values.get(name)
-        if name == "model" or value is None or (name in PRUNING_FIELDS and case.pruning == METHODS_WITHOUT_PRUNING):
-            continue
-        speaks = name in SPEAKING or isinstance(case.option(name), str)
-        yield written(value) if speaks else f"{NAMES.get(name, name.replace('_', ' '))} {written(value)}"

@@ -94,7 +94,7 @@ def check_data(place: str, frames: int | None) -> None:
         clip_files(place)
 
 
-class Workshop:
+class StepBuilder:
     """Makes steps of the cases of one group after another; it holds one model at a time."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The lanes of a comparison: each case on its way, what it is compared with, and the record that comes of it."""
+"""The contenders of a comparison: each case on its way, what it is compared with, and the record that comes of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BASELINES = {"flash": OVER_FLASH, "vanilla": OVER_VANILLA, WITHOUT_ATTENTION: OV
 
 
 @dataclass
-class Lane:
+class Contender:
     """One case of a comparison on its way: its step, its samples, or why it fell out."""
 
     case: Case
@@ -65,12 +65,12 @@ class Rounds:
     causes: set[str] = field(default_factory=set)
 
 
-def references(lane: Lane, lanes: Sequence[Lane]) -> list[tuple[str, Lane]]:
-    """What a lane is compared with, among those that ran: unpruned lanes by back end, the oracle at the same counts."""
+def references(contender: Contender, contenders: Sequence[Contender]) -> list[tuple[str, Contender]]:
+    """What a contender is compared with, of those that ran: the unpruned by back end, the oracle at the same counts."""
     found = []
     for name in (*BASELINES, "oracle"):
-        for other in lanes:
-            if other.step is not None and other is not lane and _is_reference(other.case, name, lane.case):
+        for other in contenders:
+            if other.step is not None and other is not contender and _is_reference(other.case, name, contender.case):
                 found.append((name, other))
     return found
 
@@ -83,69 +83,74 @@ def _is_reference(other: Case, name: str, case: Case) -> bool:
     return other.pruning == name and other.attention == case.attention and other.schedule == case.schedule
 
 
-def record(lane: Lane, lanes: list[Lane], rounds: Rounds, derive: Derive, precision: float) -> Record:
-    """What became of a lane, held against the others of its comparison."""
-    if lane.failure is not None:
-        return Record(lane.case, "failed", reason=lane.failure, tokens=lane.tokens, kernel=lane.kernel)
-    assert lane.step is not None
-    derived, words = derive(lane.step, lane.measurements, statistics.median(lane.medians))
+def record(
+    contender: Contender, contenders: list[Contender], rounds: Rounds, derive: Derive, precision: float
+) -> Record:
+    """What became of a contender, held against the others of its comparison."""
+    if contender.failure is not None:
+        return Record(
+            contender.case, "failed", reason=contender.failure, tokens=contender.tokens, kernel=contender.kernel
+        )
+    assert contender.step is not None
+    derived, words = derive(contender.step, contender.measurements, statistics.median(contender.medians))
     return Record(
-        lane.case,
+        contender.case,
         "ok",
-        tokens=lane.tokens,
-        kernel=lane.kernel,
-        paths=lane.paths,
+        tokens=contender.tokens,
+        kernel=contender.kernel,
+        paths=contender.paths,
         rounds=rounds.count,
-        warmup=lane.warmup,
+        warmup=contender.warmup,
         stopped_by=rounds.stopped_by,
         measurements=(
-            *_timings(lane, lanes),
+            *_timings(contender, contenders),
             *gpu_state.measurements(rounds.readings),
-            *lane.measurements,
+            *contender.measurements,
             *derived,
         ),
-        warnings=(*_warnings(lane, rounds, precision), *words),
+        warnings=(*_warnings(contender, rounds, precision), *words),
     )
 
 
-def _timings(lane: Lane, lanes: list[Lane]) -> Iterator[Measurement]:
-    yield LATENCY.of(*lane.samples, per_round=lane.per_round)
-    assert lane.step is not None
-    units = Metric(**{**vars(THROUGHPUT), "label": f"{lane.step.subject.units}/s"})
-    yield units.of(*(1000 * lane.case.batch / ms for ms in lane.samples), per_round=lane.per_round)
-    by_name = dict(references(lane, lanes))
+def _timings(contender: Contender, contenders: list[Contender]) -> Iterator[Measurement]:
+    yield LATENCY.of(*contender.samples, per_round=contender.per_round)
+    assert contender.step is not None
+    units = Metric(**{**vars(THROUGHPUT), "label": f"{contender.step.subject.units}/s"})
+    yield units.of(*(1000 * contender.case.batch / ms for ms in contender.samples), per_round=contender.per_round)
+    by_name = dict(references(contender, contenders))
     for name, metric in BASELINES.items():
-        if (name == WITHOUT_ATTENTION) != (lane.case.attention == WITHOUT_ATTENTION):
+        if (name == WITHOUT_ATTENTION) != (contender.case.attention == WITHOUT_ATTENTION):
             continue
         if name in by_name:
-            yield metric.of(*stats.paired_ratios(by_name[name].medians, lane.medians))
+            yield metric.of(*stats.paired_ratios(by_name[name].medians, contender.medians))
         else:
-            yield metric.missing(_why_unpaired(name, lane, lanes))
+            yield metric.missing(_why_unpaired(name, contender, contenders))
     if "oracle" in by_name:
-        yield OVER_ORACLE.of(*stats.paired_ratios(lane.medians, by_name["oracle"].medians))
-    if lane.throttled:
-        yield SET_ASIDE.of(*lane.throttled, per_round=lane.per_round)
+        yield OVER_ORACLE.of(*stats.paired_ratios(contender.medians, by_name["oracle"].medians))
+    if contender.throttled:
+        yield SET_ASIDE.of(*contender.throttled, per_round=contender.per_round)
 
 
-def _why_unpaired(name: str, lane: Lane, lanes: list[Lane]) -> str:
-    if lane.case.variant == name:
+def _why_unpaired(name: str, contender: Contender, contenders: list[Contender]) -> str:
+    if contender.case.variant == name:
         return f"reference: this is {name} itself"
-    if any(_is_reference(other.case, name, lane.case) for other in lanes):
+    if any(_is_reference(other.case, name, contender.case) for other in contenders):
         return f"{name} failed, so nothing can be compared with it"
     return f"no {name} in this run; add it to --variant"
 
 
-def _warnings(lane: Lane, rounds: Rounds, precision: float) -> Iterator[str]:
-    assert lane.step is not None
-    yield from lane.step.subject.warnings
-    yield from lane.words
-    if not lane.steady:
+def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterator[str]:
+    assert contender.step is not None
+    yield from contender.step.subject.warnings
+    yield from contender.words
+    if not contender.steady:
         yield "warm-up did not settle; close other programs or raise --budget"
     if rounds.stopped_by == "budget":
         yield f"the time budget ended before ±{precision:.1%} was reached; --budget raises it"
-    if count := stats.outliers(lane.medians):
+    if count := stats.outliers(contender.medians):
         yield f"{count} of {rounds.count} rounds are outliers (kept); something else may be running here"
-    if lane.throttled:
+    if contender.throttled:
         causes = ", ".join(sorted(rounds.causes))
-        yield f"{len(lane.throttled) // lane.per_round} rounds under a hardware throttle were repeated ({causes})"
+        count = len(contender.throttled) // contender.per_round
+        yield f"{count} rounds under a hardware throttle were repeated ({causes})"
     yield from gpu_state.warnings(rounds.readings)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
-from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Derive, Lane, Rounds, record, references
+from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Contender, Derive, Rounds, record, references
 from repshift_cli.records import Case, Measurement, Progress, Record, Step, UsageError
 
 LEAST_ROUNDS = 6
@@ -90,16 +90,18 @@ def compare(
     on. A reference that failed in an earlier comparison is `broken`: it is not tried again and nothing is compared with
     it. UsageError and KeyboardInterrupt pass through.
     """
-    lanes = [Lane(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases]
-    for i, lane in enumerate(lanes):
-        if lane.failure is None:
-            observe(Progress(f"{lane.case.variant}: passes", 0.3 * i / len(lanes)))
-            _pass(lane, parts, lane.case in wanted, settings.passes)
-    running = [lane for lane in lanes if lane.failure is None]
+    contenders = [
+        Contender(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases
+    ]
+    for i, contender in enumerate(contenders):
+        if contender.failure is None:
+            observe(Progress(f"{contender.case.variant}: passes", 0.3 * i / len(contenders)))
+            _pass(contender, parts, contender.case in wanted, settings.passes)
+    running = [contender for contender in contenders if contender.failure is None]
     rounds = _interleave(running, parts, settings, observe)
-    for lane in lanes:
-        if lane.case in wanted:
-            yield record(lane, lanes, rounds, parts.derive, settings.precision)
+    for contender in contenders:
+        if contender.case in wanted:
+            yield record(contender, contenders, rounds, parts.derive, settings.precision)
 
 
 def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
@@ -120,151 +122,153 @@ def reason_of(error: BaseException) -> str:
 # --- separate passes --------------------------------------------------------------------------------------------------
 
 
-def _pass(lane: Lane, parts: Parts, wanted: bool, passes: bool = True) -> None:
+def _pass(contender: Contender, parts: Parts, wanted: bool, passes: bool = True) -> None:
     """Make the case ready, verify its attention and, where its record is wanted, run every probe once.
 
     Without `passes` the case is made ready and no more.
     """
     try:
-        lane.step = parts.prepare(lane.case)
-        entering = lane.step.subject.tokens + lane.step.subject.protected
-        if lane.tokens[0] != entering:
-            raise RuntimeError(f"{lane.tokens[0]} tokens were planned and {entering} enter the first block")
-        lane.measurements += lane.step.built
+        contender.step = parts.prepare(contender.case)
+        entering = contender.step.subject.tokens + contender.step.subject.protected
+        if contender.tokens[0] != entering:
+            raise RuntimeError(f"{contender.tokens[0]} tokens were planned and {entering} enter the first block")
+        contender.measurements += contender.step.built
         if passes:
-            lane.kernel = parts.verify(lane.step)
-            lane.paths, lane.words = parts.look(lane.step)
-        for probe in parts.probes(lane.step) if wanted and passes else ():
-            lane.measurements += probe.measure(lane.step)
+            contender.kernel = parts.verify(contender.step)
+            contender.paths, contender.words = parts.look(contender.step)
+        for probe in parts.probes(contender.step) if wanted and passes else ():
+            contender.measurements += probe.measure(contender.step)
     except UsageError:
         raise
     except Exception as error:
-        _drop(lane, error)
+        _drop(contender, error)
 
 
-def _drop(lane: Lane, error: BaseException) -> None:
-    lane.failure, lane.step = reason_of(error), None
+def _drop(contender: Contender, error: BaseException) -> None:
+    contender.failure, contender.step = reason_of(error), None
 
 
 # --- timed rounds -----------------------------------------------------------------------------------------------------
 
 
-def _interleave(lanes: list[Lane], parts: Parts, settings: Settings, observe: Callable[[Progress], None]) -> Rounds:
-    """Warm every lane up, then rounds in a new random order each, until precise enough, out of time, or all done."""
-    rounds, order, queue = Rounds(), random.Random(settings.seed), list(lanes)
-    for lane in lanes:
-        observe(Progress(f"{lane.case.variant}: warm-up", 0.3))
-        _guarded(lane, _warm_up, parts, settings)
+def _interleave(
+    contenders: list[Contender], parts: Parts, settings: Settings, observe: Callable[[Progress], None]
+) -> Rounds:
+    """Warm all of them up, then rounds in a new random order each, until precise enough, out of time, or all done."""
+    rounds, order, queue = Rounds(), random.Random(settings.seed), list(contenders)
+    for contender in contenders:
+        observe(Progress(f"{contender.case.variant}: warm-up", 0.3))
+        _guarded(contender, _warm_up, parts, settings)
     begun = parts.now()
     rounds.readings.append(parts.before())
-    budget = settings.budget * len(lanes)
+    budget = settings.budget * len(contenders)
     retries = MOST_RETRIES
     with _no_garbage_collection():
-        while rounds.stopped_by is None and any(lane.step for lane in lanes):
+        while rounds.stopped_by is None and any(contender.step for contender in contenders):
             order.shuffle(queue)
-            for lane in queue:
-                _guarded(lane, _time_one, parts)
+            for contender in queue:
+                _guarded(contender, _time_one, parts)
             reading = parts.watch()
             if reading is not None and reading.hardware_throttled and retries:
                 retries -= 1
                 rounds.causes.update(reading.throttle)
-                _set_aside(lanes)
+                _set_aside(contenders)
                 continue
             rounds.count += 1
             rounds.readings.append(reading)
             spent = parts.now() - begun
-            rounds.stopped_by = _stop(lanes, rounds, spent, budget, settings)
-            observe(_progress(lanes, rounds, spent, budget, settings))
+            rounds.stopped_by = _stop(contenders, rounds, spent, budget, settings)
+            observe(_progress(contenders, rounds, spent, budget, settings))
     return rounds
 
 
-def _guarded(lane: Lane, work: Callable[..., None], *arguments: Any) -> None:
-    if lane.step is None:
+def _guarded(contender: Contender, work: Callable[..., None], *arguments: Any) -> None:
+    if contender.step is None:
         return
     try:
-        work(lane, *arguments)
+        work(contender, *arguments)
     except UsageError:
         raise
     except Exception as error:
-        _drop(lane, error)
+        _drop(contender, error)
 
 
-def _warm_up(lane: Lane, parts: Parts, settings: Settings) -> None:
+def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
     """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent."""
-    assert lane.step is not None
+    assert contender.step is not None
     windows: list[list[float]] = []
     begun = parts.now()
-    with lane.step.active():
-        first = parts.timer.time(lane.step.forward, 1)[0]
+    with contender.step.active():
+        first = parts.timer.time(contender.step.forward, 1)[0]
         size = _clamp(math.ceil(100 / max(first, 1e-3)), 2, 20)
-        lane.warmup = 1
-        while not (lane_steady := stats.steady(windows)):
-            windows.append(parts.timer.time(lane.step.forward, size))
-            lane.warmup += size
+        contender.warmup = 1
+        while not (steady := stats.steady(windows)):
+            windows.append(parts.timer.time(contender.step.forward, size))
+            contender.warmup += size
             if len(windows) > 1 and parts.now() - begun > settings.budget / 5:
-                lane_steady = stats.steady(windows)
+                steady = stats.steady(windows)
                 break
-    lane.steady = lane_steady
-    lane.per_round = _clamp(math.ceil(20 / max(statistics.median(windows[-1]), 1e-3)), 1, 20)
+    contender.steady = steady
+    contender.per_round = _clamp(math.ceil(20 / max(statistics.median(windows[-1]), 1e-3)), 1, 20)
 
 
-def _time_one(lane: Lane, parts: Parts) -> None:
-    """One lane's share of a round; the first forward after a switch is not counted where forwards are short."""
-    assert lane.step is not None
-    with lane.step.active():
-        if lane.per_round > 1:
-            parts.timer.time(lane.step.forward, 1)
-        samples = parts.timer.time(lane.step.forward, lane.per_round)
-    lane.samples += samples
-    lane.medians.append(statistics.median(samples))
+def _time_one(contender: Contender, parts: Parts) -> None:
+    """One contender's share of a round; the first forward after a switch is not counted where forwards are short."""
+    assert contender.step is not None
+    with contender.step.active():
+        if contender.per_round > 1:
+            parts.timer.time(contender.step.forward, 1)
+        samples = parts.timer.time(contender.step.forward, contender.per_round)
+    contender.samples += samples
+    contender.medians.append(statistics.median(samples))
 
 
-def _set_aside(lanes: list[Lane]) -> None:
+def _set_aside(contenders: list[Contender]) -> None:
     """Move the last round's samples out of the statistics; they stay in the record."""
-    for lane in lanes:
-        if lane.step is not None:
-            lane.throttled += lane.samples[-lane.per_round :]
-            del lane.samples[-lane.per_round :], lane.medians[-1]
+    for contender in contenders:
+        if contender.step is not None:
+            contender.throttled += contender.samples[-contender.per_round :]
+            del contender.samples[-contender.per_round :], contender.medians[-1]
 
 
-def _stop(lanes: list[Lane], rounds: Rounds, spent: float, budget: float, settings: Settings) -> str | None:
+def _stop(contenders: list[Contender], rounds: Rounds, spent: float, budget: float, settings: Settings) -> str | None:
     if settings.rounds is not None:
         return "rounds" if rounds.count >= settings.rounds else None
     if rounds.count >= rounds.next_look:
-        rounds.needed = rounds.count * (_widest(lanes) / settings.precision) ** 2
+        rounds.needed = rounds.count * (_widest(contenders) / settings.precision) ** 2
         rounds.next_look = rounds.count + 1 + rounds.count // 10
         if rounds.needed <= rounds.count:
             return "precision"
     return "budget" if rounds.count >= LEAST_ROUNDS and spent >= budget else None
 
 
-def _widest(lanes: list[Lane]) -> float:
+def _widest(contenders: list[Contender]) -> float:
     """The largest relative half-width among the paired ratios; of the one latency where nothing is paired."""
-    running = [lane for lane in lanes if lane.step is not None]
+    running = [contender for contender in contenders if contender.step is not None]
     widths = [
-        stats.hodges_lehmann(stats.paired_ratios(reference.medians, lane.medians)).half_width
-        for lane in running
-        for _, reference in references(lane, running)
-    ] or [stats.median_interval(lane.medians).half_width for lane in running]
+        stats.hodges_lehmann(stats.paired_ratios(reference.medians, contender.medians)).half_width
+        for contender in running
+        for _, reference in references(contender, running)
+    ] or [stats.median_interval(contender.medians).half_width for contender in running]
     return max((math.inf if w is None else w for w in widths), default=0.0)
 
 
-def _progress(lanes: list[Lane], rounds: Rounds, spent: float, budget: float, settings: Settings) -> Progress:
+def _progress(contenders: list[Contender], rounds: Rounds, spent: float, budget: float, settings: Settings) -> Progress:
     count, each = rounds.count, spent / rounds.count
     if settings.rounds is not None:
         left = (settings.rounds - count) * each
     else:
         left = max(0.0, min(budget - spent, max(rounds.needed - count, USUAL_ROUNDS - count) * each))
         left = max(left, (LEAST_ROUNDS - count) * each)
-    return Progress("timing", 0.3 + 0.7 * spent / max(spent + left, 1e-9), left, _estimate(lanes))
+    return Progress("timing", 0.3 + 0.7 * spent / max(spent + left, 1e-9), left, _estimate(contenders))
 
 
-def _estimate(lanes: list[Lane]) -> str:
-    """The live figure of the first pruned lane, or of the last one: its speed-up over a reference, or its latency."""
-    running = [lane for lane in lanes if lane.step is not None and lane.samples]
+def _estimate(contenders: list[Contender]) -> str:
+    """The live figure of the first pruned contender, or of the last: its speed-up over a reference, or its latency."""
+    running = [contender for contender in contenders if contender.step is not None and contender.samples]
     if not running:
         return ""
-    shown = next((lane for lane in running if lane.case.layers), running[-1])
+    shown = next((contender for contender in running if contender.case.layers), running[-1])
     for name, reference in references(shown, running):
         ratio = statistics.median(stats.paired_ratios(reference.medians, shown.medians))
         return f"{shown.case.variant} {ratio:.2f}x vs {name}"

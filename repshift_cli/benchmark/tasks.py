@@ -16,7 +16,7 @@ from repshift_cli.records import Case, Progress, Record, UsageError
 from repshift_cli.records.profile import Breakdown
 
 if TYPE_CHECKING:
-    from repshift_cli.benchmark.builder import Workshop
+    from repshift_cli.benchmark.builder import StepBuilder
     from repshift_cli.profiling.chrome_trace import Recorded
 
 
@@ -34,12 +34,12 @@ class Station:
 
 
 @lru_cache(maxsize=1)
-def workshop(station: Station) -> Workshop:
-    """This process's workshop at the station: it keeps the built model from task to task."""
+def step_builder(station: Station) -> StepBuilder:
+    """This process's builder of steps at the station: it keeps the built model from task to task."""
     from repshift_cli.benchmark import builder
 
     snapshot = station.snapshots.__getitem__ if station.snapshots else None
-    return builder.Workshop(station.device, station.delay, station.choice, snapshot)
+    return builder.StepBuilder(station.device, station.delay, station.choice, snapshot)
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,18 @@ class Comparison:
 
     def perform(self, observer: Observer) -> Iterator[Record]:
         """Build the model and compare; a model that cannot be built fails its cases, not the sweep."""
-        shop = workshop(self.station)
+        builder = step_builder(self.station)
         observer.phase(f"building {self.cases[0][0].model}")
         try:
-            shop.subject(self.cases[0][0])
+            builder.subject(self.cases[0][0])
         except UsageError:
             raise
         except Exception as error:
             yield from (runner.failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
             return
-        yield from runner.compare(self.cases, set(self.wanted), shop.parts, self.settings, observer.update, self.broken)
+        yield from runner.compare(
+            self.cases, set(self.wanted), builder.parts, self.settings, observer.update, self.broken
+        )
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class Recording:
         from repshift_cli.profiling import digest, recorder
 
         assert self.about.case is not None
-        shop = workshop(self.station)
-        step = shop.prepare(self.about.case)
-        about = replace(self.about, kernel=shop.parts.verify(step))
+        builder = step_builder(self.station)
+        step = builder.prepare(self.about.case)
+        about = replace(self.about, kernel=builder.parts.verify(step))
         observer.update(Progress(f"{about.name}: recording", 0.5))
         recorder.record(step, self.path, self.steps)
         found = digest.digest(about, self.path)

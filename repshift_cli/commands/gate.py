@@ -12,82 +12,90 @@ from repshift_cli.records import UsageError, store
 
 _WHAT, _HOW, _OUT = "What is compared", "Measurement", "Output"
 
+Base = Annotated[
+    str | None, typer.Option(help="Revision to compare with: a branch, a tag, a commit.", rich_help_panel=_WHAT)
+]
+Head = Annotated[
+    str | None, typer.Option(help="Revision to judge. (default: the working tree as it is)", rich_help_panel=_WHAT)
+]
+Profile = Annotated[
+    str,
+    typer.Option(
+        help="Workload profile whose table of thresholds says what gates: a name or a TOML file.",
+        rich_help_panel=_WHAT,
+        autocompletion=completion.profile_names,
+    ),
+]
+Setup = Annotated[
+    str | None, typer.Option(help="Shell command that builds a tree, run in each of the two.", rich_help_panel=_WHAT)
+]
+BasePython = Annotated[
+    str | None, typer.Option(help="Interpreter for base; may be a path within its tree.", rich_help_panel=_WHAT)
+]
+HeadPython = Annotated[
+    str | None, typer.Option(help="Interpreter for head; may be a path within its tree.", rich_help_panel=_WHAT)
+]
+Learn = Annotated[
+    bool,
+    typer.Option(
+        "--learn", help="Measure the working tree against itself and store this runner's noise.", rich_help_panel=_HOW
+    ),
+]
+SelfTest = Annotated[
+    bool,
+    typer.Option(
+        "--self-test",
+        help="Two gates of the working tree against itself: as it is, it must pass; with 5% added, fail.",
+        rich_help_panel=_HOW,
+    ),
+]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Processes per side before the first look. (default: the profile's)", rich_help_panel=_HOW
+    ),
+]
+MostRounds = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes per side before the last look. (default: the profile's)", rich_help_panel=_HOW),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_HOW)]
+NoiseFile = Annotated[Path, typer.Option("--noise", help="Where the noise of runners is stored.", rich_help_panel=_HOW)]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for the run files. (default: in repshift-runs/)", rich_help_panel=_OUT)
+]
+MarkdownTo = Annotated[
+    Path | None, typer.Option("--markdown", help="Write the table as Markdown to this file.", rich_help_panel=_OUT)
+]
+JunitTo = Annotated[Path | None, typer.Option("--junit", help="Write a JUnit file.", rich_help_panel=_OUT)]
+JsonTo = Annotated[
+    Path | None, typer.Option("--json", help="Write the outcome as JSON to this file.", rich_help_panel=_OUT)
+]
+Github = Annotated[bool, typer.Option("--github", help="Print annotations for GitHub Actions.", rich_help_panel=_OUT)]
+Everything = Annotated[
+    bool, typer.Option("--all", help="Show every metric, also what informs and did not change.", rich_help_panel=_OUT)
+]
+
 
 def gate(
-    base: Annotated[
-        str | None,
-        typer.Option(help="Revision to compare with: a branch, a tag, a commit.", rich_help_panel=_WHAT),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(help="Revision to judge. (default: the working tree as it is)", rich_help_panel=_WHAT)
-    ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(
-            help="Workload profile whose table of thresholds says what gates: a name or a TOML file.",
-            rich_help_panel=_WHAT,
-            autocompletion=completion.profile_names,
-        ),
-    ] = "ci",
-    setup: Annotated[
-        str | None,
-        typer.Option(help="Shell command that builds a tree, run in each of the two.", rich_help_panel=_WHAT),
-    ] = None,
-    base_python: Annotated[
-        str | None, typer.Option(help="Interpreter for base; may be a path within its tree.", rich_help_panel=_WHAT)
-    ] = None,
-    head_python: Annotated[
-        str | None, typer.Option(help="Interpreter for head; may be a path within its tree.", rich_help_panel=_WHAT)
-    ] = None,
-    learn: Annotated[
-        bool,
-        typer.Option(
-            "--learn",
-            help="Measure the working tree against itself and store this runner's noise.",
-            rich_help_panel=_HOW,
-        ),
-    ] = False,
-    self_test: Annotated[
-        bool,
-        typer.Option(
-            "--self-test",
-            help="Two gates of the working tree against itself: as it is, it must pass; with 5% added, fail.",
-            rich_help_panel=_HOW,
-        ),
-    ] = False,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes per side before the first look. (default: the profile's)", rich_help_panel=_HOW
-        ),
-    ] = None,
-    most_rounds: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes per side before the last look. (default: the profile's)", rich_help_panel=_HOW
-        ),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_HOW)] = None,
-    noise_file: Annotated[
-        Path, typer.Option("--noise", help="Where the noise of runners is stored.", rich_help_panel=_HOW)
-    ] = store.FOLDER / "noise.json",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the run files. (default: in repshift-runs/)", rich_help_panel=_OUT)
-    ] = None,
-    markdown_to: Annotated[
-        Path | None, typer.Option("--markdown", help="Write the table as Markdown to this file.", rich_help_panel=_OUT)
-    ] = None,
-    junit_to: Annotated[Path | None, typer.Option("--junit", help="Write a JUnit file.", rich_help_panel=_OUT)] = None,
-    json_to: Annotated[
-        Path | None, typer.Option("--json", help="Write the outcome as JSON to this file.", rich_help_panel=_OUT)
-    ] = None,
-    github: Annotated[
-        bool, typer.Option("--github", help="Print annotations for GitHub Actions.", rich_help_panel=_OUT)
-    ] = False,
-    everything: Annotated[
-        bool,
-        typer.Option("--all", help="Show every metric, also what informs and did not change.", rich_help_panel=_OUT),
-    ] = False,
+    base: Base = None,
+    head: Head = None,
+    profile: Profile = "ci",
+    setup: Setup = None,
+    base_python: BasePython = None,
+    head_python: HeadPython = None,
+    learn: Learn = False,
+    self_test: SelfTest = False,
+    rounds: Rounds = None,
+    most_rounds: MostRounds = None,
+    device: Device = None,
+    noise_file: NoiseFile = store.FOLDER / "noise.json",
+    out: Out = None,
+    markdown_to: MarkdownTo = None,
+    junit_to: JunitTo = None,
+    json_to: JsonTo = None,
+    github: Github = False,
+    everything: Everything = False,
 ) -> None:
     """Measure two revisions in turn and say whether head is slower.
 

@@ -30,6 +30,7 @@ from repshift_cli.machine.packages import is_installed
 from repshift_cli.profiling import chrome_trace, digest
 from repshift_cli.records import Case, Progress, UsageError, store
 from repshift_cli.records.json_codec import json_schema, to_json
+from repshift_cli.records.labels import labels
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, Breakdown, ProfileRun
 from repshift_cli.renderers import document_of
 
@@ -209,8 +210,8 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
         launcher = registry.load(registry.find("benchmark.launchers", "inline"))
         made = list(engine.carry_out(iter(tasks.values()), len(tasks), launcher, Bar))
         found = dict(zip(tasks, made, strict=True))
-        name_of = _names([p.case for p in planned])
-        refused = {p.case: Breakdown(name_of(p.case), p.case, tokens=p.tokens) for p in planned if p.refused}
+        names = labels(p.case for p in planned)
+        refused = {p.case: Breakdown(names[p.case], p.case, tokens=p.tokens) for p in planned if p.refused}
         breakdowns = tuple(
             dataclasses.replace(refused[p.case], status="skipped", reason=p.refused) if p.refused else found[p.case][0]
             for p in planned
@@ -221,12 +222,12 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
 
 
 def _tasks(planned: tuple[Planned, ...], device: str, steps: int, folder: Path, files: Files) -> dict[Case, Recording]:
-    name_of = _names([p.case for p in planned])
+    names = labels(p.case for p in planned)
     station = Station(device)
     return {
         p.case: Recording(
             station,
-            Breakdown(name_of(p.case), p.case, tokens=p.tokens),
+            Breakdown(names[p.case], p.case, tokens=p.tokens),
             steps,
             folder / f"{number}.json",
             stacks=files.stacks is not None,
@@ -244,26 +245,6 @@ def _said_when_interrupted() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted; no trace was written", file=sys.stderr)
         raise
-
-
-def _names(cases: list[Case]) -> Any:
-    """How variants are called: by what tells them apart, the model and the batch only where these vary."""
-    from repshift_cli.renderers.sheets.run import labeller
-
-    label = labeller(cases)
-    several = {
-        name
-        for name in ("model", "batch", "dtype", "image_size", "frames", "length")
-        if len({getattr(c, name) for c in cases}) > 1
-    }
-
-    def name_of(case: Case) -> str:
-        fields = {"model": case.model, "batch": f"batch {case.batch}", "dtype": case.dtype}
-        fields |= {"image_size": f"{case.image_size} px", "frames": f"{case.frames} frames"}
-        fields |= {"length": f"{case.length} tokens"}
-        return " ".join([*(text for name, text in fields.items() if name in several), label(case)])
-
-    return name_of
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

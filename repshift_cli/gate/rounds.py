@@ -30,7 +30,7 @@ Noise = Mapping[str, Mapping[str, float]]
 
 
 @dataclass
-class Duel:
+class BaseAndHead:
     """Base and head with one sweep; `folder` takes the run file and the log of every process."""
 
     base: Side

@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from repshift_cli.analysis import stats
-from repshift_cli.analysis.comparison import BETTER, SAME, WORSE, Finding, Lonely, exact_word, labels, word_for
+from repshift_cli.analysis.comparison import BETTER, SAME, WORSE, Finding, Lonely, exact_word, word_for
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Case, Measurement, RepshiftError, UsageError
+from repshift_cli.records.labels import labels
 
 PASS, FAIL, INCONCLUSIVE, INFORM = "pass", "fail", "inconclusive", "inform"
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift_cli.kernels.scan import scan_named, selective_scan
+from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
 from repshift_cli.models.base.transformers import TORCH_DTYPES
 from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.models.inputs.images import refuse_pixels
@@ -71,19 +72,9 @@ def build(case: Case) -> Subject:
     context, scan = _scan_of(module)
     with context():
         found = find_sites(module, inputs, scanning=True)
-    return Subject(
-        module=module,
-        inputs=inputs,
-        evaluation=(inputs,),
-        sites=found.sites,
-        prefix=0,
-        suffix=1,
-        tokens=found.entering - 1,
-        units="prompt",
-        logits=next_logits,
-        pooled=next_logits,
-        warnings=("random weights: fidelity says nothing of a trained model", scan),
-        context=context,
+    warnings = (RANDOM_WEIGHTS, scan)
+    return subject_of(
+        module, (inputs,), found, "prompt", next_logits, next_logits, suffix=1, warnings=warnings, context=context
     )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift_cli.models.base.subjects import subject_of
 from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, logits, pooled
 from repshift_cli.models.discovery.adapter import Adapter, named_sites
 from repshift_cli.models.discovery.blocks import Found, find_sites, prefix_tokens
@@ -58,20 +59,8 @@ def build(case: Case) -> Subject:
     module = made.module.to(device=case.device, dtype=dtype)
     inputs = _placed(made.inputs, case.device, dtype)
     found, prefix, suffix = _located(case.model, module, inputs, made.adapter)
-    return Subject(
-        module=module,
-        inputs=inputs,
-        evaluation=(inputs,),
-        sites=found.sites,
-        companions=found.companions,
-        spread=found.spread,
-        prefix=prefix,
-        suffix=suffix,
-        tokens=found.entering - prefix - suffix,
-        units="sample",
-        logits=logits,
-        pooled=pooled,
-        warnings=found.warnings,
+    return subject_of(
+        module, (inputs,), found, "sample", logits, pooled, prefix=prefix, suffix=suffix, warnings=found.warnings
     )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repshift_cli.kernels.sdpa import heard_by
+from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
 from repshift_cli.models.base.torchvision import mend
 from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, load_weights, pooled, weights_file
 from repshift_cli.models.discovery.blocks import Found, NoSites, find_sites, pattern, prefix_tokens, successive
@@ -66,26 +66,21 @@ def build(case: Case) -> Subject:
         module = _model(case.model, case.image_size)
     warnings: tuple[str, ...] = ()
     if case.weights == "random":
-        warnings = ("random weights: fidelity says nothing of a trained model",)
+        warnings = (RANDOM_WEIGHTS,)
     else:
         load_weights(module, case.weights)
     module = module.to(device=case.device, dtype=TORCH_DTYPES[case.dtype])
     evaluation = _inputs(module, case)
     found = find_sites(module, evaluation[0], undivided=True)
-    prefix = prefix_tokens(module)
     classes = getattr(module, "num_classes", 0)
-    return Subject(
-        module=module,
-        inputs=evaluation[0],
-        evaluation=evaluation,
-        sites=found.sites,
-        companions=found.companions,
-        spread=found.spread,
-        prefix=prefix,
-        tokens=found.entering - prefix,
-        units="img",
+    return subject_of(
+        module,
+        evaluation,
+        found,
+        "img",
         logits=lambda output: output if classes else None,
         pooled=pooled,
+        prefix=prefix_tokens(module),
         warnings=(*warnings, *found.warnings),
     )
 
@@ -156,8 +151,9 @@ def _check(name: str, module: Any, shape: tuple[int, int, int]) -> None:
 
 def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
     """The blocks, one behind the other through the whole model, and their head dim; NoSites with the reason else."""
+    head_dims: list[int] = []
     try:
-        with _attention_calls() as head_dims:
+        with heard_by(lambda call: head_dims.append(call.query.shape[-1])):
             found = find_sites(module, pixels, undivided=True)
     except NoSites as error:
         raise NoSites(f"{name}: no token can be dropped. {first_line(error)}", error.looked) from error
@@ -180,22 +176,6 @@ def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
             [(where, "they compute their attention themselves")],
         )
     return found, head_dims[0]
-
-
-@contextmanager
-def _attention_calls() -> Iterator[list[int]]:
-    """The head dim of each call of torch's attention meanwhile; a model with attention of its own makes none."""
-    bound, seen = F.scaled_dot_product_attention, list[int]()
-
-    def spying(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        seen.append(query.shape[-1])
-        return bound(query, *args, **kwargs)
-
-    F.scaled_dot_product_attention = spying
-    try:
-        yield seen
-    finally:
-        F.scaled_dot_product_attention = bound
 
 
 def _inputs(module: Any, case: Case) -> tuple[tuple[Tensor], ...]:

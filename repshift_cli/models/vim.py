@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from repshift_cli.kernels.scan import scan_named
+from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
 from repshift_cli.models.base.transformers import TORCH_DTYPES, load_weights, weights_file
 from repshift_cli.models.base.vim import VisionMamba
 from repshift_cli.models.discovery.blocks import find_sites
@@ -49,19 +50,8 @@ def build(case: Case) -> Subject:
     module, warnings = _module(case)
     evaluation = tuple({"pixel_values": images} for images in _images(case))
     found = find_sites(module, evaluation[0], scanning=True)
-    return Subject(
-        module=module,
-        inputs=evaluation[0],
-        evaluation=evaluation,
-        sites=found.sites,
-        prefix=0,
-        central=1,
-        tokens=found.entering - 1,
-        units="img",
-        logits=itself,
-        pooled=itself,
-        warnings=(*warnings, scan_named(evaluation[0]["pixel_values"])),
-    )
+    said = (*warnings, scan_named(evaluation[0]["pixel_values"]))
+    return subject_of(module, evaluation, found, "img", itself, itself, central=1, warnings=said)
 
 
 def itself(output: Any) -> Tensor:
@@ -76,7 +66,7 @@ def _module(case: Case) -> tuple[VisionMamba, tuple[str, ...]]:
         module = VisionMamba(**ALIASES[case.model], image_size=case.image_size or 224, patch_size=PATCH_SIZE)
     warnings: tuple[str, ...] = ()
     if case.weights == "random":
-        warnings = ("random weights: fidelity says nothing of a trained model",)
+        warnings = (RANDOM_WEIGHTS,)
     else:
         load_weights(module, case.weights)
     return module.eval().to(device=case.device, dtype=TORCH_DTYPES[case.dtype]), warnings

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from repshift_cli.kernels.sdpa import heard_by
 from repshift_cli.records import Step
 
 SDPA = "aten::_scaled_dot_product_"
@@ -32,8 +30,7 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
     """
     on_cuda = step.case.device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    with step.operators.active(), _counted() as calls:
-        step.operators.forward()
+    calls = _calls(step.operators)
     seen = step if step.case.execution == "compile" else step.operators
     with seen.active():
         seen.forward()
@@ -45,15 +42,13 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
     names = Counter(e.name for e in events if e.device_type == DeviceType.CPU)
     if seen is not step.operators:
         ops = tuple(op for op in ops if names[op] or (op.startswith(SDPA) and not op.endswith("_math")))
-    return judge(len(calls), names, _device_kernels(events) if on_cuda else None, ops, kernels)
+    return judge(calls, names, _device_kernels(events) if on_cuda else None, ops, kernels)
 
 
 def verify_none(step: Step) -> str:
     """Run one forward of a model that is said to have no attention; WrongKernel where it calls torch's after all."""
-    with step.active(), _counted() as calls:
-        step.forward()
-    if calls:
-        raise WrongKernel(f"the model calls torch's attention {len(calls)} times; name a back end such as flash")
+    if calls := _calls(step):
+        raise WrongKernel(f"the model calls torch's attention {calls} times; name a back end such as flash")
     return "no attention"
 
 
@@ -86,17 +81,9 @@ def _device_kernels(events: Any) -> Counter[str]:
     return Counter(e.name for e in events if e.device_type == DeviceType.CUDA)
 
 
-@contextmanager
-def _counted() -> Iterator[list[None]]:
-    """Counts the calls of whatever stands for scaled_dot_product_attention now."""
-    bound, calls = F.scaled_dot_product_attention, list[None]()
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        return bound(*args, **kwargs)
-
-    F.scaled_dot_product_attention = counting
-    try:
-        yield calls
-    finally:
-        F.scaled_dot_product_attention = bound
+def _calls(step: Step) -> int:
+    """How often one forward calls torch's attention, whatever answers it."""
+    calls: list[None] = []
+    with step.active(), heard_by(lambda _: calls.append(None)):  # the calls themselves would hold q, k and v in memory
+        step.forward()
+    return len(calls)

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.records import Measurement, Metric, Step
 
 MACS = Metric("macs", "MACs", "MAC", "lower", "value", 22, "counted")
@@ -44,17 +45,14 @@ def count_flops(step: Step) -> int:
 @contextmanager
 def _unseen_attention(counter: FlopCounterMode) -> Iterator[list[int]]:
     """Collects the FLOPs of attention calls in which the counter saw nothing (the FlashAttention packages)."""
-    bound, unseen = F.scaled_dot_product_attention, []
+    unseen: list[int] = []
 
-    def watched(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def counting(call: AttentionCall, answer: Answer) -> Tensor:
         before = counter.get_total_flops()
-        out = bound(query, key, value, *args, **kwargs)
+        out = answer(call)
         if counter.get_total_flops() == before:
-            unseen.append(attention_flops(query, key, value))
+            unseen.append(attention_flops(call.query, call.key, call.value))
         return out
 
-    F.scaled_dot_product_attention = watched
-    try:
+    with watched_by(counting):
         yield unseen
-    finally:
-        F.scaled_dot_product_attention = bound

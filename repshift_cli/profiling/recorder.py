@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.profiling.annotations import BLOCK, CONVOLUTION, MIXER, listening, part
 from repshift_cli.records import Site, Step
 
@@ -99,7 +99,7 @@ def _labelled(step: Step) -> Iterator[None]:
     also holds the cut at its end."""
     with ExitStack() as stack:
         stack.enter_context(listening(_opened_with_nvtx if step.case.device.startswith("cuda") else opened))
-        stack.enter_context(_attention_calls())
+        stack.enter_context(watched_by(_ranged))
         for number, site in enumerate(step.subject.sites, start=1):
             stack.enter_context(_Block(site, number, step.subject.grid))
         yield
@@ -116,20 +116,10 @@ def _opened_with_nvtx(name: str) -> Iterator[None]:
         torch.cuda.nvtx.range_pop()
 
 
-@contextmanager
-def _attention_calls() -> Iterator[None]:
-    """A range around every call of what stands for scaled_dot_product_attention now."""
-    bound = F.scaled_dot_product_attention
-
-    def labelled(*args: Any, **kwargs: Any) -> Any:
-        with part("attention"):
-            return bound(*args, **kwargs)
-
-    F.scaled_dot_product_attention = labelled
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = bound
+def _ranged(call: AttentionCall, answer: Answer) -> Tensor:
+    """A range around every call of attention."""
+    with part("attention"):
+        return answer(call)
 
 
 class _Block:

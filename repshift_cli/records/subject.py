@@ -55,10 +55,11 @@ class Offers:
 class Site:
     """One block of a model, as modules: where hooks look and where they cut.
 
-    x is the input of `block`; `attention` puts out SA(LN(x)), or whatever mixes the tokens; the input of `middle` is
-    x' = x + SA(LN(x)), or its norm where the block norms its sums (post-norm); `mlp` puts out MLP(LN(x')); the output
-    of `block` is x^ = x' + MLP(LN(x')), and it is what gets cut. A part that a block lacks is None. Where a block
-    changes the shape (a CNN's stage), `origin` puts out x in the shape of the output.
+    In TransformerLens's names: `block` is given resid_pre (x); `attention`, or whatever mixes the tokens, puts out
+    attn_out = SA(LN(x)); `middle` is given resid_mid (x') = x + SA(LN(x)), or its norm where the block norms its sums
+    (post-norm); `mlp` puts out mlp_out = MLP(LN(x')); `block` puts out resid_post (x^) = x' + MLP(LN(x')), which is
+    what gets cut. A part that a block lacks is None. Where a block changes the shape (a CNN's stage), `origin` puts out
+    x in the shape of the output.
     """
 
     block: Any

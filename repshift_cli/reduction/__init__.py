@@ -8,10 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from repshift_cli.records import Case
-
-Seen = dict[str, Tensor]
-"""What a method asked to see of a block, each (B, N, C): `x`, `attention`, `middle` (x'), `mlp`, `out` (x^); and
-`rows`, any of them, for its shape and device."""
+from repshift_cli.reduction.engine.seen import Seen
 
 
 def nothing(case: Case) -> tuple[str, ...]:
@@ -30,7 +27,7 @@ class Method(Protocol):
     that declares the option. `case.option(name)` gives the value. (A tuple of names, as it was, means repshift's.)"""
 
     needs: Callable[[Case], tuple[str, ...]] = nothing
-    """The names of what it must see, of those in `Seen`."""
+    """The names of what it must see, of those of `engine.seen`."""
 
     score: Callable[[Seen, Case], Tensor] | None = None
     """Scores (B, N), without protected ends; the tokens of the highest stay."""

@@ -12,9 +12,9 @@ choose = None
 
 def needs(case: Case) -> tuple[str, ...]:
     """What is cut, the block's output."""
-    return ("out",)
+    return ("resid_post",)
 
 
 def score(seen: dict[str, Tensor], case: Case) -> Tensor:
     """||x^||_2 of every token at the end of the block: (B, N, C) -> (B, N)."""
-    return length(seen["out"], "l2")
+    return length(seen["resid_post"], "l2")

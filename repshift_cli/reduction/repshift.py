@@ -31,9 +31,9 @@ OPTIONS = {
 }
 
 _SEES = {
-    "mlp": ("middle", "mlp"),
-    "attention": ("x", "attention"),
-    "block": ("x", "out"),
+    "mlp": ("resid_mid", "mlp_out"),
+    "attention": ("resid_pre", "attn_out"),
+    "block": ("resid_pre", "resid_post"),
 }
 
 choose = None

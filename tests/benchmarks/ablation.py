@@ -79,14 +79,14 @@ def _arguments() -> argparse.Namespace:
 
 
 def _column(model: str, batch: int, device: str, rungs: tuple[Rung, ...], rounds: int) -> list[str]:
-    workshop = builder.Workshop(device)
+    step_builder = builder.StepBuilder(device)
     shift, oracle = _cases(model, batch, device)
-    subject = workshop.subject(shift)
+    subject = step_builder.subject(shift)
     limits = [builder._eager(oracle, subject)]
     if any(rung.graph for rung in rungs):
         limits.append(execution.graph(limits[0]))
     steps = [_step(rung, builder._eager(shift, subject)) for rung in rungs]
-    times = _times([*limits, *steps], workshop.parts.timer, rounds)
+    times = _times([*limits, *steps], step_builder.parts.timer, rounds)
     found = []
     for rung, own in zip(rungs, times[len(limits) :], strict=True):
         ratio = stats.hodges_lehmann(stats.paired_ratios(own, times[rung.graph]))

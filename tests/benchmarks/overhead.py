@@ -31,10 +31,10 @@ def main() -> None:
     device = devices.choose_device("auto")
     print(f"device: {describe(device).device_name}, torch {torch.__version__}")
     print(f"repshift --help: {help_seconds():.3f} s")
-    workshop = builder.Workshop(device)
-    step = workshop.prepare(_case("vit_b", 1, device))
-    show("reported latency / bare loop", reported_over_bare(step, workshop.parts.timer))
-    print(f"wall time of the timed rounds / forwards in them: {wall_over_forwards(step, workshop.parts):.4f}")
+    step_builder = builder.StepBuilder(device)
+    step = step_builder.prepare(_case("vit_b", 1, device))
+    show("reported latency / bare loop", reported_over_bare(step, step_builder.parts.timer))
+    print(f"wall time of the timed rounds / forwards in them: {wall_over_forwards(step, step_builder.parts):.4f}")
     for model in ("vit_b", "deit_s"):
         show(f"{model}, batch 8: repshift / oracle", over_oracle(model, device))
 
@@ -108,13 +108,13 @@ def wall_over_forwards(step: Step, parts: runner.Parts, rounds: int = 40) -> flo
 
 def over_oracle(model: str, device: str) -> list[float]:
     """Per round, the time of flash+repshift over flash+oracle at the default schedule and keep 0.6."""
-    workshop = builder.Workshop(device)
+    step_builder = builder.StepBuilder(device)
     facts = builder.facts_of(None, model, None, None)
     layers = default_layers(facts.depth)
     base = replace(_case(model, 8, device), keep=0.6, layers=layers)
     shift = replace(base, pruning="repshift").with_options(operation="mlp", distance="l2", form="paper")
     cases = [(case, tokens_along(facts, 0.6, layers)) for case in (shift, replace(base, pruning="oracle"))]
-    only_timing = replace(workshop.parts, verify=lambda s: "", probes=lambda s: ())
+    only_timing = replace(step_builder.parts, verify=lambda s: "", probes=lambda s: ())
     settings = runner.Settings(precision=0.005, budget=30.0)
     record = next(iter(runner.compare(cases, {shift}, only_timing, settings)))
     measured = record.measurement("time_vs_oracle")

@@ -1,17 +1,18 @@
-"""Where attention is swapped: torch's scaled_dot_product_attention, which transformers, timm and plain modules call.
+"""A back end put in the place of torch's attention for a while: its session, and its function at `kernels.sdpa`.
 
-One seam for all of them is simpler than a switch per library, and what slips past it is found by the verification of
-`probes/kernels.py`, which counts the calls and looks at what ran.
+What slips past the one patch is found by the verification of `probes/kernels.py`, which counts the calls and looks at
+what ran.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+from repshift_cli.kernels.sdpa import answered_by
 
 
 @contextmanager
@@ -19,21 +20,15 @@ def attending(backend: Any) -> Iterator[None]:
     """Within it every attention call is answered by `backend`: a module of this room.
 
     `backend.session()` is a context around it (a forced SDPA kernel); `backend.attend`, where it is not None, stands
-    in for `torch.nn.functional.scaled_dot_product_attention` and has its signature. torch's fused
-    nn.MultiheadAttention path is off meanwhile, since it would bypass the seam.
+    in for `torch.nn.functional.scaled_dot_product_attention` and has its signature.
     """
-    original, fast = (
-        F.scaled_dot_product_attention,
-        torch.backends.mha.get_fastpath_enabled(),
-    )
+    # nn.MultiheadAttention's and nn.TransformerEncoderLayer's fused path calls no Python function that could be patched
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        if backend.attend is not None:
-            F.scaled_dot_product_attention = backend.attend
-        with backend.session():
+        with nullcontext() if backend.attend is None else answered_by(backend.attend), backend.session():
             yield
     finally:
-        F.scaled_dot_product_attention = original
         torch.backends.mha.set_fastpath_enabled(fast)
 
 

@@ -13,11 +13,12 @@ from repshift_cli.analysis import comparison
 from repshift_cli.commands.shared.revisions import both_sides, say
 from repshift_cli.gate import noise, process, thresholds
 from repshift_cli.gate import verdict as rules
-from repshift_cli.gate.rounds import Duel
+from repshift_cli.gate.rounds import BaseAndHead
 from repshift_cli.gate.thresholds import Thresholds
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, NothingMeasured, Outcome
 from repshift_cli.records import UsageError, store
 from repshift_cli.records.json_codec import to_plain
+from repshift_cli.records.labels import labels
 from repshift_cli.renderers import markdown as as_markdown
 from repshift_cli.renderers import table
 from repshift_cli.renderers.sheets import gate
@@ -51,14 +52,14 @@ def run(mode: str, asked: Asked, options: dict[str, Any], limits: Thresholds, ou
         process.ending_in_order(),
         both_sides(asked.base, asked.head, *asked.pythons, asked.setup, folder, options) as (old, new),
     ):
-        duel = Duel(old, new, options, limits, folder / "rounds", say)
+        sides = BaseAndHead(old, new, options, limits, folder / "rounds", say)
         if mode == "learn":
-            _learn(duel, asked.noise_file)
+            _learn(sides, asked.noise_file)
             code = 0
         elif mode == "self-test":
-            code = _self_test(duel, asked.noise_file)
+            code = _self_test(sides, asked.noise_file)
         else:
-            outcome = _judge(duel, asked.noise_file)
+            outcome = _judge(sides, asked.noise_file)
             _show(outcome, asked)
             code = outcome.exit_code
     print(f"run files: {folder}", file=sys.stderr)
@@ -103,28 +104,30 @@ def _folder(out: Path | None) -> Path:
 # --- what is done -----------------------------------------------------------------------------------------------------
 
 
-def _judge(duel: Duel, noise_file: Path) -> Outcome:
+def _judge(sides: BaseAndHead, noise_file: Path) -> Outcome:
     """Survey, rounds, verdicts, and the run files of it all."""
-    duel.survey()
-    known, note = _known_noise(duel, noise_file)
-    checks = duel.checks(known)
-    duel.start(checks)
-    judged = rules.decide(checks, duel.measure, duel.thresholds.rounds, duel.thresholds.most_rounds) if checks else {}
-    duel.write()
-    found = duel.findings(judged)
-    notes = [*duel.notes, *duel.unknown_rules(found), *duel.warnings(), note]
-    outcome = Outcome(duel.base.words, duel.head.words, tuple(found), tuple(duel.lonely()), tuple(notes))
+    sides.survey()
+    known, note = _known_noise(sides, noise_file)
+    checks = sides.checks(known)
+    sides.start(checks)
+    judged = (
+        rules.decide(checks, sides.measure, sides.thresholds.rounds, sides.thresholds.most_rounds) if checks else {}
+    )
+    sides.write()
+    found = sides.findings(judged)
+    notes = [*sides.notes, *sides.unknown_rules(found), *sides.warnings(), note]
+    outcome = Outcome(sides.base.words, sides.head.words, tuple(found), tuple(sides.lonely()), tuple(notes))
     if not checks and not outcome.broken:
-        raise NothingMeasured(f"nothing measured on both sides: {duel.why_nothing()}")
+        raise NothingMeasured(f"nothing measured on both sides: {sides.why_nothing()}")
     if not outcome.judged and not outcome.broken:
         raise NothingMeasured("nothing measured that gates: no metric of [thresholds] has a figure on both sides")
     say("")
     return outcome
 
 
-def _known_noise(duel: Duel, path: Path) -> tuple[dict[str, dict[str, float]], str]:
+def _known_noise(sides: BaseAndHead, path: Path) -> tuple[dict[str, dict[str, float]], str]:
     """This runner's noise by case and metric, and a note on where the thresholds come from."""
-    own = noise.of(noise.load(path), comparison.fingerprint(duel.surveys["head"].machine))
+    own = noise.of(noise.load(path), comparison.fingerprint(sides.surveys["head"].machine))
     if own is None:
         return (
             {},
@@ -135,38 +138,40 @@ def _known_noise(duel: Duel, path: Path) -> tuple[dict[str, dict[str, float]], s
     return own.cases, f"thresholds are at least the noise of this runner, learnt {own.learnt[:10]}{old}"
 
 
-def _learn(duel: Duel, path: Path) -> None:
+def _learn(sides: BaseAndHead, path: Path) -> None:
     """Measure A/A rounds, as many as a gate has at most, and store what gates drawn from them report."""
-    rounds = duel.thresholds.most_rounds
-    duel.survey()
-    checks = [c for c in duel.checks({}) if c.gates]
+    rounds = sides.thresholds.most_rounds
+    sides.survey()
+    checks = [c for c in sides.checks({}) if c.gates]
     if not checks:
-        raise NothingMeasured(f"nothing measured that gates: {duel.why_nothing()}")
-    duel.start(checks)
-    taken = [duel.measure() for _ in range(rounds)]
-    learnt = rules.noise(taken, checks, duel.thresholds.rounds)
+        raise NothingMeasured(f"nothing measured that gates: {sides.why_nothing()}")
+    sides.start(checks)
+    taken = [sides.measure() for _ in range(rounds)]
+    learnt = rules.noise(taken, checks, sides.thresholds.rounds)
     cases: dict[str, dict[str, float]] = {}
     for check, share in learnt.items():
         cases.setdefault(check.case.key, {})[check.metric] = round(share, 6)
-    runner = comparison.fingerprint(duel.surveys["head"].machine)
+    runner = comparison.fingerprint(sides.surveys["head"].machine)
     noise.save(path, noise.Noise(runner, datetime.now(UTC).isoformat(timespec="seconds"), rounds, cases))
     say("")
-    names = comparison.labels(check.case for check in checks)
+    names = labels(check.case for check in checks)
     for check, share in learnt.items():
         print(
-            f"{names[check.case]} {check.metric}: A/A gates of {duel.thresholds.rounds} rounds stay within {share:.2%}"
+            f"{names[check.case]} {check.metric}: A/A gates of {sides.thresholds.rounds} rounds stay within {share:.2%}"
         )
     print(f"learnt from {rounds} rounds, stored in {path}")
 
 
-def _self_test(duel: Duel, noise_file: Path) -> int:
+def _self_test(sides: BaseAndHead, noise_file: Path) -> int:
     """A/A must not fail and head with 5% added must: the exit code, and a line for each."""
-    plain = _judge(duel, noise_file)
+    plain = _judge(sides, noise_file)
     print(f"A/A: {plain.sentence}")
     slow = replace(
-        duel.head, extra=("--delay", str(DELAY)), words=f"this folder with {DELAY:.0%} added to every forward"
+        sides.head, extra=("--delay", str(DELAY)), words=f"this folder with {DELAY:.0%} added to every forward"
     )
-    second = Duel(duel.base, slow, duel.options, duel.thresholds, duel.folder.parent / "delayed" / "rounds", say)
+    second = BaseAndHead(
+        sides.base, slow, sides.options, sides.thresholds, sides.folder.parent / "delayed" / "rounds", say
+    )
     second.folder.mkdir(parents=True)
     delayed = _judge(second, noise_file)
     print(f"with {DELAY:.0%} added: {delayed.sentence}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
 from repshift_cli.models.base.transformers import TORCH_DTYPES, Recipe, first_line, from_checkpoint
 from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.models.inputs.images import batches, refuse_pixels
@@ -57,21 +58,8 @@ def family(recipe: Callable[[str], Decoder]) -> tuple[Callable[..., Facts], Call
         prompts = [ids.to(case.device) for ids in _prompts(made, case)]
         evaluation = tuple({"input_ids": ids, "use_cache": True, "logits_to_keep": 1} for ids in prompts)
         found = find_sites(module, {**evaluation[0], "use_cache": False})
-        return Subject(
-            module=module,
-            inputs=evaluation[0],
-            evaluation=evaluation,
-            sites=found.sites,
-            companions=found.companions,
-            spread=found.spread,
-            prefix=made.prefix,
-            suffix=made.suffix,
-            tokens=found.entering - made.prefix - made.suffix,
-            units="prompt",
-            logits=next_logits,
-            pooled=next_logits,
-            warnings=warnings,
-        )
+        protected = {"prefix": made.prefix, "suffix": made.suffix}
+        return subject_of(module, evaluation, found, "prompt", next_logits, next_logits, warnings=warnings, **protected)
 
     return facts, build
 
@@ -109,7 +97,7 @@ def _module(made: Decoder, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
     else:
         with torch.device(case.device):
             module = AutoModelForCausalLM.from_config(made.config, dtype=dtype)
-        warnings = ("random weights: fidelity says nothing of a trained model",)
+        warnings = (RANDOM_WEIGHTS,)
     module = module.eval().to(device=case.device, dtype=dtype)
     _restore_frequencies(module, case.device)
     return module, warnings

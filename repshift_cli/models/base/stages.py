@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+from repshift_cli.models.base.subjects import subject_of
 from repshift_cli.models.base.transformers import Recipe, _inputs, in_place, logits, pooled, weights_file
+from repshift_cli.models.discovery.blocks import Found
 from repshift_cli.records import REMOVALS, Case, Facts, Site, Subject, UsageError, dropped_share, lines_left
 
 SIZE = 224
@@ -84,19 +86,9 @@ def family(stages: Callable[[str, int], Stages]) -> tuple[Callable[..., Facts], 
         size = case.image_size or SIZE
         made = stages(case.model, size)
         module, warnings = in_place(made.recipe, case)
-        inputs, evaluation = _inputs(made.recipe, module, case)
-        return Subject(
-            module=module,
-            inputs=inputs,
-            evaluation=evaluation,
-            sites=made.sites(module),
-            prefix=0,
-            tokens=made.entering(size) ** 2,
-            units=made.recipe.units,
-            logits=logits,
-            pooled=pooled,
-            warnings=warnings,
-            grid=True,
-        )
+        _, evaluation = _inputs(made.recipe, module, case)
+        found = Found(made.sites(module), entering=made.entering(size) ** 2)
+        units = made.recipe.units
+        return subject_of(module, evaluation, found, units, logits, pooled, warnings=warnings, grid=True)
 
     return facts, build

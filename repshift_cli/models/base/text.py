@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift_cli.models.base.subjects import subject_of
 from repshift_cli.models.base.transformers import Recipe, in_place, logits, pooled, weights_file
 from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.models.inputs.images import batches, refuse_pixels
@@ -74,32 +75,26 @@ def family(encoder: Callable[[str], Encoder]) -> tuple[Callable[..., Facts], Cal
         made = encoder(case.model)
         module, warnings = in_place(made.recipe, case)
         evaluation, more = _inputs(made, case)
-        return subject_of(SentenceEncoder(module).eval(), evaluation, (*warnings, *more))
+        return sentence_subject(SentenceEncoder(module).eval(), evaluation, (*warnings, *more))
 
     return facts, build
 
 
-def subject_of(
+def sentence_subject(
     whole: SentenceEncoder, evaluation: tuple[dict[str, Tensor], ...], warnings: tuple[str, ...] = ()
 ) -> Subject:
     """The encoder with its blocks found, the ends of each sentence protected, and the mask cut for the mean too."""
-    found = find_sites(whole, evaluation[0])
-    return Subject(
-        module=whole,
-        inputs=evaluation[0],
-        evaluation=evaluation,
-        sites=found.sites,
-        companions=found.companions,
-        spread=found.spread,
-        prefix=0,
-        tokens=found.entering - SPECIAL,
+    return subject_of(
+        whole,
+        evaluation,
+        find_sites(whole, evaluation[0]),
+        "seq",
+        logits,
+        pooled,
         marked=SPECIAL,
+        warnings=warnings,
         roles=roles,
         readers=(whole.pool,),
-        units="seq",
-        logits=logits,
-        pooled=pooled,
-        warnings=warnings,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
 from repshift_cli.models.base.torchvision import mend
 from repshift_cli.models.discovery.blocks import find_sites, prefix_tokens
 from repshift_cli.models.inputs.clips import load_clips
@@ -65,20 +66,8 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
         inputs, evaluation = _inputs(made, module, case)
         found = find_sites(module, inputs)
         prefix = prefix_tokens(module)
-        return Subject(
-            module=module,
-            inputs=inputs,
-            evaluation=evaluation,
-            sites=found.sites,
-            companions=found.companions,
-            spread=found.spread,
-            prefix=prefix,
-            tokens=found.entering - prefix,
-            units=made.units,
-            logits=logits,
-            pooled=pooled,
-            warnings=(*warnings, *found.warnings),
-        )
+        warnings = (*warnings, *found.warnings)
+        return subject_of(module, evaluation, found, made.units, logits, pooled, prefix=prefix, warnings=warnings)
 
     return facts, build
 
@@ -121,7 +110,7 @@ def in_place(made: Recipe, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
         with torch.device(case.device):
             module = made.model(made.config)
         if case.weights == "random":
-            warnings = ("random weights: fidelity says nothing of a trained model",)
+            warnings = (RANDOM_WEIGHTS,)
         else:
             load_weights(module, case.weights)
     module = module.eval().to(device=case.device, dtype=dtype)

@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repshift_cli.kernels.scan import PLAIN, plain_scan, scan_in_use
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.records import Site
 
 OUTSIDE = "outside the blocks"
@@ -112,20 +112,16 @@ def watching(model: TrafficModel, sites: Sequence[Site]) -> Iterator[None]:
 @contextmanager
 def _unseen_attention(model: TrafficModel) -> Iterator[None]:
     """Adds the compulsory bytes of attention calls in which no attention operator showed (flash-attn 4)."""
-    bound = F.scaled_dot_product_attention
 
-    def watched(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def adding(call: AttentionCall, answer: Answer) -> Tensor:
         before = _attention_bytes(model)
-        out = bound(query, key, value, *args, **kwargs)
+        out = answer(call)
         if _attention_bytes(model) == before:
-            model.add(FORMULA, *attention_bytes(query, key, value))
+            model.add(FORMULA, *attention_bytes(call.query, call.key, call.value))
         return out
 
-    F.scaled_dot_product_attention = watched
-    try:
+    with watched_by(adding):
         yield
-    finally:
-        F.scaled_dot_product_attention = bound
 
 
 def _attention_bytes(model: TrafficModel) -> int:

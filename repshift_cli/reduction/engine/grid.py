@@ -12,12 +12,13 @@ from repshift_cli.kernels.cut import gather
 from repshift_cli.kernels.select import top
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, UsageError, dropped_share, lines_left
-from repshift_cli.reduction import Method, Seen
+from repshift_cli.reduction import Method
+from repshift_cli.reduction.engine.seen import Seen, needs, scores_of
 from repshift_cli.reduction.engine.selection import _on, tell
 
 Size = tuple[int, int]
 """Rows and columns."""
-SEEN = ("x", "out")
+SEEN = ("resid_pre", "resid_post")
 """What a stage shows of itself: it has neither attention nor MLP."""
 
 
@@ -27,14 +28,14 @@ def hooks(site: Site, method: Method, case: Case) -> Iterator[Any]:
     A method that chooses places chooses among the rows and among the columns. UsageError for one that looks at more
     than a stage has.
     """
-    needed = method.needs(case)
+    needed = needs(method, case)
     if not set(needed) <= set(SEEN):
         raise UsageError(
             f"{case.pruning} cannot cut the grid of {case.model}: choose one that scores or chooses tokens"
         )
     seen: Seen = {}
     share = dropped_share(case.keep)
-    if "x" in needed:
+    if "resid_pre" in needed:
         yield _watch(site, seen)
 
     def at_end(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -43,10 +44,9 @@ def hooks(site: Site, method: Method, case: Case) -> Iterator[Any]:
         if method.choose is not None:
             with part("cut"):
                 return _chosen(output, method.choose(height, size[0]), method.choose(width, size[1]))
-        seen["out"] = seen["rows"] = _tokens(output)
-        assert method.score is not None
+        seen["resid_post"] = seen["rows"] = _tokens(output)
         with part("score"):
-            scores = method.score(seen, case)
+            scores = scores_of(method, seen, case)
         tell(scores)
         with part("select"):
             places = REMOVE[case.removal or "line"](scores.unflatten(1, (height, width)), size)
@@ -61,10 +61,10 @@ def _watch(site: Site, seen: Seen) -> Any:
     """Hook that keeps x: the stage's input, or what its origin makes of it."""
 
     def see_input(module: Any, args: tuple[Any, ...]) -> None:
-        seen["x"] = _tokens(args[0])
+        seen["resid_pre"] = _tokens(args[0])
 
     def see_output(module: Any, args: Any, output: Tensor) -> None:
-        seen["x"] = _tokens(output)
+        seen["resid_pre"] = _tokens(output)
 
     if site.origin is None:
         return site.block.register_forward_pre_hook(see_input)

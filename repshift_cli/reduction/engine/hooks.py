@@ -14,9 +14,10 @@ from torch import Tensor
 from repshift_cli.kernels.along import along
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
-from repshift_cli.reduction import Method, Seen
+from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine import grid
 from repshift_cli.reduction.engine.fused_add import awaiting
+from repshift_cli.reduction.engine.seen import Seen, needs
 from repshift_cli.reduction.engine.selection import Cut, chosen
 
 
@@ -110,9 +111,9 @@ def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: _Dr
     seen: Seen = {}
     chosen_early: list[Cut] = []
     share = dropped_share(case.keep)
-    needed = method.needs(case)
+    needed = needs(method, case)
     for name in needed:
-        if name != "out":
+        if name != "resid_post":
             yield _watch(site, name, subject, seen)
 
     def choose(hidden: Tensor) -> Cut:
@@ -136,21 +137,21 @@ def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: _Dr
         hidden = tokens_of(output)
         if chosen_early and hidden.shape[1] == chosen_early[0].stay:
             return None
-        if "out" in needed:
-            seen["out"] = _free(hidden, subject)
+        if "resid_post" in needed:
+            seen["resid_post"] = _free(hidden, subject)
         cut = chosen_early[0] if chosen_early else choose(hidden)
         with part("cut"):
             shorter = cut.rows(hidden)
         return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
 
     last = site.mlp if site.mlp is not None else site.attention
-    if last is not None and "out" not in needed:
+    if last is not None and "resid_post" not in needed:
         yield last.register_forward_hook(at_branch)
     yield site.block.register_forward_hook(at_end)
 
 
 def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
-    """Hook that keeps one tensor of the block, without protected ends: an input (`x`, `middle`) or an output."""
+    """Hook that keeps one tensor of the block, without protected ends: an input (`resid_...`) or an output."""
 
     def see_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen[name] = _free(tokens_of((*args, *kwargs.values())), subject)
@@ -158,10 +159,10 @@ def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
     def see_output(module: Any, args: Any, output: Any) -> None:
         seen[name] = _free(tokens_of(output), subject)
 
-    if name in ("x", "middle"):
-        owner = site.block if name == "x" else site.middle
+    if name in ("resid_pre", "resid_mid"):
+        owner = site.block if name == "resid_pre" else site.middle
         return owner.register_forward_pre_hook(see_input, with_kwargs=True)
-    branch = site.attention if name == "attention" else site.mlp
+    branch = site.attention if name == "attn_out" else site.mlp
     if branch is None:
         raise UsageError(f"the blocks of this model have no {name} branch, which the method scores by")
     return branch.register_forward_hook(see_output)

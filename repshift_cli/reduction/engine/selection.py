@@ -14,7 +14,8 @@ from repshift_cli.kernels.cut import gather, gather_add
 from repshift_cli.kernels.select import top
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Subject, left
-from repshift_cli.reduction import Method, Seen
+from repshift_cli.reduction import Method
+from repshift_cli.reduction.engine.seen import Seen, scores_of
 
 Share = tuple[int, int]
 """What one cut drops of the tokens, as a fraction."""
@@ -155,8 +156,7 @@ def chosen(
         if method.choose is not None and roles is not None:
             scores = marked_choice(method.choose, roles, share)
         else:
-            assert method.score is not None
-            scores = method.score(seen, case)
+            scores = scores_of(method, seen, case)
     tell(scores)
     with part("select"):
         if roles is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from repshift_cli.analysis.comparison import BETTER, CHANGED, OPEN, SAME, WORSE, Finding, Lonely, labels
+from repshift_cli.analysis.comparison import BETTER, CHANGED, OPEN, SAME, WORSE, Finding, Lonely
 from repshift_cli.analysis.stats import Estimate
+from repshift_cli.records.labels import labels
 from repshift_cli.renderers.sheets.run import ALWAYS, MISSING, Cell, Column, Sheet, scale
 
 TONES = {

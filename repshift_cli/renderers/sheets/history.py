@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from repshift_cli.analysis.comparison import labels
 from repshift_cli.analysis.history import Series, Step
 from repshift_cli.records import Case
+from repshift_cli.records.labels import labels
 from repshift_cli.renderers.sheets.run import ALWAYS, MISSING, NAMES_IN_A_NOTE, Cell, Column, Sheet, scale
 
 BARS = "▁▂▃▄▅▆▇█"

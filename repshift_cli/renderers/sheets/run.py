@@ -24,6 +24,7 @@ from repshift_cli.records import (
     option_order,
     written,
 )
+from repshift_cli.records.labels import labels
 
 TABLE_RANKS = 100
 """Metrics of this rank and above are in JSON and CSV only, never a column of a table."""
@@ -110,7 +111,7 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
     group = cases[0].group
     records = [record for record in ordered_records(run) if record.case.group == group]
     columns = (*_case_columns(records), *_metric_columns(records), *_closing_columns(records))
-    label = labeller(cases)
+    label = labels(cases).__getitem__
     notes = [
         *_settings_note(cases),
         *_paths_note(records),
@@ -198,18 +199,6 @@ def _varies(field: Field, cases: Sequence[Case]) -> bool:
 
 def _execution_varies(cases: Sequence[Case]) -> bool:
     return len({case.execution for case in cases}) > 1
-
-
-def labeller(cases: Sequence[Case]) -> Callable[[Case], str]:
-    """How notes name a row: the variant and what tells it from the others, such as `flash+repshift keep 0.6`."""
-    fields = [field for field in fields_of(cases) if _varies(field, cases)]
-    executions = _execution_varies(cases)
-
-    def label(case: Case) -> str:
-        own = [f"{f.name} {f.told(case)}" for f in fields if _pruned(case) and f.value(case) is not None]
-        return " ".join([case.variant, *own, *([case.execution] if executions else [])])
-
-    return label
 
 
 def _case_columns(records: Sequence[Record]) -> list[Column]:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from repshift_cli.records import Run
-from repshift_cli.renderers.sheets.run import labeller, ordered_records, scale
+from repshift_cli.records.labels import labels
+from repshift_cli.renderers.sheets.run import ordered_records, scale
 from repshift_cli.renderers.table import _hanging
 
 MOST_OPERATORS = 8
@@ -22,7 +23,8 @@ def render(run: Run, console: Console) -> None:
         told = True
         total = split.samples[0]
         case = record.case
-        name = f"{case.model} · batch {case.batch} · {labeller([r.case for r in run.records])(case)}"
+        names = labels(r.case for r in run.records if r.case.group == case.group)
+        name = f"{case.model} · batch {case.batch} · {names[case]}"
         console.print(Text(f"{name}: {_bytes(total)} modelled (cold cache)", "bold"))
         for kind, parts in split.parts.items():
             lines = _operators(parts, total) if kind == "operator" else _blocks(parts)

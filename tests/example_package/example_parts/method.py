@@ -8,8 +8,8 @@ OPTIONS = ()  # of --operation, --distance, --form those that it takes
 
 
 def needs(case: Case) -> tuple[str, ...]:
-    return ("out",)  # of x, attention, middle (x'), mlp, out: each (B, N, C), without protected ends
+    return ("resid_post",)  # of resid_pre, attn_out, resid_mid, mlp_out, resid_post: (B, N, C), without protected ends
 
 
 def score(seen: dict[str, torch.Tensor], case: Case) -> torch.Tensor:
-    return seen["out"].norm(dim=-1)
+    return seen["resid_post"].norm(dim=-1)
