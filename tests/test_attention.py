@@ -379,7 +379,7 @@ def test_calls_that_nothing_answered_are_refused() -> None:
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (flash_attn2, "flash_attn is not installed (pip install 'repshift[flash-attn]')"),
+        (flash_attn2, "flash_attn is not installed (pip install --no-build-isolation 'flash-attn>=2.8')"),
         (flash_attn3, "flash_attn_interface is not installed (built from the folder hopper/"),
         (flash_attn4, "flash_attn.cute is not installed (pip install flash-attn-4)"),
     ],

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from fake_machine import FakeNvml, fake_torch
 
 from repshift_cli.machine import device as devices
-from repshift_cli.machine import nvml
+from repshift_cli.machine import nvml, packages
 from repshift_cli.machine.describe import GPU_FIELDS, describe
 from repshift_cli.machine.device import choose_device
 from repshift_cli.machine.nvml import Reading, Watch
@@ -156,3 +157,25 @@ def test_a_real_gpu_is_described_and_watched() -> None:
     watch = Watch("cuda")
     reading = watch.sample()
     assert watch.reason or (reading and reading.sm_clock)
+
+
+# --- how to get what is missing ---------------------------------------------------------------------------------------
+
+
+def test_the_remedies_ask_for_what_the_extras_ask_for() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: tuple(needs) for name, needs in project["optional-dependencies"].items()}
+    assert {name: needs for name, needs in extras.items() if name not in ("tested", "test")} == packages.EXTRAS
+
+
+@pytest.mark.parametrize(
+    ("torch", "command"),
+    [
+        ("2.13.0+cpu", "pip install --no-deps 'timm>=1.0.31' 'torchvision==0.28.*'"),
+        ("2.11.0+cu130", "pip install --no-deps 'timm>=1.0.31' 'torchvision==0.26.*'"),
+        ("", "pip install 'timm>=1.0.31'"),
+    ],
+)
+def test_timm_is_got_without_another_torch(monkeypatch: pytest.MonkeyPatch, torch: str, command: str) -> None:
+    monkeypatch.setattr(packages, "_version", lambda package: torch)
+    assert packages.install("timm") == command

@@ -30,7 +30,7 @@ BACKENDS = {
     "flash": Backend(Offers(EVERYWHERE, max_head_dim=256)),
     "stepped": Backend(Offers(EVERYWHERE, head_dim_multiple=16)),
     "cudnn": Backend(Offers({"cuda": ("bf16",)})),
-    "absent": Backend(Offers(EVERYWHERE), "needs the package flash-attn; pip install 'repshift[flash-attn]'"),
+    "absent": Backend(Offers(EVERYWHERE), "needs the package flash-attn; pip install flash-attn"),
 }
 
 
@@ -179,7 +179,7 @@ def test_default_dtypes() -> None:
 
 
 def test_a_missing_back_end_is_refused_with_its_own_words() -> None:
-    assert the_reason(variant=("absent",)) == "needs the package flash-attn; pip install 'repshift[flash-attn]'"
+    assert the_reason(variant=("absent",)) == "needs the package flash-attn; pip install flash-attn"
 
 
 def test_a_dtype_that_the_back_end_does_not_take() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pages import PAGES, run
 from PIL import Image
 from safetensors.torch import load_file
-from test_readme import NEEDS_REAL_INPUT, commands, run
 from tiny import case
 from torch import Tensor
 from transformers import Dinov2Model
@@ -106,13 +106,13 @@ def test_minilm_finds_the_sentence_that_means_the_same(
     assert (nearest == torch.arange(len(rows)) ^ 1).float().mean() >= least
 
 
-def test_the_readmes_commands_on_real_input_run(tmp_path: Path, real_folder: Path) -> None:
+def test_the_pages_commands_on_real_input_run(tmp_path: Path, real_folder: Path) -> None:
     (tmp_path / "real").symlink_to(real_folder)
     (tmp_path / "tests").symlink_to(Path(__file__).parent)
-    made, *others = [command for command in commands() if NEEDS_REAL_INPUT in command or command.endswith(" real")]
+    made, *others = [command for page in PAGES.values() for command in page.commands_on_real_input()]
     assert made == "python tests/real/prepare.py real", "the fixture runs this one"
     assert others
     for command in others:
         done = run(command, tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        assert "cosine" in done.stdout
+        assert done.code == 0, f"{command}\n{done.out}\n{done.err}"
+        assert "cosine" in done.out

@@ -373,10 +373,10 @@ def test_a_name_is_resolved_and_an_unknown_one_gets_the_nearest() -> None:
         resolve_model("timm:")
 
 
-def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(family.importlib.util, "find_spec", lambda name: None)
     family.facts.cache_clear()
-    with pytest.raises(UsageError, match=r"pip install 'repshift\[timm\]'"):
+    with pytest.raises(UsageError, match=r"pip install --no-deps 'timm>=1.0.31' 'torchvision=="):
         facts_of(None, "timm:vit_tiny_patch16_224", None, None)
     assert family.unavailable("cpu") is not None
 

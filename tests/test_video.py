@@ -286,7 +286,7 @@ def test_what_does_not_fit_the_model_is_told_before_it_is_built(
     assert "no such file or folder" in refusal("--model", "umt_b", "--data", str(tmp_path / "absent.mp4"))
     assert "the model takes video, and" in refusal("--model", "vit_t,umt_b", "--data", str(photo))
     monkeypatch.setattr(clips, "find_spec", lambda name: None)
-    assert "pip install 'repshift[video]'" in refusal("--model", "umt_b", "--data", str(clip))
+    assert "pip install 'av>=16'" in refusal("--model", "umt_b", "--data", str(clip))
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("paper-retrieval", "2352 → 1882 → 1506 → 1205"), ("paper-qa", "1716")])

@@ -19,7 +19,7 @@ WALLS: dict[str, set[str]] = {
     "machine": {"records", "machine", "torch", "pynvml"},
     "counters": {"records", "registry", "machine", "counters"},
     "kernels": {"records", "kernels", "triton", "mamba_ssm", *TENSORS},
-    "models": {"records", "kernels", "models", "av", "timm", "torchvision", *TENSORS},
+    "models": {"records", "machine.packages", "kernels", "models", "av", "timm", "torchvision", *TENSORS},
     "attention": {
         "records",
         "machine.packages",

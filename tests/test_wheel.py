@@ -39,6 +39,7 @@ def test_exactly_the_profiles_of_the_top_level_ship(names: set[str]) -> None:
 
 
 def test_nothing_else_ships(names: set[str]) -> None:
+    assert not [name for name in names if name.endswith(".md")], "the rooms' pages are for readers of the repository"
     assert {name.split("/")[0].split("-")[0] for name in names} == {"repshift_cli", "repshift"}
 
 

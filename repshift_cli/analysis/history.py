@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from repshift_cli.analysis import stats
 from repshift_cli.analysis.comparison import fingerprint
-from repshift_cli.machine.packages import is_installed
+from repshift_cli.machine.packages import install, is_installed
 from repshift_cli.records import Case, Measurement, Run
 
 LEAST_RUNS = 6
@@ -82,11 +82,7 @@ def _in_words(machine: dict[str, str]) -> str:
 
 def why_no_steps() -> str | None:
     """Why steps cannot be looked for here, or None."""
-    return (
-        None
-        if is_installed("ruptures")
-        else "step changes are not marked: pip install 'repshift[history]' brings ruptures"
-    )
+    return None if is_installed("ruptures") else f"step changes are not marked: {install('history')} finds them"
 
 
 def steps(points: Sequence[Point]) -> tuple[Step, ...] | None:

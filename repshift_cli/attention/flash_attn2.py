@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 from repshift_cli.attention.base.packages import adapted, missing
+from repshift_cli.machine.packages import install
 from repshift_cli.records import Offers
 
 OFFERS = Offers(dtypes={"cuda": ("bf16", "fp16")}, max_head_dim=256, head_dim_multiple=8)
@@ -15,7 +16,7 @@ OPS = ()
 KERNELS = r"flash_fwd\w*"
 
 session = nullcontext
-unavailable = partial(missing, "flash_attn", "pip install 'repshift[flash-attn]'")
+unavailable = partial(missing, "flash_attn", install("flash-attn"))
 
 
 @cache

@@ -14,7 +14,7 @@ from repshift_cli.counters.base import permission
 from repshift_cli.machine import device as devices
 from repshift_cli.machine import nvml
 from repshift_cli.machine.describe import Missing, cpu_name, version_of
-from repshift_cli.machine.packages import is_installed
+from repshift_cli.machine.packages import install, is_installed
 from repshift_cli.records import one_line
 
 if TYPE_CHECKING:
@@ -73,10 +73,8 @@ def checks() -> list[Check]:
         _check_driver(),
         _check_nvml(),
         _check_package("transformers", "transformers", "pip install 'transformers>=5.17'"),
-        _check_package("timm", "timm", "pip install 'repshift[timm]'"),
-        _check_package(
-            "flash-attn 2", "flash_attn", "pip install 'repshift[flash-attn]' (built with nvcc)", "flash-attn"
-        ),
+        _check_package("timm", "timm", f"{install('timm')}, which leaves torch as it is"),
+        _check_package("flash-attn 2", "flash_attn", f"{install('flash-attn')} (built with nvcc)", "flash-attn"),
         _check_package(
             "flash-attn 3", "flash_attn_interface", "build the folder hopper/ of the flash-attention repository"
         ),
@@ -88,8 +86,8 @@ def checks() -> list[Check]:
         ),
         _check_counters(),
         _check_program("ncu", ("ncu", "/usr/local/cuda/bin/ncu"), "install Nsight Compute, or add it to PATH"),
-        _check_package("tensorboard", "tensorboard", "pip install 'repshift[tensorboard]'"),
-        _check_package("torch-tb-profiler", "torch_tb_profiler", "pip install 'repshift[tensorboard]'"),
+        _check_package("tensorboard", "tensorboard", install("tensorboard")),
+        _check_package("torch-tb-profiler", "torch_tb_profiler", install("tensorboard")),
         _what_is_measured(),
     ]
 

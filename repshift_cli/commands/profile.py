@@ -26,7 +26,7 @@ from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.describe import describe
-from repshift_cli.machine.packages import is_installed
+from repshift_cli.machine.packages import install, is_installed
 from repshift_cli.profiling import chrome_trace, digest
 from repshift_cli.records import Case, Progress, UsageError, store
 from repshift_cli.records.json_codec import json_schema, to_json
@@ -42,7 +42,7 @@ NOTHING_PROFILED = 5
 MOST_STEPS = 20
 SHOW = "Tables"
 ON_A_CPU = "profiled on a CPU: there is no device beside the host, so the host's times are all there is"
-VIEWER = "pip install 'repshift[tensorboard]'"
+VIEWER = install("tensorboard")
 
 
 @dataclasses.dataclass(frozen=True)

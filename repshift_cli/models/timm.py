@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift_cli.kernels.sdpa import heard_by
+from repshift_cli.machine.packages import install
 from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
 from repshift_cli.models.base.torchvision import mend
 from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, load_weights, pooled, weights_file
@@ -20,7 +21,7 @@ from repshift_cli.models.inputs.images import batches, load_images, random_pixel
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
-_MISSING = "timm is not installed: pip install 'repshift[timm]'"
+_MISSING = f"timm is not installed: {install('timm')}"
 
 
 def unavailable(device: str) -> str | None:

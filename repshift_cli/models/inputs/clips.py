@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from repshift_cli.machine.packages import install
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD, IMAGES, VIDEOS, fitted, normalised
 from repshift_cli.records import UsageError
 
@@ -28,7 +29,7 @@ def clip_files(place: str) -> list[Path]:
     else:
         files = [path]
     if find_spec("av") is None:
-        raise UsageError("reading clips needs PyAV: pip install 'repshift[video]'")
+        raise UsageError(f"reading clips needs PyAV: {install('video')}")
     return files
 
 

@@ -1,0 +1,125 @@
+"""The tables of profiles/baselines/README.md, from the run files that lie beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from repshift_cli.analysis import stats
+from repshift_cli.records import Case, Record, Run, store
+
+FOLDER = Path(__file__).parent.parent / "profiles" / "baselines"
+NOTHING = "–"
+
+
+@cache
+def run_of(name: str) -> Run:
+    """A stored run of profiles/baselines."""
+    return store.load(FOLDER / f"{name}.json")
+
+
+def pruned(name: str) -> list[Record]:
+    """The records of the cases that drop tokens."""
+    return [record for record in run_of(name).records if record.case.layers]
+
+
+def value(record: Record, metric: str) -> float:
+    """The figure that stands for a metric's samples."""
+    measurement = record.measurement(metric)
+    figure = stats.estimate(measurement) if measurement else None
+    assert figure is not None, f"{record.case} has no {metric}"
+    return figure.value
+
+
+def method(case: Case) -> str:
+    """The method, with the form of the score where it has one."""
+    form = case.option("form")
+    return case.pruning + (f", {form}" if form else "")
+
+
+def dinov2_photos() -> str:
+    """Cosine and speed-up over flash: schedules down, methods across."""
+    rows = pruned("cpu/dinov2-s-photos")
+    return _schedules(rows, method, lambda r: f"{value(r, 'fidelity_cosine'):.3f} / {_faster(r)}")
+
+
+def deit_methods() -> str:
+    """Speed-up over flash and time against the oracle's: methods down."""
+    lines = ["| method | over flash | time / oracle | HBM modelled |", "|---|---|---|---|"]
+    for record in pruned("cpu/deit-s-methods"):
+        modelled = f"{value(record, 'hbm_modelled') / 2**30:.3f} GiB"
+        cells = (record.case.pruning, _interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
+        lines.append(f"| {' | '.join((*cells, modelled))} |")
+    return "\n".join(lines)
+
+
+def smollm2_prompts() -> str:
+    """Same top-1, KL and speed-up over flash."""
+
+    def cell(record: Record) -> str:
+        same, kl, faster = (value(record, m) for m in ("fidelity_top1", "fidelity_kl", "speedup_vs_flash"))
+        return f"{same:.0f}% / {kl:.2f} / {faster:.2f}x"
+
+    return _schedules(pruned("cpu/smollm2-prompts"), lambda case: case.pruning, cell)
+
+
+def minilm_sentences() -> str:
+    """Cosine of the sentences' embeddings."""
+    rows = [r for r in pruned("cpu/minilm-sentences") if r.case.attention == "vanilla"]
+    return _schedules(rows, lambda case: case.pruning, lambda r: f"{value(r, 'fidelity_cosine'):.3f}")
+
+
+def vit_sizes() -> str:
+    """Speed-up over flash: sizes down, keep ratios across."""
+    rows = pruned("cpu/vit-t-sizes")
+    keeps = sorted({r.case.keep for r in rows})
+    lines = ["| tokens | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " |", "|---|" + "---|" * len(keeps)]
+    for tokens in sorted({r.tokens[0] for r in rows}):
+        cells = {r.case.keep: _shown(r) for r in rows if r.tokens[0] == tokens}
+        lines.append(f"| {tokens} | {' | '.join(cells[keep] for keep in keeps)} |")
+    return "\n".join(lines)
+
+
+def _schedules(rows: Sequence[Record], name: Callable[[Case], str], cell: Callable[[Record], str]) -> str:
+    """Markdown, one row per schedule and one column per method."""
+    methods = list(dict.fromkeys(name(r.case) for r in rows))
+    cells = {(r.case.layers, r.case.keep, name(r.case)): cell(r) for r in rows}
+    lines = ["| after block | keep | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
+    for layers, keep in sorted({key[:2] for key in cells}):
+        row = [cells[layers, keep, method] for method in methods]
+        lines.append(f"| {', '.join(map(str, layers))} | {keep:g} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _faster(record: Record) -> str:
+    """The paired speed-up over flash, a dash where none was shown."""
+    measurement = record.measurement("speedup_vs_flash")
+    ratio = stats.estimate(measurement) if measurement else None
+    assert ratio is not None
+    return NOTHING if ratio.spans(1) else f"{ratio.value:.2f}x"
+
+
+def _shown(record: Record) -> str:
+    """The paired speed-up over flash with its interval, in the tool's words."""
+    measurement = record.measurement("speedup_vs_flash")
+    ratio = stats.estimate(measurement) if measurement else None
+    assert ratio is not None and ratio.low is not None and ratio.high is not None
+    return f"{'none shown' if ratio.spans(1) else f'{ratio.value:.2f}x'} ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
+def _interval(record: Record, metric: str, unit: str = "") -> str:
+    measurement = record.measurement(metric)
+    figure = stats.estimate(measurement) if measurement else None
+    if figure is None or figure.low is None or figure.high is None:
+        return NOTHING
+    return f"{figure.value:.2f}{unit} ({figure.low:.2f}–{figure.high:.2f})"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "dinov2-photos": dinov2_photos,
+    "deit-methods": deit_methods,
+    "vit-t-sizes": vit_sizes,
+    "smollm2-prompts": smollm2_prompts,
+    "minilm-sentences": minilm_sentences,
+}

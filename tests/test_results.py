@@ -1,0 +1,106 @@
+"""What the pages say of the stored runs, worked out once more from the runs themselves."""
+
+from __future__ import annotations
+
+import re
+from statistics import fmean
+
+import pytest
+from pages import PAGES
+from results import method, pruned, run_of, value
+
+README = PAGES["README.md"]
+RESULTS = PAGES["profiles/baselines/README.md"]
+REDUCTION = PAGES["repshift_cli/reduction/README.md"]
+
+
+def says(page: str, sentence: str) -> bool:
+    """Whether a page says it, however its lines are broken."""
+    return sentence in " ".join(page.replace("**", "").replace("*", "").split())
+
+
+Schedules = dict[str, dict[tuple[tuple[int, ...], float], float]]
+
+
+@pytest.fixture(scope="module")
+def photos() -> Schedules:
+    """The cosine of every schedule, by method."""
+    found: Schedules = {}
+    for r in pruned("cpu/dinov2-s-photos"):
+        found.setdefault(method(r.case), {})[r.case.layers, r.case.keep] = value(r, "fidelity_cosine")
+    return found
+
+
+def test_random_dropping_wins_on_the_photos(photos: Schedules) -> None:
+    shift, update, random = photos["repshift, paper"], photos["repshift, update"], photos["random"]
+    assert len(shift) == 21 and sum(random[s] > shift[s] for s in shift) == 16
+    means = [round(fmean(m.values()), 3) for m in (random, shift, update)]
+    assert means == [0.975, 0.946, 0.929]
+    assert sum(shift[s] > update[s] for s in shift) == 15
+    assert says(
+        README.text,
+        "in 16 of 21 schedules it keeps more of the output than representation shift (mean cosine 0.975 against 0.946)",
+    )
+    assert says(
+        RESULTS.text, "in 16 of the 21 schedules (mean cosine 0.975 against 0.946 for `paper` and 0.929 for `update`)"
+    )
+    assert says(
+        REDUCTION.text,
+        "mean cosine over the 21 schedules is 0.946, that of `update` 0.929, and it is the better one in 15",
+    )
+
+
+def test_the_sign_is_inverted_after_block_9_and_right_after_block_3(photos: Schedules) -> None:
+    shift, lowest, random = photos["repshift, paper"], photos["lowest, paper"], photos["random"]
+    assert all(lowest[s] > shift[s] for s in shift if s[0] == (9,))
+    late = [s for s in shift if s[0] == (3,) and s[1] >= 0.6]
+    assert len(late) == 4 and all(round(shift[s], 3) >= round(random[s], 3) for s in late)
+
+
+def test_choosing_the_tokens_is_cheap_on_the_photos() -> None:
+    rows = [r for r in pruned("cpu/dinov2-s-photos") if r.case.pruning == "repshift"]
+    ratios = [value(r, "time_vs_oracle") for r in rows]
+    assert [round(f(ratios), 2) for f in (min, max, fmean)] == [0.97, 1.07, 1.01]
+    assert says(RESULTS.text, "takes 0.97 to 1.07 times the oracle's time here, 1.01 on average")
+
+
+def test_the_sign_is_inverted_on_the_sentences() -> None:
+    found = {(r.case.pruning, r.case.keep): value(r, "fidelity_cosine") for r in pruned("cpu/minilm-sentences")}
+    assert all(found["lowest", k] > max(found[m, k] for m in ("repshift", "random", "stride")) for k in (0.5, 0.7))
+    assert (round(found["lowest", 0.7], 3), round(found["repshift", 0.7], 3)) == (0.971, 0.778)
+    assert says(README.text, "MiniLM at keep 0.7: cosine 0.971 against 0.778")
+
+
+def test_the_shift_is_ahead_on_the_prompts() -> None:
+    found = {r.case.pruning: value(r, "fidelity_kl") for r in pruned("cpu/smollm2-prompts") if r.case.keep == 0.5}
+    assert [round(found[m], 2) for m in ("repshift", "random", "norm")] == [1.29, 1.52, 1.43]
+    assert says(README.text, "(KL 1.29 against 1.52 at keep 0.5), but a token's plain norm does nearly as well (1.43)")
+
+
+def test_few_tokens_gain_nothing_that_could_be_shown() -> None:
+    shown = {(r.tokens[0], r.case.keep): r for r in pruned("cpu/vit-t-sizes")}
+    assert {tokens for tokens, _ in shown} == {5, 17, 50, 197}
+    text = RESULTS.text.partition("<!-- generated: vit-t-sizes -->")[2].partition("<!-- end -->")[0]
+    rows = {int(m[1]): m[2] for m in re.finditer(r"^\| (\d+) \|(.*)$", text, flags=re.MULTILINE)}
+    assert all(rows[tokens].count("none shown") == 3 for tokens in (5, 17))
+    assert "none shown" not in rows[50].split("|")[0]
+
+
+def test_the_sentence_on_deit() -> None:
+    text = RESULTS.text.partition("<!-- generated: deit-methods -->")[2]
+    assert "| repshift | 1.69x (1.58–1.78) | 1.00 (0.97–1.07) |" in text
+    assert says(README.text, "1.69x (1.58–1.78) over flash")
+    assert says(README.text, "1.00 times the oracle's time, 0.97–1.07")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cpu/dinov2-s-photos", "cpu/minilm-sentences", "cpu/smollm2-prompts", "cpu/deit-s-methods", "cpu/vit-t-sizes"],
+)
+def test_the_command_beside_a_table_asks_for_what_the_run_has(name: str) -> None:
+    run = run_of(name)
+    (command,) = [c for c in RESULTS.shown() if f"--model {run.options['model'][0]} " in c]
+    given = dict(re.findall(r"--([a-z-]+) (\S+)", command))
+    assert given["variant"].split(",") == run.options["variant"]
+    assert ("rounds" in given and int(given["rounds"])) == (run.options.get("rounds") or False)
+    assert int(given.get("batch", 1)) == run.options["batch"][0]
