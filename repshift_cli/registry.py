@@ -188,8 +188,9 @@ def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:
     A method's name in the place of a declaration is the one that stands there; a tuple of names, as OPTIONS was before
     there were declarations, means those of `repshift`.
     """
-    told = method.constants.get("OPTIONS", {})
-    for name, literal in (told if isinstance(told, dict) else dict.fromkeys(told, "repshift")).items():
+    told = method.constants.get("OPTIONS")
+    told = dict.fromkeys(told, "repshift") if isinstance(told, tuple) else told
+    for name, literal in told.items() if isinstance(told, dict) else ():
         if isinstance(literal, str):
             owner = parts("reduction").get(literal)
             literal = owner and dict(owner.constants.get("OPTIONS", {})).get(name)
@@ -205,7 +206,7 @@ def _option_faults(method: Part) -> Iterator[str]:
         if isinstance(told, str):
             yield told
         elif known[name] != told:
-            yield f"--{name} is declared otherwise by {known[name].methods[0]}"
+            yield f"--{name} is declared otherwise by {', '.join(known[name].methods)}"
 
 
 # --- contracts --------------------------------------------------------------------------------------------------------

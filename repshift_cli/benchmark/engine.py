@@ -19,7 +19,7 @@ from repshift_cli.benchmark.launchers import Launcher, Observer, Task
 from repshift_cli.benchmark.runner import Settings
 from repshift_cli.benchmark.tasks import Comparison, Station
 from repshift_cli.machine.describe import describe
-from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Record, Run, UsageError, store
+from repshift_cli.records import WITHOUT_ATTENTION, Case, Record, Run, UsageError, store
 from repshift_cli.sweep import axes, plan
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Planned
@@ -119,7 +119,7 @@ def resume(
     if tuple(p.case for p in planned) != earlier.planned:
         raise UsageError(f"{path} has other cases than its options give now: the model or repshift changed; start anew")
     calibrations = station.choice.calibrations if station.choice else ()
-    run = dataclasses.replace(earlier, calibrations=calibrations, schema=SCHEMA_VERSION)
+    run = dataclasses.replace(earlier, calibrations=calibrations)
     again = frozenset(r.case for r in run.records if retry_failed and r.status == "failed")
     return Session(path, run, planned, settings, station, again)
 
