@@ -10,6 +10,7 @@ is checked when it is loaded.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import difflib
 import importlib
@@ -44,13 +45,14 @@ ROOMS = {
     "attention": Room("attention back end", "repshift backends", "Backend"),
     "reduction": Room("pruning method", "repshift methods", "Method", one_of=("score", "choose")),
     "models": Room("model family", "repshift models", "Family"),
+    "operators": Room("attention operator", "repshift operators --list", "Operator"),
     "counters": Room("counter", "repshift doctor --counters", "Instrument"),
     "probes": Room("probe", "repshift doctor", None),
     "benchmark.launchers": Room("launcher", "repshift bench --help", "Launcher"),
     "renderers": Room("renderer", "repshift show --help", "Renderer"),
 }
 
-OPEN_ROOMS = ("attention", "reduction", "models", "renderers")
+OPEN_ROOMS = ("attention", "reduction", "models", "operators", "renderers")
 """The rooms that other packages can add parts to."""
 
 OLDER_GROUPS = {"pruning": "reduction"}
@@ -188,16 +190,19 @@ def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:
     A method's name in the place of a declaration is the one that stands there; a tuple of names, as OPTIONS was before
     there were declarations, means those of `repshift`.
     """
-    told = method.constants.get("OPTIONS")
-    told = dict.fromkeys(told, "repshift") if isinstance(told, tuple) else told
-    for name, literal in told.items() if isinstance(told, dict) else ():
+    for name, literal in _stated(method).items():
         if isinstance(literal, str):
-            owner = parts("reduction").get(literal)
-            literal = owner and dict(owner.constants.get("OPTIONS", {})).get(name)
+            literal = _stated(parts("reduction").get(literal)).get(name)
         try:
             yield name, Option.declared(name, literal)
         except (TypeError, ValueError) as error:
             yield name, one_line(error)
+
+
+def _stated(method: Part | None) -> dict[str, Any]:
+    told = method.constants.get("OPTIONS") if method else None
+    told = dict.fromkeys(told, "repshift") if isinstance(told, tuple) else told
+    return told if isinstance(told, dict) else {}
 
 
 def _option_faults(method: Part) -> Iterator[str]:
@@ -237,9 +242,17 @@ def _faults(part: Part, value: Any) -> Iterator[str]:
 def _members(contract: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """The kind of each member of a Protocol, and the defaults of those that are annotated with a value."""
     stated = {name: member for name, member in vars(contract).items() if not name.startswith("_")}
-    annotated = get_type_hints(contract)
+    names = _Names(vars(builtins) | vars(importlib.import_module(contract.__module__)))
+    annotated = get_type_hints(contract, localns=names)
     kinds = annotated | {name: Callable for name in stated if name not in annotated}
     return kinds, {name: stated[name] for name in annotated if name in stated}
+
+
+class _Names(dict[str, Any]):
+    """What a contract's annotations are read by: a name that is imported for type checkers only is anything."""
+
+    def __missing__(self, name: str) -> Any:
+        return Any
 
 
 def _fits(value: Any, kind: Any) -> bool:

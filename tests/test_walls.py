@@ -30,6 +30,7 @@ WALLS: dict[str, set[str]] = {
         *TENSORS,
     },
     "reduction": {"records", "kernels", "profiling.annotations", "reduction", *TENSORS},
+    "operators": {"records", "machine.packages", "kernels", "operators", "flash_attn", "fla", "torch"},
     "probes": {"records", "kernels", "profiling.annotations", "profiling.recorder", "probes", *TENSORS},
     "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich"},
 }
