@@ -20,6 +20,7 @@ from typing import IO, Any, TextIO
 from repshift_cli.profiling.annotations import PREFIX
 from repshift_cli.profiling.attribution import nanoseconds
 from repshift_cli.records import UsageError
+from repshift_cli.records.files import check_regular
 from repshift_cli.records.store import replacing
 
 Event = dict[str, Any]
@@ -51,6 +52,7 @@ class Trace:
         self.path, self.header, self._seen = path, dict[str, Any](), seen
 
     def __iter__(self) -> Iterator[Event]:
+        check_regular(self.path, largest=None)  # read piece by piece, whatever its size
         with _readable(self.path), self.path.open("rb") as file:
             text = _Text(_stream(file), self._share(file))
             yield from self._objects(text)
