@@ -1,4 +1,4 @@
-"""What a record that comes from a file must hold to be trusted afterwards: each check says what is wrong, or nothing."""
+"""What a record from a file must hold to be trusted afterwards: each check says what is wrong, or nothing."""
 
 from __future__ import annotations
 
