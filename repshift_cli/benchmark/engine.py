@@ -18,9 +18,9 @@ from repshift_cli import __version__
 from repshift_cli.benchmark.launchers import Death, Event, Launcher, Listed, Observer, Task
 from repshift_cli.benchmark.runner import Settings
 from repshift_cli.benchmark.tasks import Comparison, Equipment, Equipping, Plan, Planning, Station
-from repshift_cli.records import SCHEMA_VERSION, Case, Record, Run, UsageError
+from repshift_cli.records import Case, Record, Run, UsageError
 from repshift_cli.records.journal import Journal
-from repshift_cli.records.json_codec import to_plain
+from repshift_cli.sweep import axes
 from repshift_cli.sweep import plan as plans
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Planned
@@ -48,6 +48,10 @@ class Manner:
     timing_only: bool = False
     delay: float = 0.0
     memory_snapshot: str | None = None
+
+    def as_options(self) -> dict[str, Any]:
+        """What is set, by name."""
+        return {name: value for name, value in vars(self).items() if value}
 
 
 @dataclass(frozen=True)
@@ -115,18 +119,10 @@ def settings_of(order: Order, device: str) -> Settings:
     return Settings(precision, budget, sweep.rounds, sweep.seed, passes=not order.manner.timing_only)
 
 
-def stored_options(sweep: Axes, manner: Manner | None = None) -> dict[str, Any]:
-    """What was asked for as a run file holds it: what was set."""
-    return {
-        k: v for k, v in {**to_plain(sweep), **to_plain(manner or Manner())}.items() if v not in (None, [], False, 0.0)
-    }
-
-
 def order_of(run: Run) -> Order:
     """What a stored run was asked for."""
-    known = {f.name for f in dataclasses.fields(Axes)}
+    known, kept = axes.names(), {f.name for f in dataclasses.fields(Manner)}
     sweep = Axes.from_options({name: value for name, value in run.options.items() if name in known})
-    kept = {f.name for f in dataclasses.fields(Manner)}
     return Order(sweep, Manner(**{name: value for name, value in run.options.items() if name in kept}))
 
 
@@ -145,7 +141,7 @@ def start(
     sweep = dataclasses.replace(sweep, threads=equipment.threads)
     run = Run(
         machine=equipment.machine,
-        options=stored_options(sweep, order.manner),
+        options=sweep.as_options() | order.manner.as_options(),
         planned=tuple(p.case for p in plan.planned),
         records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in plan.planned if p.refused),
         warnings=() if plan.device.startswith("cuda") else (_on_a_cpu(plan.planned),),
@@ -172,7 +168,7 @@ def resume(
         raise UsageError(f"{path} was begun with torch {earlier.machine.packages.get('torch')}; use that, or a new run")
     if tuple(p.case for p in plan.planned) != earlier.planned:
         raise UsageError(f"{path} has other cases than its options give now: the model or repshift changed; start anew")
-    journal.run = dataclasses.replace(earlier, calibrations=equipment.choice.calibrations, schema=SCHEMA_VERSION)
+    journal.run = dataclasses.replace(earlier, calibrations=equipment.choice.calibrations)
     again = frozenset(
         r.case for r in earlier.records if retry_failed and r.status == "failed" and r.deaths < MOST_DEATHS
     )

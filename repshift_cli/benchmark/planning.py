@@ -17,7 +17,7 @@ def plan_cases(sweep: Axes, device: str, most: int | None = None) -> tuple[Plann
     parts = [registry.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: builder.backend_for(name, device) for name in names}
-    methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
+    methods = {method.name: registry.options_of(method) for _, method in parts if method}
     facts_of = partial(builder.facts_of, sweep.weights, data=sweep.data)
     planned = plan.expand(sweep, device, facts_of, backends, methods)
     if sweep.data is not None:

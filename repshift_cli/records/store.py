@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from repshift_cli.records import SCHEMA_VERSION, Run, UsageError
+from repshift_cli.records.files import check_regular
 from repshift_cli.records.json_codec import from_plain, to_json
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, ProfileRun
 
@@ -32,7 +34,7 @@ def create(path: Path, run: Run) -> None:
 
 
 def load(path: Path) -> Run:
-    """The run in the file, or UsageError with the one sentence that says what is wrong with it."""
+    """The run in the file, in this version's schema; or UsageError with the one sentence that says what is wrong."""
     plain = _parse(path)
     if _is_profile(plain):
         raise UsageError(f"{path} is a profile, no run file; `repshift show` renders it")
@@ -55,7 +57,7 @@ def _profile(path: Path, plain: dict[str, Any]) -> ProfileRun:
         run: ProfileRun = from_plain(ProfileRun, plain, "profile")
     except ValueError as error:
         raise UsageError(f"{path} is a damaged profile: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=PROFILE_SCHEMA_VERSION)
 
 
 def _check_version(path: Path, schema: Any, known: int) -> None:
@@ -71,10 +73,11 @@ def _run(path: Path, plain: Any) -> Run:
         run: Run = from_plain(Run, plain)
     except ValueError as error:
         raise UsageError(f"{path} is a damaged run file: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=SCHEMA_VERSION)
 
 
 def _parse(path: Path) -> Any:
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8")
         return _merged(text) if text.startswith(JOURNAL) else json.loads(text, parse_constant=_refuse_constant)
