@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repshift_cli.kernels.select import top
 from repshift_cli.records import Subject, dropped_share
 from repshift_cli.reduction import stride
-from repshift_cli.reduction.engine.hooks import _Dropped
+from repshift_cli.reduction.engine.hooks import Dropped
 from repshift_cli.reduction.engine.selection import Cut, fixed, marked, marked_choice, scored
 
 NAN = float("nan")
@@ -166,7 +166,7 @@ class Reads(nn.Module):
 def test_later_blocks_are_told_the_places_at_the_first(cuts: tuple[str, str]) -> None:
     batch, length = tiny.BATCH, 11
     given = subject(prefix=1, suffix=1)
-    dropped = _Dropped(given)
+    dropped = Dropped(given)
     dropped.begin(None, (), {})
     expected = [list(range(length))] * batch
     for seed, kind in enumerate(cuts):
@@ -186,7 +186,7 @@ def test_later_blocks_are_told_the_places_at_the_first(cuts: tuple[str, str]) ->
 
 
 def test_a_new_forward_has_dropped_nothing() -> None:
-    dropped = _Dropped(subject())
+    dropped = Dropped(subject())
     dropped.begin(None, (), {})
     dropped.add(fixed([0], subject(), 9), 9)
     dropped.begin(None, (), {})
