@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli import __version__
-from repshift_cli.benchmark.launchers import Death, Event, Launcher, Listed, Observer, Task
+from repshift_cli.benchmark.launchers import Carrier, Death, Event, Listed, Observer, Task
 from repshift_cli.benchmark.runner import Settings
 from repshift_cli.benchmark.tasks import Comparison, Equipment, Equipping, Plan, Planning, Station
 from repshift_cli.records import Case, Record, Run, UsageError
@@ -91,22 +91,22 @@ class Session:
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def plan_sweep(sweep: Axes, most: int, launcher: Launcher, observing: Observing) -> Plan:
+def plan_sweep(sweep: Axes, most: int, carrier: Carrier, observing: Observing) -> Plan:
     """The sweep's cells, `sweep.variant` being full names; UsageError where a model cannot be planned."""
-    plan: Plan = _asked(Planning(sweep, most), launcher, observing)
+    plan: Plan = _asked(Planning(sweep, most), carrier, observing)
     return plan
 
 
-def equip(order: Order, device: str, launcher: Launcher, observing: Observing) -> Equipment:
+def equip(order: Order, device: str, carrier: Carrier, observing: Observing) -> Equipment:
     """The machine as it is, and what measures HBM traffic on it."""
     hbm = "off" if order.manner.timing_only else order.sweep.hbm
-    equipment: Equipment = _asked(Equipping(device, hbm, order.sweep.threads), launcher, observing)
+    equipment: Equipment = _asked(Equipping(device, hbm, order.sweep.threads), carrier, observing)
     return equipment
 
 
-def _asked(task: Task, launcher: Launcher, observing: Observing) -> Any:
+def _asked(task: Task, carrier: Carrier, observing: Observing) -> Any:
     """The one result of a task."""
-    (event,) = carry_out([task], launcher, observing)
+    (event,) = carry_out([task], carrier, observing)
     if isinstance(event.value, Death):
         raise UsageError(f"this cannot be planned: {event.value.reason}")
     return event.value
@@ -194,11 +194,11 @@ def _on_a_cpu(planned: Sequence[Planned]) -> str:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(session: Session, launcher: Launcher, observing: Observing) -> Run:
+def measure(session: Session, carrier: Carrier, observing: Observing) -> Run:
     """Every comparison that is not yet in the run or has a case to measure again, each record on disk at once."""
     source = Comparisons(session)
     with observing(source.count) as observer:
-        for event in launcher.carry_out(source, observer):
+        for event in carrier.carry_out(source, observer):
             if isinstance(event.value, Death):
                 source.bury(event.task.subjects, event.value)
             else:
@@ -206,10 +206,10 @@ def measure(session: Session, launcher: Launcher, observing: Observing) -> Run:
     return session.journal.snapshot()
 
 
-def carry_out(tasks: Sequence[Task], launcher: Launcher, observing: Observing) -> list[Event]:
+def carry_out(tasks: Sequence[Task], carrier: Carrier, observing: Observing) -> list[Event]:
     """What comes of these tasks."""
     with observing(len(tasks)) as observer:
-        return list(launcher.carry_out(Listed(list(tasks)), observer))
+        return list(carrier.carry_out(Listed(list(tasks)), observer))
 
 
 class Comparisons:

@@ -15,7 +15,7 @@ import typer
 
 from repshift_cli.benchmark import engine, signals
 from repshift_cli.benchmark.engine import Manner, Order, Session
-from repshift_cli.benchmark.launchers import Launcher
+from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import launching, options
 from repshift_cli.commands.shared.options import Asked
@@ -87,14 +87,14 @@ def bench(
         outputs.check({"--out": place.path})
         if not dry_run:
             file.check(place)
-        with launching.launched(in_process, case_timeout, order.sweep.budget) as launcher:
-            plan = engine.plan_sweep(order.sweep, max_cases, launcher, Bar)
+        with launching.launched(in_process, case_timeout, order.sweep.budget) as carrier:
+            plan = engine.plan_sweep(order.sweep, max_cases, carrier, Bar)
             if dry_run:
                 options.list_cases(plan.planned)
                 return
-            session = _session(order, plan, place, launcher, retry_failed)
+            session = _session(order, plan, place, carrier, retry_failed)
             with _said_where_it_stopped(session, outputs):
-                engine.measure(session, launcher, Bar)
+                engine.measure(session, carrier, Bar)
         run = session.journal.snapshot()
         session.journal.close()
         outputs.emit(document_of(run))
@@ -151,17 +151,17 @@ class _File:
         store.check_writable(place.path)
 
 
-def _session(order: Order, plan: Plan, place: _Place, launcher: Launcher, retry_failed: bool) -> Session:
+def _session(order: Order, plan: Plan, place: _Place, carrier: Carrier, retry_failed: bool) -> Session:
     """The run made ready: a new one, or the earlier one."""
     if order.manner.memory_snapshot is not None:
         if not plan.device.startswith("cuda"):
             why = "torch keeps a history of CUDA allocations only"
             raise UsageError(f"--memory-snapshot needs a GPU: {why}; leave it out")
         store.check_writable(Path(order.manner.memory_snapshot))
-    equipment = engine.equip(order, plan.device, launcher, Bar)
+    equipment = engine.equip(order, plan.device, carrier, Bar)
     if place.journal is None:
         return engine.start(place.path, order, plan, equipment, place.instead)
-    return engine.resume(place.journal, order, plan, equipment, retry_failed, launcher.isolated)
+    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

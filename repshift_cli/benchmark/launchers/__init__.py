@@ -1,6 +1,6 @@
 """How a task is carried to where it is measured: one launcher per file, found by the registry.
 
-A launcher's module has `start(terms)`, which gives the `Launcher`; its name is the file's.
+A launcher's module has `start(terms)`, which gives a `Carrier`; its name is the file's.
 """
 
 from __future__ import annotations
@@ -76,17 +76,23 @@ class Terms:
     patience: float | None = None
 
 
-class Launcher(Protocol):
+class Carrier(Protocol):
     """A way to where measuring happens. `isolated` says whether a crash there leaves this process alone."""
 
     isolated: bool
-    starts: list[float]
 
     def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
         """Every task of the source, with its results as they are made."""
 
     def close(self) -> None:
         """End whatever was started."""
+
+
+class Launcher(Protocol):
+    """The contract of a launcher's file."""
+
+    def start(self, terms: Terms) -> Carrier:
+        """Begin, and give the way; UsageError where the terms cannot be met here."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from repshift_cli.benchmark.launchers import Death, Event, Observer, Source, Task, Terms
@@ -25,7 +25,6 @@ class Inline:
     """Performs each task here."""
 
     isolated: bool = False
-    starts: list[float] = field(default_factory=list)
 
     def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
         """Each task's results; a lost CUDA context ends a task as a process's death would."""

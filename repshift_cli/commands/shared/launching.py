@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from repshift_cli import registry
-from repshift_cli.benchmark.launchers import Launcher, Terms
+from repshift_cli.benchmark.launchers import Carrier, Terms
 from repshift_cli.commands.shared.options import MEASURE
 from repshift_cli.records import UsageError
 
@@ -39,14 +39,14 @@ InProcess = Annotated[
 
 
 @contextlib.contextmanager
-def launched(in_process: bool, case_timeout: float | None, budget: float | None) -> Iterator[Launcher]:
-    """The launcher, which is closed afterwards."""
+def launched(in_process: bool, case_timeout: float | None, budget: float | None) -> Iterator[Carrier]:
+    """What the launcher has started, closed afterwards."""
     if in_process and case_timeout is not None:
         raise UsageError("--case-timeout needs a process that can be ended; leave out --in-process")
     patience = case_timeout or max(BUDGETS * (budget or 0), LEAST_PATIENCE)
     part = registry.find("benchmark.launchers", IN_PROCESS if in_process else DEFAULT)
-    launcher: Launcher = registry.load(part).start(Terms(patience=patience))
+    carrier: Carrier = registry.load(part).start(Terms(patience=patience))
     try:
-        yield launcher
+        yield carrier
     finally:
-        launcher.close()
+        carrier.close()
