@@ -664,7 +664,7 @@ def test_options_that_do_not_apply_to_an_own_model(own_module: Callable[[str], s
 
 
 def test_data_does_not_apply_to_an_own_model(own_module: Callable[[str], str]) -> None:
-    with pytest.raises(UsageError, match="--data does not apply"):
+    with pytest.raises(UsageError, match="--data gives .* pictures, and its inputs hold no pixels"):
         own.build(case(model=own_module("model"), input="photos", weights="own"))
 
 

@@ -31,7 +31,7 @@ class Facts:
     """The tokens of a sequence, where the inputs are sequences of tokens."""
     weights: str = "random"
     batch: int | None = None
-    """The batch that the inputs have, where the user's own function fixes it."""
+    """The batch that the inputs have where none is asked for, as the user's own function makes them."""
     operations: tuple[str, ...] = OPERATIONS
     attention: bool = True
     removals: tuple[str, ...] = ()

@@ -20,12 +20,16 @@ COUNTING = (
 )
 
 
+OUTPUTS = ("logits", "features")
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Module paths: of the list of `blocks`, and within each of them (None: the block has no such part).
 
     `attention` (or what else mixes the tokens) and `mlp` put out what is added to the running state; `middle` reads the
-    state between them, x'. `prefix` leading and `suffix` trailing tokens always stay; a prefix of None is found.
+    state between them, x'. `prefix` leading and `suffix` trailing tokens always stay; None: they are found. `output` is
+    `logits` or `features` (None: it is found).
     """
 
     blocks: str
@@ -33,7 +37,8 @@ class Adapter:
     middle: str | None = None
     mlp: str | None = None
     prefix: int | None = None
-    suffix: int = 0
+    suffix: int | None = None
+    output: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], source: str) -> Adapter:
@@ -44,6 +49,8 @@ class Adapter:
                 raise UsageError(f"{source}: unknown key {key!r}; {_near(key, known)}")
             if key in ("prefix", "suffix"):
                 good, what = type(value) is int and value >= 0, "a whole number of tokens"
+            elif key == "output":
+                good, what = value in OUTPUTS, " or ".join(OUTPUTS)
             else:
                 good, what = isinstance(value, str), "a module's path, like 'encoder.layers'"
             if not good:
