@@ -563,7 +563,7 @@ def test_bad_input_gets_one_sentence_before_torch_is_imported(here: Path) -> Non
         ("--image-size 32", f"--image-size does not apply to {NAME}:tiny"),
         (
             "--data photo.png",
-            f"--data gives {NAME}:tiny pictures, and its inputs hold no pixels (batch, 3, size, size)",
+            f"--data gives {NAME}:tiny pictures, and its inputs hold no pixels",
         ),
         (f"--model {NAME}:nosuch", f"cannot import {NAME}:nosuch: "),
         ("--model nosuch.module:f", "cannot import nosuch.module:f: No module named 'nosuch'"),
