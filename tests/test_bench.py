@@ -354,7 +354,6 @@ def test_a_model_that_cannot_be_measured_fails_its_rows_and_no_others(repshift: 
 def test_attention_written_by_hand_is_measured_without_a_back_end(repshift: Any) -> None:
     table = " ".join(repshift(*bench("handmade")).split())
     assert [(r.case.variant, r.status) for r in the_run().records] == [("none", "ok"), ("none+repshift", "ok")]
-    assert (the_run().records[0].kernel or "").startswith("written by hand: softmax ×")
     assert "--variant none,none+repshift" in table
 
 

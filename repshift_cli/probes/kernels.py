@@ -82,7 +82,8 @@ class _Softmaxes(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._softmax.default and args[0].ndim > 2:
+        # in inference mode torch.softmax is seen whole, else as what it is made of
+        if func.overloadpacket in (torch.ops.aten.softmax, torch.ops.aten._softmax) and args[0].ndim > 2:
             self.count += 1
         return func(*args, **(kwargs or {}))
 

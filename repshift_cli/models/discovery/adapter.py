@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models.discovery.arguments import PLACES, Companions, companions
+from repshift_cli.models.discovery.arguments import PLACES, companions
 from repshift_cli.models.discovery.blocks import Found, NoSites, Trace, found, pattern, watch_first
 from repshift_cli.records import UsageError
 
@@ -92,7 +92,7 @@ def named_sites(module: nn.Module, inputs: Any, adapter: Adapter, prefix: int) -
     if beside.unfit not in (None, PLACES):
         reason = f"its blocks ({type(blocks[0]).__name__}) {beside.unfit}; none can be dropped"
         raise NoSites(f"{type(module).__name__}: {reason}", [(pattern(module, blocks), f"they {beside.unfit}")])
-    at = found(blocks, adapter.paths, trace.x.shape[1], Companions(beside.names, beside.spread, beside.causal))
+    at = found(blocks, adapter.paths, trace.x.shape[1], replace(beside, unfit=None))
     counting = (COUNTING,) if beside.unfit else ()
     return Found(**vars(at) | {"warnings": (*at.warnings, *counting, *_sums(trace, adapter))})
 

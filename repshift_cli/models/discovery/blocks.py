@@ -49,6 +49,7 @@ class Found:
     companions: tuple[str, ...] = ()
     spread: int = 0
     warnings: tuple[str, ...] = ()
+    biased: bool = False
 
 
 class _Seen(Exception):
@@ -146,7 +147,7 @@ def found(blocks: Sequence[nn.Module], paths: Sequence[str | None], entering: in
     """What was found, of blocks whose parts lie at the same `paths` (attention, middle, mlp) in all of them."""
     warnings = (CAUSAL,) if beside.causal else ()
     sites = tuple(site_of(block, *paths) for block in blocks)
-    return Found(sites, entering, beside.names, beside.spread, warnings)
+    return Found(sites, entering, beside.names, beside.spread, warnings, beside.biased)
 
 
 NEVER = "never ran, or not on one tensor (batch, tokens, channels) to another"

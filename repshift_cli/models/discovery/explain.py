@@ -9,6 +9,7 @@ from torch import nn
 from repshift_cli.models.discovery.blocks import named_prefix, pattern
 from repshift_cli.records import Subject
 
+BIASES = "the biases that attention makes for every pair of places"
 TOLD = "named by the family or the adapter, or found"
 
 
@@ -29,7 +30,7 @@ def explained(subject: Subject, more: tuple[int, int] = (0, 0)) -> dict[str, Any
         "entering": subject.tokens + subject.protected,
         "free": subject.tokens,
         "protected": _protected(subject, *more),
-        "companions": list(subject.companions),
+        "companions": [*subject.companions, *[BIASES] * subject.biased],
         "readers": [names.get(id(m), type(m).__name__) for m in subject.readers],
         "warnings": list(subject.warnings),
     }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repshift_cli.kernels.along import along
+from repshift_cli.kernels.along import along, biased_along
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
 from repshift_cli.reduction.engine import grid
@@ -30,10 +31,14 @@ def pruned(subject: Subject, method: Any, case: Case) -> Iterator[None]:
     """
     handles: list[Any] = []
     try:
-        if method is not None and case.keep < 1 and case.layers:
-            for handle in _hooked(subject, method, case):
-                handles.append(handle)
-        yield
+        with ExitStack() as stack:
+            if method is not None and case.keep < 1 and case.layers:
+                dropped = _Dropped(subject)
+                if subject.biased:
+                    stack.enter_context(watched_by(dropped.biased))
+                for handle in _hooked(subject, method, case, dropped):
+                    handles.append(handle)
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -83,6 +88,12 @@ class _Dropped:
         self._done.append((value, shorter))
         return shorter
 
+    def biased(self, call: AttentionCall, answer: Answer) -> Tensor:
+        """Watcher of attention calls: biases between all tokens, cut to those still there."""
+        if not self._cuts:
+            return answer(call)
+        return answer(biased_along(call, self._tokens, self._positions(call.query.device)))
+
     def _positions(self, device: torch.device) -> Tensor:
         """The tokens still there, by their places at the first block: (B | 1, k)."""
         places = torch.arange(self._tokens, device=device).view(1, -1, 1)
@@ -96,8 +107,7 @@ def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)[1:]
 
 
-def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
-    dropped = _Dropped(subject)
+def _hooked(subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
     yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
     behind = [site.block for site in subject.sites[case.layers[0] :]] + [*subject.readers]
     for module in behind if subject.companions else subject.readers:
