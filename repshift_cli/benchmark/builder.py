@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,6 +23,9 @@ from repshift_cli.counters.base.traffic import CounterError
 from repshift_cli.kernels import paths
 from repshift_cli.kernels.select import not_finite
 from repshift_cli.machine import nvml
+from repshift_cli.machine.cpu_state import CpuWatch
+from repshift_cli.machine.device import free_memory
+from repshift_cli.models.base.subjects import protecting
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
 from repshift_cli.probes.energy import EnergyProbe
@@ -32,9 +34,10 @@ from repshift_cli.probes.hbm import Counter, HbmProbe, rates
 from repshift_cli.probes.kernels import verify, verify_library, verify_none
 from repshift_cli.probes.kv_cache import KvCacheProbe
 from repshift_cli.probes.latency import timer_for
-from repshift_cli.probes.launches import LaunchProbe
+from repshift_cli.probes.launches import LaunchProbe, paced_by_host
 from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
+from repshift_cli.profiling import kineto
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
     WITHOUT_ATTENTION,
@@ -46,11 +49,15 @@ from repshift_cli.records import (
     Subject,
     UsageError,
     call,
-    protection,
 )
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.selection import listening
 from repshift_cli.sweep.plan import Backend
+
+BEHIND_A_PROFILER = (
+    "timed in a process that had profiled before, so the host may have been slower by 10 to 20%; a run of this "
+    "comparison alone is not"
+)
 
 
 def facts_of(
@@ -110,19 +117,22 @@ class StepBuilder:
         self._counter = _counter(choice or Choice(None, "not asked for"))
         self._snapshots = (SnapshotProbe(snapshot),) if snapshot else ()
         self._peak = nvml.peak_bandwidth(device)
-        self._watch = nvml.Watch(device)
+        self._watch = CpuWatch(torch.get_num_threads()) if device == "cpu" else nvml.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
         self._broken: tuple[tuple[Any, ...], Exception] | None = None
+        self._behind: tuple[str, ...] = ()
+        self._memory: tuple[Probe, ...] = ()
         self._probes: tuple[Probe, ...] = ()
         self.parts = Parts(
             prepare=self.prepare,
             verify=_verified,
             look=_looked,
+            memory=lambda step: self._memory,
             probes=lambda step: self._probes,
             timer=timer_for(device),
             watch=self._watch.sample,
-            before=self._watch.sample,
+            before=self._begin,
             derive=self._derived,
         )
 
@@ -134,8 +144,8 @@ class StepBuilder:
         if self._broken is not None and self._broken[0] == case.group:
             raise self._broken[1]
         if self._group != case.group:
-            self._subject, self._probes, self._group = None, (), None
-            _free()
+            self._subject, self._memory, self._probes, self._group = None, (), (), None
+            free_memory()
             try:
                 subject = _built(case)
             except UsageError:
@@ -143,9 +153,10 @@ class StepBuilder:
             except Exception as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
+            held = partial(nvml.process_bytes, case.device), partial(nvml.card_bytes, case.device)
+            self._memory = (MemoryProbe(*held, free_memory),)
             self._probes = (
                 FidelityProbe(subject),
-                MemoryProbe(partial(nvml.process_bytes, case.device), partial(nvml.card_bytes, case.device)),
                 MacsProbe(),
                 KvCacheProbe(),
                 LaunchProbe(),
@@ -163,9 +174,15 @@ class StepBuilder:
         return replace(step, forward=delayed(step.forward, case.device, self._delay)) if self._delay else step
 
     def _derived(self, step: Step, measured: Sequence[Measurement], milliseconds: float) -> Derived:
-        """What follows from counted bytes and the time of a forward."""
+        """What follows from counted bytes, the kernels' time and the time of a forward."""
         peak = self._peak if isinstance(self._peak, str) else self._peak.bytes_per_second
-        return rates(measured, milliseconds, step.case.batch, peak)
+        found, words = rates(measured, milliseconds, step.case.batch, peak)
+        return found, [*words, *paced_by_host(measured, milliseconds, step.case.execution), *self._behind]
+
+    def _begin(self) -> Any:
+        """Ahead of the timed rounds: the device's state, and whether CUPTI is attached already."""
+        self._behind = (BEHIND_A_PROFILER,) if kineto.attached() else ()
+        return self._watch.sample()
 
 
 def lone_step(case: Case) -> Step:
@@ -176,13 +193,7 @@ def lone_step(case: Case) -> Step:
 def _built(case: Case) -> Subject:
     """The model's subject, with what --protect adds to its protected tokens."""
     subject: Subject = registry.load(registry.resolve_model(case.model)).build(case)
-    first, last = protection(case.protect)
-    if not first + last:
-        return subject
-    if subject.roles is not None or subject.central or subject.grid:
-        raise UsageError(f"--protect does not apply to {case.model}: its tokens are not a row from first to last")
-    prefix, suffix, rest = subject.prefix + first, subject.suffix + last, subject.tokens - first - last
-    return replace(subject, prefix=prefix, suffix=suffix, tokens=rest, own_prefix=subject.prefix)
+    return protecting(subject, case.protect, case.model)
 
 
 def _step(case: Case, subject: Subject) -> Step:
@@ -194,7 +205,7 @@ def _counter(choice: Choice) -> Counter:
     """The choice as the probe sees it; the card's memory that torch caches is given back before a child runs."""
 
     def count(case: Case) -> Sequence[Any]:
-        _free()
+        free_memory()
         return choice.count(case)
 
     return Counter(choice.instrument, choice.reason, choice.label, count, (CounterError,), choice.modelled)
@@ -230,7 +241,7 @@ def _verified(step: Step) -> str:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)
     if backend.OFFERS.library:
-        return verify_library(step.operators, backend.OPS)
+        return verify_library(step, backend.OPS)
     return verify(step, backend.OPS, backend.KERNELS)
 
 
@@ -262,9 +273,3 @@ def _backend(name: str) -> Any:
 @cache
 def _method(name: str) -> Any:
     return None if name == METHODS_WITHOUT_PRUNING else registry.load(registry.find("reduction", name))
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

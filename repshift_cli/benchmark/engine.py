@@ -19,7 +19,7 @@ from repshift_cli.benchmark.launchers import Launcher, Observer, Task
 from repshift_cli.benchmark.runner import Settings
 from repshift_cli.benchmark.tasks import Comparison, Station
 from repshift_cli.machine.describe import describe
-from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Record, Run, UsageError, store
+from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Machine, Record, Run, UsageError, store
 from repshift_cli.records.json_codec import to_plain
 from repshift_cli.sweep import plan
 from repshift_cli.sweep.axes import Axes
@@ -97,9 +97,9 @@ def sweep_of(run: Run) -> Axes:
 
 def start(path: Path, sweep: Axes, planned: tuple[Planned, ...], settings: Settings, station: Station) -> Session:
     """A new run file as it stands before the first case; its options hold the settings that really apply."""
-    sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget)
+    sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget, threads=station.threads)
     run = Run(
-        machine=describe(station.device),
+        machine=_machine(station),
         options=stored_options(sweep),
         planned=tuple(p.case for p in planned),
         records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
@@ -132,6 +132,11 @@ def resume(
 
 def _on_a_cpu(planned: tuple[Planned, ...]) -> str:
     return ON_A_CPU + CPU_FLASH * any(p.case.attention == "flash" for p in planned)
+
+
+def _machine(station: Station) -> Machine:
+    here = describe(station.device)
+    return here if station.threads is None else dataclasses.replace(here, threads=station.threads)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Axes:
     budget: float | None = None
     precision: float | None = None
     rounds: int | None = None
+    threads: int | None = None
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> Axes:
@@ -307,6 +308,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "budget": _seconds,
     "precision": _share,
     "rounds": _count(1),
+    "threads": _count(1),
 }
 """How each field of `Axes` is read; a profile's keys are these names, with `-` or `_`."""
 
