@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from repshift_cli.records import SCHEMA_VERSION, Record, Run, UsageError
+from repshift_cli.records.files import check_regular
 from repshift_cli.records.json_codec import from_plain, to_json
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, ProfileRun
 
@@ -39,7 +40,7 @@ def append(path: Path, run: Run, record: Record) -> Run:
 
 
 def load(path: Path) -> Run:
-    """The run in the file, or UsageError with the one sentence that says what is wrong with it."""
+    """The run in the file, in this version's schema; or UsageError with the one sentence that says what is wrong."""
     plain = _parse(path)
     if _is_profile(plain):
         raise UsageError(f"{path} is a profile, no run file; `repshift show` renders it")
@@ -62,7 +63,7 @@ def _profile(path: Path, plain: dict[str, Any]) -> ProfileRun:
         run: ProfileRun = from_plain(ProfileRun, plain, "profile")
     except ValueError as error:
         raise UsageError(f"{path} is a damaged profile: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=PROFILE_SCHEMA_VERSION)
 
 
 def _check_version(path: Path, schema: Any, known: int) -> None:
@@ -78,10 +79,11 @@ def _run(path: Path, plain: Any) -> Run:
         run: Run = from_plain(Run, plain)
     except ValueError as error:
         raise UsageError(f"{path} is a damaged run file: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=SCHEMA_VERSION)
 
 
 def _parse(path: Path) -> Any:
+    check_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:

@@ -15,6 +15,7 @@ from repshift_cli.kernels.along import along, biased_along
 from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
+from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine import grid
 from repshift_cli.reduction.engine.fused_add import awaiting
 from repshift_cli.reduction.engine.seen import Seen, needs
@@ -22,14 +23,11 @@ from repshift_cli.reduction.engine.selection import Cut, chosen
 
 
 @contextmanager
-def pruned(subject: Subject, method: Any, case: Case) -> Iterator[Dropped]:
+def pruned(subject: Subject, method: Method | None, case: Case) -> Iterator[Dropped]:
     """Within it the subject drops tokens at the end of the blocks `case.layers`; afterwards it is as it was.
 
-    What it gives tells which places the last forward kept.
-
-    `method` is None (no pruning) or a module of this room: `needs(case)` names what it must see, then either
-    `score(seen, case)` gives (B, N) with the highest kept, or `choose(tokens, count)` names the places to keep, the
-    same in every sample. At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
+    What it gives tells which places the last forward kept. No `method` is no pruning. At keep 1 nothing is hooked, so
+    the model is the untouched one bit for bit.
     """
     handles: list[Any] = []
     dropped = Dropped(subject)
@@ -127,7 +125,7 @@ def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)[1:]
 
 
-def _hooked(subject: Subject, method: Any, case: Case, dropped: Dropped) -> Iterator[Any]:
+def _hooked(subject: Subject, method: Method, case: Case, dropped: Dropped) -> Iterator[Any]:
     yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
     behind = [site.block for site in subject.sites[case.layers[0] :]] + [*subject.readers]
     for module in behind if subject.companions else subject.readers:
@@ -141,7 +139,7 @@ def _hooked(subject: Subject, method: Any, case: Case, dropped: Dropped) -> Iter
         )
 
 
-def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: Dropped) -> Iterator[Any]:
+def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dropped) -> Iterator[Any]:
     """Hooks of one pruned block: they look at what the method needs, choose as soon as all of it is there, and cut."""
     seen: Seen = {}
     chosen_early: list[Cut] = []
