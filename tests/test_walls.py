@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "repshift_cli"
-TENSORS = {"torch", "numpy", "PIL", "transformers", "safetensors"}
+TENSORS = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}
 WALLS: dict[str, set[str]] = {
     "records": {"records"},
     "registry": {"records", "machine.packages"},
-    "sweep": {"records", "sweep"},
+    "sweep": {"records", "registry", "sweep"},
     "analysis": {"records", "analysis", "machine.packages", "numpy", "ruptures"},
     "gate": {"records", "analysis", "gate"},
     "profiling": {"records", "kernels", "profiling", "torch"},

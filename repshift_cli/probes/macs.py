@@ -35,11 +35,6 @@ def attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any
     return int(2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3]))
 
 
-def unavailable(device: str) -> str | None:
-    """None: it is counted on every device."""
-    return None
-
-
 def make(context: Context) -> Measure:
     """A forward under torch's flop counter."""
     return MacsProbe().measure

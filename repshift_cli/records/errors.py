@@ -17,8 +17,3 @@ class UsageError(RepshiftError):
 
 class CaseBroken(Exception):
     """What was seen makes every figure of the case worthless, so that the case fails as a whole."""
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -9,8 +9,10 @@ from repshift_cli.records.case import Case
 
 SCHEMA_VERSION = 4
 """Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
-measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record; 4 takes `rank` from a measurement
-and adds `gateable`, `detail` and `reference`. Older files are read: what they lack has its default (see `older`)."""
+measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record; 4 has `options` of a case, where
+`operation`, `distance` and `form` were fields of their own, and `gateable`, `detail` and `reference` of a measurement,
+where `rank` and the reason said so. Older files are read: what they lack has its default, and what has moved is moved
+(`case.from_older`, `run.from_older`)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,23 @@ class Measurement:
     def __post_init__(self) -> None:
         if not self.samples and not self.reason:
             raise ValueError(f"{self.metric}: no samples and no reason")
+
+
+def from_older(plain: dict[str, Any]) -> dict[str, Any]:
+    """The JSON value of a measurement as this schema has it, from that of schema 1 to 3; this schema's own as it is.
+
+    A `rank` of 100 or more meant that it is no column and, if timed, never judged; a reason that begins with
+    `reference`, that the case is what others are compared with.
+    """
+    if "rank" not in plain:
+        return plain
+    detail = isinstance(plain["rank"], int) and plain["rank"] >= 100
+    flags = {
+        "gateable": not detail or plain.get("statistic") == "value",
+        "detail": detail,
+        "reference": str(plain.get("reason")).startswith("reference"),
+    }
+    return {name: value for name, value in plain.items() if name != "rank"} | flags
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,8 @@ class Record:
 
     `tokens` are the tokens, prefix included, at the input and after each cut: (197, 119). `kernel` is what attention
     was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
-    `budget`; `warmup` counts the untimed forwards.
+    `budget`; `warmup` counts the untimed forwards. `deaths` is how often a process died at this case, or had to be
+    ended; `stack` the Python stack that it had then.
     """
 
     case: Case
@@ -129,6 +149,8 @@ class Record:
     stopped_by: str | None = None
     measurements: tuple[Measurement, ...] = ()
     warnings: tuple[str, ...] = ()
+    deaths: int = 0
+    stack: str | None = None
 
     def measurement(self, metric: str) -> Measurement | None:
         """The measurement of that name, or None."""

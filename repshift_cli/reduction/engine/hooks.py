@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repshift_cli.kernels.along import along
+from repshift_cli.kernels.along import along, biased_along
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
+from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine import grid
 from repshift_cli.reduction.engine.fused_add import awaiting
 from repshift_cli.reduction.engine.seen import Seen, needs
@@ -21,22 +23,22 @@ from repshift_cli.reduction.engine.selection import Cut, chosen
 
 
 @contextmanager
-def pruned(subject: Subject, method: Any, case: Case) -> Iterator[Dropped]:
+def pruned(subject: Subject, method: Method | None, case: Case) -> Iterator[Dropped]:
     """Within it the subject drops tokens at the end of the blocks `case.layers`; afterwards it is as it was.
 
-    What it gives tells which places the last forward kept.
-
-    `method` is None (no pruning) or a module of this room: `needs(case)` names what it must see, then either
-    `score(seen, case)` gives (B, N) with the highest kept, or `choose(tokens, count)` names the places to keep, the
-    same in every sample. At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
+    What it gives tells which places the last forward kept. No `method` is no pruning. At keep 1 nothing is hooked, so
+    the model is the untouched one bit for bit.
     """
     handles: list[Any] = []
     dropped = Dropped(subject)
     try:
-        if method is not None and case.keep < 1 and case.layers:
-            for handle in _hooked(subject, method, case, dropped):
-                handles.append(handle)
-        yield dropped
+        with ExitStack() as stack:
+            if method is not None and case.keep < 1 and case.layers:
+                if subject.biased:
+                    stack.enter_context(watched_by(dropped.biased))
+                for handle in _hooked(subject, method, case, dropped):
+                    handles.append(handle)
+            yield dropped
     finally:
         for handle in handles:
             handle.remove()
@@ -104,6 +106,12 @@ class Dropped:
         self._done.append((value, shorter))
         return shorter
 
+    def biased(self, call: AttentionCall, answer: Answer) -> Tensor:
+        """Watcher of attention calls: biases between all tokens, cut to those still there."""
+        if not self._cuts:
+            return answer(call)
+        return answer(biased_along(call, self._tokens, self._positions(call.query.device)))
+
     def _positions(self, device: torch.device, cuts: int | None = None) -> Tensor:
         """The tokens still there (after that many cuts), by their places at the first block: (B | 1, k)."""
         places = torch.arange(self._tokens, device=device).view(1, -1, 1)
@@ -117,7 +125,7 @@ def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)[1:]
 
 
-def _hooked(subject: Subject, method: Any, case: Case, dropped: Dropped) -> Iterator[Any]:
+def _hooked(subject: Subject, method: Method, case: Case, dropped: Dropped) -> Iterator[Any]:
     yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
     behind = [site.block for site in subject.sites[case.layers[0] :]] + [*subject.readers]
     for module in behind if subject.companions else subject.readers:
@@ -131,7 +139,7 @@ def _hooked(subject: Subject, method: Any, case: Case, dropped: Dropped) -> Iter
         )
 
 
-def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: Dropped) -> Iterator[Any]:
+def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dropped) -> Iterator[Any]:
     """Hooks of one pruned block: they look at what the method needs, choose as soon as all of it is there, and cut."""
     seen: Seen = {}
     chosen_early: list[Cut] = []

@@ -6,19 +6,26 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from repshift_cli.records import WITHOUT_ATTENTION, Case, Record
-from repshift_cli.renderers.sheets.cells import NONE_SHOWN, REFERENCE, Column
-from repshift_cli.renderers.sheets.row_columns import FIELDS, is_pruned, short_kernel, varies
+from repshift_cli.renderers.sheets.cells import ALWAYS, NONE_SHOWN, REFERENCE, Column
+from repshift_cli.renderers.sheets.row_columns import fields_of, is_pruned, short_kernel, varies
 
 NAMES_IN_A_NOTE = 4
 
 
 def settings_note(cases: Sequence[Case]) -> list[str]:
-    scored = [case for case in cases if is_pruned(case) and case.operation]
-    said = [f for f in FIELDS if not f[1] and not varies(f, cases) and any(f[2](case) for case in scored)]
-    if not said:
-        return []
-    methods = ", ".join(dict.fromkeys(case.pruning for case in scored))
-    return [f"{methods}: " + ", ".join(f"{f[0]} {next(f[3](c) for c in scored if f[2](c))}" for f in said)]
+    """What the methods' options are where they do not vary, once for all methods that take the same ones."""
+    alike: dict[tuple[str, ...], list[Case]] = {}
+    for method in dict.fromkeys(case.pruning for case in cases if case.options):
+        own = [case for case in cases if case.pruning == method]
+        alike.setdefault(tuple(f.name for f in fields_of(own)), []).extend(own)
+    notes = []
+    for own in alike.values():
+        fields = [f for f in fields_of(own) if f.rank == ALWAYS and not varies(f, cases)]
+        values = [(f.name, next((f.told(c) for c in own if f.value(c) is not None), None)) for f in fields]
+        words = [f"{name} {value}" for name, value in values if value is not None]
+        methods = ", ".join(dict.fromkeys(case.pruning for case in own))
+        notes += [f"{methods}: {', '.join(words)}"] * bool(words)
+    return notes
 
 
 def paths_note(records: Sequence[Record]) -> list[str]:

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any
 
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Record
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Record, option_order, written
 from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column
 from repshift_cli.renderers.sheets.order import LAST, rank_of
 
 KERNEL = "kernel"
 
-Field = tuple[str, int, Callable[[Case], object], Callable[[Case], str]]
-FIELDS: tuple[Field, ...] = (
-    ("keep", rank_of("keep"), lambda c: c.keep, lambda c: f"{c.keep:g}"),
-    ("layers", rank_of("layers"), lambda c: c.layers, lambda c: ",".join(map(str, c.layers))),
-    ("operation", ALWAYS, lambda c: c.operation, lambda c: c.operation or MISSING),
-    ("distance", ALWAYS, lambda c: c.distance, lambda c: c.distance or MISSING),
-    ("form", ALWAYS, lambda c: c.form, lambda c: c.form or MISSING),
-    ("removal", ALWAYS, lambda c: c.removal, lambda c: c.removal or MISSING),
-)
+
+@dataclass(frozen=True)
+class Field:
+    """What a pruned row is told apart by: a field of its case, or an option of its method."""
+
+    name: str
+    rank: int
+    value: Callable[[Case], Any]
+    text: Callable[[Any], str] = written
+
+    def told(self, case: Case) -> str:
+        """The value in words; a dash where the case has none."""
+        value = self.value(case)
+        return MISSING if value is None else self.text(value)
+
+
+def fields_of(cases: Sequence[Case]) -> tuple[Field, ...]:
+    """The fields of these cases, the options of their methods among them."""
+    options = option_order(name for case in cases for name, _ in case.options)
+    return (
+        Field("keep", rank_of("keep"), lambda c: c.keep, lambda keep: f"{keep:g}"),
+        Field("layers", rank_of("layers"), lambda c: c.layers),
+        *(Field(name, ALWAYS, methodcaller("option", name)) for name in options),
+        Field("removal", ALWAYS, lambda c: c.removal),
+    )
 
 
 def is_pruned(case: Case) -> bool:
@@ -26,7 +45,7 @@ def is_pruned(case: Case) -> bool:
 
 
 def varies(field: Field, cases: Sequence[Case]) -> bool:
-    return len({field[2](case) for case in cases if is_pruned(case)} - {None}) > 1
+    return len({field.value(case) for case in cases if is_pruned(case)} - {None}) > 1
 
 
 def execution_varies(cases: Sequence[Case]) -> bool:
@@ -36,12 +55,12 @@ def execution_varies(cases: Sequence[Case]) -> bool:
 def case_columns(records: Sequence[Record]) -> list[Column]:
     cases = [record.case for record in records]
     columns = [Column("variant", ALWAYS, tuple(Cell(case.variant) for case in cases))]
-    for field in FIELDS:
-        name, rank, _, text = field
+    for field in fields_of(cases):
         own = varies(field, cases)
-        if own or (rank and any(map(is_pruned, cases))):
-            cells = tuple(Cell(text(case) if is_pruned(case) else MISSING) for case in cases)
-            columns.append(Column(name, ALWAYS if own else rank, cells, numeric=name == "keep"))
+        if own or (field.rank and any(map(is_pruned, cases))):
+            cells = tuple(Cell(field.told(case) if is_pruned(case) else MISSING) for case in cases)
+            numeric = any(isinstance(field.value(case), (int, float)) for case in cases)
+            columns.append(Column(field.name, ALWAYS if own else field.rank, cells, numeric))
     if any(record.tokens for record in records):
         tokens = tuple(Cell(" → ".join(map(str, record.tokens)) or MISSING) for record in records)
         columns.append(Column("tokens", rank_of("tokens"), tokens))
