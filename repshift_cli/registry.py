@@ -3,7 +3,8 @@
 A room is a folder of this package; each of its files is a part, named like the file and described by the first line of
 its docstring. Other packages add parts through the entry point groups `repshift.attention`, `repshift.models` and
 `repshift.reduction` (or `repshift.pruning`, its older name). What planning needs of a part stands as literals at its
-top level and is read from the source.
+top level and is read from the source. What a part must have is the Protocol in its room's `__init__`, against which it
+is checked when it is loaded.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import ast
 import contextlib
 import difflib
 import importlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from repshift_cli.machine.packages import find_spec
 from repshift_cli.records import Option, RepshiftError, UsageError, one_line
@@ -24,16 +27,29 @@ from repshift_cli.records import Option, RepshiftError, UsageError, one_line
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+
+class Room(NamedTuple):
+    """What a room's parts are called, the command that says more, and the Protocol in its `__init__` that they fulfil.
+
+    Of the members `one_of`, which have the default None there, a part has one.
+    """
+
+    what: str
+    command: str
+    contract: str | None
+    one_of: tuple[str, ...] = ()
+
+
 ROOMS = {
-    "attention": ("attention back end", "repshift backends"),
-    "reduction": ("pruning method", "repshift methods"),
-    "models": ("model family", "repshift models"),
-    "operators": ("attention operator", "repshift operators --list"),
-    "probes": ("probe", "repshift doctor"),
-    "benchmark.launchers": ("launcher", "repshift bench --help"),
-    "renderers": ("renderer", "repshift show --help"),
+    "attention": Room("attention back end", "repshift backends", "Backend"),
+    "reduction": Room("pruning method", "repshift methods", "Method", one_of=("score", "choose")),
+    "models": Room("model family", "repshift models", "Family"),
+    "operators": Room("attention operator", "repshift operators --list", "Operator"),
+    "counters": Room("counter", "repshift doctor --counters", "Instrument"),
+    "probes": Room("probe", "repshift doctor", None),
+    "benchmark.launchers": Room("launcher", "repshift bench --help", "Launcher"),
+    "renderers": Room("renderer", "repshift show --help", "Renderer"),
 }
-"""Each room with what its parts are called and the command that says more."""
 
 OPEN_ROOMS = ("attention", "reduction", "models", "operators", "renderers")
 """The rooms that other packages can add parts to."""
@@ -66,17 +82,21 @@ def parts(room: str) -> dict[str, Part]:
 
 
 def load(part: Part) -> Any:
-    """Import a part: its module, or the attribute that its entry point names."""
+    """Import a part: its module, or the attribute that its entry point names.
+
+    What it leaves out and its room's contract has a default for is set to that. RepshiftError for a part that cannot be
+    imported, or that lacks something.
+    """
     module, _, attribute = part.target.partition(":")
+    what = f"the {ROOMS[part.room].what} {part.name!r}"
     try:
         value = importlib.import_module(module)
         for name in filter(None, attribute.split(".")):
             value = getattr(value, name)
     except Exception as error:
-        what = ROOMS[part.room][0]
-        raise RepshiftError(
-            f"the {what} {part.name!r} cannot be imported from {part.target}: {one_line(error)}"
-        ) from error
+        raise RepshiftError(f"{what} cannot be imported from {part.target}: {one_line(error)}") from error
+    if faults := list(_faults(part, value)):
+        raise RepshiftError(f"{what} from {part.target} cannot be used: {'; '.join(faults)}")
     return value
 
 
@@ -87,14 +107,59 @@ def find(room: str, name: str) -> Part:
     for part in known.values():
         if part.name.replace("-", "_") == plain:
             return part
-    what, command = ROOMS[room]
-    raise UsageError(f"unknown {what} {name!r}: {nearest(name, known)}`{command}` lists all of them")
+    raise UsageError(
+        f"unknown {ROOMS[room].what} {name!r}: {nearest(name, known)}`{ROOMS[room].command}` lists all of them"
+    )
 
 
 def find_variant(text: str) -> tuple[Part, Part | None]:
     """The back end and the method of `BACKEND` or `BACKEND+METHOD`; no method means no pruning."""
     backend, plus, method = text.partition("+")
     return find("attention", backend), find("reduction", method) if plus else None
+
+
+def ranked(room: str) -> tuple[str, ...]:
+    """The names of a room's parts in the order of the RANK that each states, the lowest first."""
+    return tuple(sorted(parts(room), key=lambda name: parts(room)[name].constants.get("RANK", math.inf)))
+
+
+def aliases() -> dict[str, Part]:
+    """Every name that `--model` takes as it stands, with the family that builds it."""
+    return {alias: part for part in parts("models").values() for alias in family_aliases(part)}
+
+
+def family_aliases(part: Part) -> tuple[str, ...]:
+    """The names of one family: the keys of its ALIASES; a family of another package without any has its own name."""
+    named = part.constants.get("ALIASES")
+    if named:
+        return tuple(named)
+    return () if part.target.startswith("repshift_cli.") else (part.name,)
+
+
+def resolve_model(name: str) -> Part:
+    """The family that builds `name`: an alias, `hf:NAME`, `timm:NAME`, or a user's own function or TOML file."""
+    known = aliases()
+    if name in known:
+        return known[name]
+    front, colon, rest = name.partition(":")
+    if front in ("hf", "timm") and rest:
+        return find("models", front)
+    own = colon and front not in ("hf", "timm") and all(word.isidentifier() for word in f"{front}.{rest}".split("."))
+    if own or name.endswith(".toml"):
+        return find("models", "own")
+    raise UsageError(
+        f"unknown model {name!r}: {nearest(name, known)}`repshift models` lists all of them; "
+        "hf:NAME takes a checkpoint, timm:NAME a model of timm, and package.module:function, or a TOML file, your own"
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean a, b? `, or nothing where no name is near."""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(near)}? " if near else ""
+
+
+# --- the options of reduction methods ---------------------------------------------------------------------------------
 
 
 def method_options() -> dict[str, Option]:
@@ -144,47 +209,65 @@ def _option_faults(method: Part) -> Iterator[str]:
             yield f"--{name} is declared otherwise by {known[name].methods[0]}"
 
 
-def aliases() -> dict[str, Part]:
-    """Every name that `--model` takes as it stands, with the family that builds it."""
-    return {alias: part for part in parts("models").values() for alias in family_aliases(part)}
+# --- contracts --------------------------------------------------------------------------------------------------------
 
 
-def family_aliases(part: Part) -> tuple[str, ...]:
-    """The names of one family: the keys of its ALIASES; a family of another package without any has its own name."""
-    named = part.constants.get("ALIASES")
-    if named:
-        return tuple(named)
-    return () if part.target.startswith("repshift_cli.") else (part.name,)
+def _faults(part: Part, value: Any) -> Iterator[str]:
+    """Sets an imported part's defaults, and tells what it lacks of its room's contract or has of the wrong kind."""
+    room = ROOMS[part.room]
+    if room.contract is None:
+        return
+    contract = vars(importlib.import_module(f"repshift_cli.{part.room}"))[room.contract]
+    kinds, defaults = _members(contract)
+    for name in defaults.keys() - set(dir(value)):
+        setattr(value, name, defaults[name])
+    lacking = [name for name in kinds if name not in dir(value)]
+    if room.one_of and all(getattr(value, name) is None for name in room.one_of):
+        lacking.append(" or ".join(room.one_of))
+    if lacking:
+        yield f"it lacks {', '.join(lacking)} (see {room.contract} in repshift_cli.{part.room})"
+    for name in [name for name in kinds if name in dir(value)]:
+        if not _fits(getattr(value, name), kinds[name]):
+            yield f"its {name} is {type(getattr(value, name)).__name__}, not {_in_words(kinds[name])}"
+    if part.room == "reduction" and part.constants.get("OPTIONS", {}) != value.OPTIONS:
+        yield "its OPTIONS cannot be read from the source: write them out as a literal"
+    yield from _option_faults(part) if part.room == "reduction" else ()
 
 
-def resolve_model(name: str) -> Part:
-    """The family that builds `name`: an alias, `hf:NAME`, `timm:NAME`, or a user's own function or TOML file."""
-    known = aliases()
-    if name in known:
-        return known[name]
-    front, colon, rest = name.partition(":")
-    if front in ("hf", "timm") and rest:
-        return find("models", front)
-    own = colon and front not in ("hf", "timm") and all(word.isidentifier() for word in f"{front}.{rest}".split("."))
-    if own or name.endswith(".toml"):
-        return find("models", "own")
-    raise UsageError(
-        f"unknown model {name!r}: {nearest(name, known)}`repshift models` lists all of them; "
-        "hf:NAME takes a checkpoint, timm:NAME a model of timm, and package.module:function, or a TOML file, your own"
-    )
+def _members(contract: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The kind of each member of a Protocol, and the defaults of those that are annotated with a value."""
+    stated = {name: member for name, member in vars(contract).items() if not name.startswith("_")}
+    annotated = get_type_hints(contract)
+    kinds = annotated | {name: Callable for name in stated if name not in annotated}
+    return kinds, {name: stated[name] for name in annotated if name in stated}
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean a, b? `, or nothing where no name is near."""
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)
-    return f"did you mean {', '.join(near)}? " if near else ""
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    return kind is Any or isinstance(value, get_origin(kind) or kind)
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_in_words, get_args(kind)))
+    return "None" if kind is NoneType else (get_origin(kind) or kind).__name__
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
 
 
 def _entry_points(room: str) -> Iterable[EntryPoint]:
+    names = (room, *(old for old, new in OLDER_GROUPS.items() if new == room)) if room in OPEN_ROOMS else ()
+    return [entry for name in reversed(names) for entry in _installed().select(group=f"repshift.{name}")]
+
+
+@cache
+def _installed() -> Any:
+    """The entry points of all packages: looking for them takes longer than everything else here."""
     from importlib.metadata import entry_points
 
-    names = (room, *(old for old, new in OLDER_GROUPS.items() if new == room)) if room in OPEN_ROOMS else ()
-    return [entry for name in reversed(names) for entry in entry_points(group=f"repshift.{name}")]
+    return entry_points()
 
 
 def _from_entry_point(entry: EntryPoint) -> Part:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repshift_cli.records import UsageError
-from repshift_cli.sweep.axes import PARSERS, Axes, integers, merge, numbers, parse, schedules
+from repshift_cli.sweep.axes import Axes, merge
+from repshift_cli.sweep.parsing import PARSERS, integers, numbers, parse, schedules
 
 
 def test_a_decimal_range_has_both_ends_and_no_dust() -> None:
@@ -46,7 +47,7 @@ def test_layers_with_commas_are_one_schedule_and_a_range_sweeps_single_layers() 
 def test_defaults_are_those_of_the_main_command() -> None:
     axes = Axes.from_options({"model": None, "keep": [], "layers": ()})
     assert axes == Axes()
-    assert (axes.model, axes.keep, axes.form) == (("vit_b",), (0.6,), ("paper",))
+    assert (axes.model, axes.keep, axes.options) == (("vit_b",), (0.6,), ())
 
 
 def test_options_of_every_kind() -> None:
@@ -74,7 +75,7 @@ def test_options_of_every_kind() -> None:
 
 
 def test_every_axis_has_a_parser() -> None:
-    assert set(PARSERS) == set(Axes.__dataclass_fields__)
+    assert {*PARSERS, "options"} == set(Axes.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repshift_cli import registry
 from repshift_cli.records import Facts, Offers, UsageError
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Backend, Planned, comparisons, default_dtype, default_layers, expand
 
 FACTS = Facts(depth=12, tokens=196, prefix=1, head_dim=64, image_size=224)
-OPTIONS = ("operation", "distance", "form")
-METHODS = {"repshift": OPTIONS, "lowest": OPTIONS, "random": (), "oracle": (), "near": ("distance",)}
+REPSHIFT = registry.options_of(registry.find("reduction", "repshift"))
+METHODS = {
+    "repshift": REPSHIFT,
+    "lowest": REPSHIFT,
+    "random": {},
+    "oracle": {},
+    "near": {"distance": REPSHIFT["distance"]},
+}
 EVERYWHERE = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16")}
 BACKENDS = {
     "vanilla": Backend(None),
@@ -33,15 +40,14 @@ def planned(facts: Facts | dict[str, Facts] = FACTS, device: str = "cpu", **axes
         own = replace(own, length=length or own.length)
         return replace(own, image_size=size or own.image_size, frames=frames or own.frames)
 
-    return expand(Axes(**axes), device, facts_of, BACKENDS, METHODS)
+    options = tuple((name, axes.pop(name)) for name in REPSHIFT if name in axes)
+    return expand(Axes(**axes, options=options), device, facts_of, BACKENDS, METHODS)
 
 
 def short(p: Planned) -> str:
     c = p.case
     words = [c.variant, *([f"{c.keep:g}@{','.join(map(str, c.layers))}"] if c.layers else [])]
-    return " ".join(
-        [*words, *filter(None, (c.operation, c.distance, c.form)), *([] if c.execution == "eager" else "g")]
-    )
+    return " ".join([*words, *(value for _, value in c.options), *([] if c.execution == "eager" else "g")])
 
 
 def the_reason(**changes: Any) -> str:

@@ -145,7 +145,7 @@ def test_a_padded_batch_keeps_what_each_sample_keeps_alone(keep: float) -> None:
 
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.9])
 def test_a_fixed_choice_counts_each_samples_own_tokens(keep: float) -> None:
-    scores = marked_choice(stride, ROLES, dropped_share(keep))
+    scores = marked_choice(stride.choose, ROLES, dropped_share(keep))
     cut, roles = marked(scores, ROLES, subject(marks=2, free=8), dropped_share(keep))
     for sample, row in enumerate(places(cut, 10, 3)):
         words = [i for i, role in enumerate(ROLES[sample].tolist()) if role == 0]

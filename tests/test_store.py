@@ -73,7 +73,7 @@ def test_a_link_to_a_run_file_stays_a_link(tmp_path: Path) -> None:
         ("[1, 2]", "is JSON but no repshift run file"),
         ('{"benchmarks": []}', "is JSON but no repshift run file"),
         ('{"schema": 1, "machine": NaN, "records": []}', "it holds NaN"),
-        ('{"schema": 99, "machine": {}, "records": []}', "has schema version 99 and this repshift reads up to 3"),
+        ('{"schema": 99, "machine": {}, "records": []}', "has schema version 99 and this repshift reads up to 4"),
         ('{"schema": "1", "machine": {}, "records": []}', "is a damaged run file: run.options: missing"),
         (
             '{"schema": 1, "machine": {"device": 5, "device_name": "x"}, "options": {}, "records": []}',

@@ -12,7 +12,7 @@ TENSORS = {"torch", "numpy", "PIL", "transformers", "safetensors"}
 WALLS: dict[str, set[str]] = {
     "records": {"records"},
     "registry": {"records", "machine.packages"},
-    "sweep": {"records", "sweep"},
+    "sweep": {"records", "registry", "sweep"},
     "analysis": {"records", "analysis", "machine.packages", "numpy", "ruptures"},
     "gate": {"records", "analysis", "gate"},
     "profiling": {"records", "kernels", "profiling", "torch"},

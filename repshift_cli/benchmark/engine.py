@@ -20,8 +20,7 @@ from repshift_cli.benchmark.runner import Settings
 from repshift_cli.benchmark.tasks import Comparison, Station
 from repshift_cli.machine.describe import describe
 from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Record, Run, UsageError, store
-from repshift_cli.records.json_codec import to_plain
-from repshift_cli.sweep import plan
+from repshift_cli.sweep import axes, plan
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Planned
 
@@ -66,7 +65,7 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     parts = [registry.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: builder.backend_for(name, device) for name in names}
-    methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
+    methods = {method.name: registry.options_of(method) for _, method in parts if method}
     facts_of = partial(builder.facts_of, sweep.weights, data=sweep.data)
     planned = plan.expand(sweep, device, facts_of, backends, methods)
     if sweep.data is not None:
@@ -81,14 +80,9 @@ def settings_of(sweep: Axes, device: str, passes: bool) -> Settings:
     return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed, passes)
 
 
-def stored_options(sweep: Axes) -> dict[str, Any]:
-    """The sweep as a run file holds it: what was set."""
-    return {k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)}
-
-
 def sweep_of(run: Run) -> Axes:
     """The sweep that a stored run was made of."""
-    known = {f.name for f in dataclasses.fields(Axes)}
+    known = axes.names()
     return Axes.from_options({name: value for name, value in run.options.items() if name in known})
 
 
@@ -100,7 +94,7 @@ def start(path: Path, sweep: Axes, planned: tuple[Planned, ...], settings: Setti
     sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget)
     run = Run(
         machine=describe(station.device),
-        options=stored_options(sweep),
+        options=sweep.as_options(),
         planned=tuple(p.case for p in planned),
         records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
         warnings=() if station.device.startswith("cuda") else (_on_a_cpu(planned),),

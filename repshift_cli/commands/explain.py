@@ -61,7 +61,7 @@ def _found(sweep: Axes) -> dict[str, Any]:
     return {
         "model": case.model,
         **explained(builder.lone_step(case).subject, protection(case.protect)),
-        "default": case.operation,
+        "default": case.option("operation"),
         "attention": case.attention != WITHOUT_ATTENTION,
         "schedules": schedules,
     }

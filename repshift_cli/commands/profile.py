@@ -199,7 +199,7 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     run = ProfileRun(
         machine=describe(device),
-        options=engine.stored_options(sweep) | {"steps": steps},
+        options=sweep.as_options() | {"steps": steps},
         breakdowns=(),
         warnings=() if device.startswith("cuda") else (ON_A_CPU,),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

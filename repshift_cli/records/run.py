@@ -7,10 +7,11 @@ from typing import Any
 
 from repshift_cli.records.case import Case
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
-measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record. Older files are read: what they
-lack has its default."""
+measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record; 4 has `options` of a case, where
+`operation`, `distance` and `form` were fields of their own. Older files are read: what they lack has its default, and
+what has moved is moved (`case.from_older`)."""
 
 
 @dataclass(frozen=True)

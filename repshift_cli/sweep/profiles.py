@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli.records import UsageError
-from repshift_cli.sweep.axes import near, parser_of, text_of
+from repshift_cli.sweep.parsing import near, parser_of, text_of
 
 
 def shipped_profiles() -> dict[str, Path]:

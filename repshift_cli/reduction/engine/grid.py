@@ -12,7 +12,8 @@ from repshift_cli.kernels.cut import gather
 from repshift_cli.kernels.select import top
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, UsageError, dropped_share, lines_left
-from repshift_cli.reduction.engine.seen import needs, scores_of
+from repshift_cli.reduction import Method
+from repshift_cli.reduction.engine.seen import Seen, needs, scores_of
 from repshift_cli.reduction.engine.selection import _on, tell
 
 Size = tuple[int, int]
@@ -21,18 +22,18 @@ SEEN = ("resid_pre", "resid_post")
 """What a stage shows of itself: it has neither attention nor MLP."""
 
 
-def hooks(site: Site, method: Any, case: Case) -> Iterator[Any]:
+def hooks(site: Site, method: Method, case: Case) -> Iterator[Any]:
     """Hooks that cut the stage's output (B, C, H, W) in both directions; the method sees it as tokens, (B, H W, C).
 
     A method that chooses places chooses among the rows and among the columns. UsageError for one that looks at more
     than a stage has.
     """
     needed = needs(method, case)
-    if not set(needed) <= set(SEEN) or not (hasattr(method, "score") or hasattr(method, "choose")):
+    if not set(needed) <= set(SEEN):
         raise UsageError(
             f"{case.pruning} cannot cut the grid of {case.model}: choose one that scores or chooses tokens"
         )
-    seen: dict[str, Tensor] = {}
+    seen: Seen = {}
     share = dropped_share(case.keep)
     if "resid_pre" in needed:
         yield _watch(site, seen)
@@ -40,7 +41,7 @@ def hooks(site: Site, method: Any, case: Case) -> Iterator[Any]:
     def at_end(module: Any, args: Any, output: Tensor) -> Tensor:
         height, width = output.shape[-2:]
         size = lines_left(height, *share), lines_left(width, *share)
-        if hasattr(method, "choose"):
+        if method.choose is not None:
             with part("cut"):
                 return _chosen(output, method.choose(height, size[0]), method.choose(width, size[1]))
         seen["resid_post"] = seen["rows"] = _tokens(output)
@@ -56,7 +57,7 @@ def hooks(site: Site, method: Any, case: Case) -> Iterator[Any]:
     yield site.block.register_forward_hook(at_end)
 
 
-def _watch(site: Site, seen: dict[str, Tensor]) -> Any:
+def _watch(site: Site, seen: Seen) -> Any:
     """Hook that keeps x: the stage's input, or what its origin makes of it."""
 
     def see_input(module: Any, args: tuple[Any, ...]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from repshift_cli.kernels.along import along
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
+from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine import grid
 from repshift_cli.reduction.engine.fused_add import awaiting
 from repshift_cli.reduction.engine.seen import Seen, needs
@@ -21,12 +22,10 @@ from repshift_cli.reduction.engine.selection import Cut, chosen
 
 
 @contextmanager
-def pruned(subject: Subject, method: Any, case: Case) -> Iterator[None]:
+def pruned(subject: Subject, method: Method | None, case: Case) -> Iterator[None]:
     """Within it the subject drops tokens at the end of the blocks `case.layers`; afterwards it is as it was.
 
-    `method` is None (no pruning) or a module of this room: `needs(case)` names what it must see, then either
-    `score(seen, case)` gives (B, N) with the highest kept, or `choose(tokens, count)` names the places to keep, the
-    same in every sample. At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
+    No `method` is no pruning. At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
     """
     handles: list[Any] = []
     try:
@@ -96,7 +95,7 @@ def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)[1:]
 
 
-def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
+def _hooked(subject: Subject, method: Method, case: Case) -> Iterator[Any]:
     dropped = _Dropped(subject)
     yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
     behind = [site.block for site in subject.sites[case.layers[0] :]] + [*subject.readers]
@@ -107,7 +106,7 @@ def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
         yield from grid.hooks(site, method, case) if subject.grid else _hook(site, subject, method, case, dropped)
 
 
-def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
+def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: _Dropped) -> Iterator[Any]:
     """Hooks of one pruned block: they look at what the method needs, choose as soon as all of it is there, and cut."""
     seen: Seen = {}
     chosen_early: list[Cut] = []
