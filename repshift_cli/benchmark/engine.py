@@ -22,6 +22,7 @@ from repshift_cli.machine.describe import describe
 from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Record, Run, UsageError, store
 from repshift_cli.sweep import axes, plan
 from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.operators import OperatorAxes
 from repshift_cli.sweep.plan import Planned
 
 PRECISION = {"cuda": 0.005, "cpu": 0.01}
@@ -74,7 +75,7 @@ def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
     return planned
 
 
-def settings_of(sweep: Axes, device: str, passes: bool) -> Settings:
+def settings_of(sweep: Axes | OperatorAxes, device: str, passes: bool) -> Settings:
     """When to stop, with the device's defaults."""
     kind = device.partition(":")[0]
     return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed, passes)
@@ -89,7 +90,9 @@ def sweep_of(run: Run) -> Axes:
 # --- starting and resuming --------------------------------------------------------------------------------------------
 
 
-def start(path: Path, sweep: Axes, planned: tuple[Planned, ...], settings: Settings, station: Station) -> Session:
+def start(
+    path: Path, sweep: Axes | OperatorAxes, planned: tuple[Planned, ...], settings: Settings, station: Station
+) -> Session:
     """A new run file as it stands before the first case; its options hold the settings that really apply."""
     sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget)
     run = Run(

@@ -50,7 +50,7 @@ def arrange(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Arranged:
     wide = k.double()
     keys, values = (compress(t.to(wide), appended, importance.to(wide)).to(k.dtype) for t in (k, v))
     rate = k.shape[2] / float(lengths.double().mean())
-    note = f"dmc: {rate:.2f} tokens per slot, {100 * float(lengths.max() / lengths.double().mean()) - 100:.0f}% padding"
+    note = f"{rate:.2f} tokens per slot, {100 * float(lengths.max() / lengths.double().mean()) - 100:.0f}% padding"
     q = q[:, :, -1:].contiguous()
     return Arranged(q, keys, values, {"lengths": lengths}, full=lambda: (q, k, v), notes=(note,))
 

@@ -112,6 +112,8 @@ class Subject:
     """What every variant alike runs within (a scan put in the place of a library's); afterwards all is as it was."""
     own_prefix: int | None = None
     """The leading tokens for which a companion may have no entry: those of the model, where --protect adds others."""
+    details: Any = None
+    """What the probes of an attention operator need beside the module."""
     grid: bool = False
     """Whether the sites put out (B, C, H, W), whose lines are cut (a CNN), instead of (B, N, C)."""
 
