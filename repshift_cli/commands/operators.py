@@ -106,7 +106,7 @@ def operators(
     dry_run: options.DryRun = False,
     list_all: Annotated[
         bool,
-        typer.Option("--list", help="List all operators by class, and why one is not here.", is_flag=True),
+        typer.Option("--list", help="List all operators by class, and why one is not here."),
     ] = False,
     out: Annotated[
         Path | None,

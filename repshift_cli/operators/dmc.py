@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.rows import grouped, mixed, products
 from repshift_cli.operators.base.spec import Arranged, Cost, Engine, Shape, Spec, drawn

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base import flex
-from repshift_cli.operators.base.bands import hidden
 from repshift_cli.operators.base.gather import attend_blocks
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.rows import grouped

@@ -87,7 +87,7 @@ def refusal(module: Any, engine: Engine, case: Case) -> str | None:
         _beyond_offers(engine, case, shape),
         module.refused(shape, spec),
         engine.refused(shape, spec),
-        _beyond_execution(engine, case),
+        beyond_execution(engine, case),
     ):
         if reason is not None:
             return reason
@@ -105,7 +105,8 @@ def _beyond_offers(engine: Engine, case: Case, shape: Shape) -> str | None:
     return None
 
 
-def _beyond_execution(engine: Engine, case: Case) -> str | None:
+def beyond_execution(engine: Engine, case: Case) -> str | None:
+    """Why the case cannot be carried out as a graph or backwards, or None."""
     kind = case.device.partition(":")[0]
     if case.execution == "graph" and kind != "cuda":
         return "CUDA graphs exist on CUDA only"

@@ -188,7 +188,7 @@ def _impossible(rate: float, ceiling: float) -> Iterator[str]:
 
 @cache
 def ceilings(device: str, dtype: str) -> tuple[float, float]:
-    """(FLOP/s of a large matrix product, bytes/s of a large copy) in this dtype: the best of ten, as it is a ceiling."""
+    """(FLOP/s of a large matrix product, bytes/s of a large copy) in this dtype, each the best of ten."""
     size, length = (8192, 1 << 29) if device.startswith("cuda") else (1024, 1 << 26)
     kind = DTYPES[dtype]
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
