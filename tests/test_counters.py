@@ -469,6 +469,7 @@ def test_the_childs_package_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None
 OWN: dict[str, Any] = {"model": "fake_counter:tiny_model", "weights": "own", "batch": 2}
 
 
+@pytest.mark.slow
 def test_counted_bytes_reach_the_record(counter: pytest.MonkeyPatch) -> None:
     """A pruned case is rebuilt and counted in a child, though libraries print on its stdout: the bytes that this
     process models, their intensity, and a share for which no peak is known."""

@@ -147,7 +147,8 @@ def test_a_structure_size_is_without_the_padding_at_its_end() -> None:
 ASK = """
 import json, sys
 from pathlib import Path
-from repshift_cli.counters import _cupti_abi as abi, cupti
+from repshift_cli.counters import cupti
+from repshift_cli.counters.base import cupti_abi as abi
 library = abi.load(Path(sys.argv[1]))
 found = {"missing": [f for f in abi.FUNCTIONS.values() if not hasattr(library, f)]}
 for chip in sys.argv[2:]:
@@ -337,7 +338,7 @@ def test_the_child_counts_in_the_context_of_torch(monkeypatch: pytest.MonkeyPatc
     library = FakeLibrary()
     cuda = SimpleNamespace(synchronize=lambda: None, current_device=lambda: 3)
     torch = SimpleNamespace(zeros=lambda *_, device: None, cuda=cuda)
-    monkeypatch.setattr(cupti.machine, "import_torch", lambda: torch)
+    monkeypatch.setattr(cupti.devices, "import_torch", lambda: torch)
     monkeypatch.setattr(cupti, "find_library", lambda: Path("libcupti.so.13"))
     monkeypatch.setattr(abi, "load", lambda path: library)
     monkeypatch.setattr(cupti, "_current_context", lambda: ctypes.c_void_p(9))

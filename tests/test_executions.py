@@ -50,6 +50,7 @@ def output(step: Step, compared: Any) -> Tensor:
         return compared(step.forward()).clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [VIT, "videomae", "torch_encoder"])
 def test_interleaved_cases_keep_code_of_their_own(family: str, quick: None) -> None:
     plain = FAMILIES[family]()
@@ -87,6 +88,7 @@ class Broken(tiny.PreNorm):
         return super().forward(x)
 
 
+@pytest.mark.slow
 def test_breaks_are_counted_and_cases_kept_apart_behind_them(quick: None) -> None:
     model = tiny.roughen(tiny.PlainTransformer(Broken)).double()
     inputs = (tiny.pixels(2, 12, tiny.WIDTH),)

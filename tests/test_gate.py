@@ -85,16 +85,19 @@ def worst(judged: dict[Check, Judged]) -> str:
     return next(v for v in (FAIL, INCONCLUSIVE, PASS) if v in found)
 
 
+@pytest.mark.slow
 def test_a_against_a_does_not_cry_wolf() -> None:
     found = verdicts(0.0)
     assert found[FAIL] <= GATES * 0.01
     assert found[PASS] >= GATES * 0.9, "a gate that always stays open would not cry wolf either"
 
 
+@pytest.mark.slow
 def test_3_percent_is_caught() -> None:
     assert verdicts(0.03)[FAIL] >= GATES * 0.99
 
 
+@pytest.mark.slow
 def test_one_and_a_half_percent_is_hardly_ever_let_through() -> None:
     found = verdicts(0.015)
     assert found[PASS] <= GATES * 0.05

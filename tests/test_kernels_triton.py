@@ -39,6 +39,7 @@ KINDS = ("l1", "l2", "cosine")
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-40, float("inf"), float("-inf"), float("nan"))
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
 def test_in_the_interpreter() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repshift_cli import registry
-from repshift_cli.records import Facts, Offers, UsageError
+from repshift_cli.records import Facts, Offers, Option, UsageError
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Backend, Planned, comparisons, default_dtype, default_layers, expand
 
@@ -108,6 +108,23 @@ def test_a_method_gets_the_options_that_it_takes_and_no_others() -> None:
     assert [short(p) for p in planned(variant=("flash+random",), **axes)] == ["flash+random 0.6@3"]
     near = planned(variant=("flash+near",), **axes)
     assert [short(p) for p in near] == ["flash+near 0.6@3 l2", "flash+near 0.6@3 cosine"]
+
+
+def test_an_option_has_its_default_or_none_and_is_left_out_where_it_means_nothing() -> None:
+    taken = {
+        "margin": Option("margin", "float", "", default=0.75),
+        "mode": Option("mode", "str", "", choices=("a", "b")),
+        "steps": Option("steps", "int", "", default=3, unless=(("mode", "a"),)),
+    }
+
+    def options(**given: tuple[Any, ...]) -> list[dict[str, Any]]:
+        axes = Axes(variant=("flash+own",), options=tuple(given.items()))
+        return [dict(p.case.options) for p in expand(axes, "cpu", lambda *_: FACTS, BACKENDS, {"own": taken})]
+
+    assert options() == [{"margin": 0.75, "steps": 3}]
+    assert options(mode=("a",), steps=(1, 2)) == [{"margin": 0.75, "mode": "a"}]
+    both = options(margin=(0.0, 1.0), mode=("b",))
+    assert both == [{"margin": m, "mode": "b", "steps": 3} for m in (0.0, 1.0)]
 
 
 @given(

@@ -333,6 +333,7 @@ def test_dry_run_lists_the_cases(model: str, capsys: pytest.CaptureFixture[str],
     assert [f for f in sorted(os.listdir(tmp_path)) if f != "__pycache__"] == before
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_no_file(model: str, tmp_path: Path) -> None:
     """Ctrl-C while it records: 130, one line, neither a trace nor anything temporary."""
     temporary = tmp_path / "tmp"

@@ -20,6 +20,8 @@ from repshift_cli.gate import noise, process, revisions
 from repshift_cli.gate.verdict import NothingMeasured
 from repshift_cli.records import Record, store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:

@@ -563,6 +563,7 @@ def test_the_estimate_of_a_case_alone_is_its_latency() -> None:
 # --- do the intervals hold what they promise? -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nine_of_ten_intervals_hold_the_truth_although_precision_stops_the_rounds() -> None:
     """Every look costs a little of the 95%; the fixed seeds make this the same number every time."""
     held = 0

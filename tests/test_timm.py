@@ -477,6 +477,7 @@ def qnms(dets, scores, iou_threshold):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "fails"),
     [

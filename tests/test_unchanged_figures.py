@@ -153,7 +153,8 @@ NAMED = ("attention", "pruning", "keep", "layers", "operation", "distance", "for
 
 
 def name_of(case: dict[str, Any]) -> str:
-    values = {name: case[name] for name in NAMED if case[name] not in (None, [], "none", 1.0)}
+    told = case | dict(case["options"])
+    values = {name: told[name] for name in NAMED if told.get(name) not in (None, [], "none", 1.0)}
     return " ".join(f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()) or "none"
 
 

@@ -25,12 +25,13 @@ from repshift_cli.counters.base.traffic import CounterError
 from repshift_cli.kernels import paths
 from repshift_cli.kernels.select import not_finite
 from repshift_cli.machine import nvml
+from repshift_cli.machine.cpu_state import CpuWatch
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
 from repshift_cli.probes.energy import EnergyProbe
 from repshift_cli.probes.fidelity import FidelityProbe
 from repshift_cli.probes.hbm import Counter, HbmProbe, rates
-from repshift_cli.probes.kernels import verify, verify_none
+from repshift_cli.probes.kernels import verify, verify_library, verify_none
 from repshift_cli.probes.kv_cache import KvCacheProbe
 from repshift_cli.probes.latency import timer_for
 from repshift_cli.probes.launches import LaunchProbe
@@ -112,7 +113,7 @@ class StepBuilder:
         self._counter = _counter(choice or Choice(None, "not asked for"))
         self._snapshots = (SnapshotProbe(snapshot),) if snapshot else ()
         self._peak = nvml.peak_bandwidth(device)
-        self._watch = nvml.Watch(device)
+        self._watch = CpuWatch(torch.get_num_threads()) if device == "cpu" else nvml.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
         self._broken: tuple[tuple[Any, ...], Exception] | None = None
@@ -221,10 +222,17 @@ def _synchronize() -> None:
 
 def _eager(case: Case, subject: Subject) -> Step:
     backend, method = _backend(case.attention), _method(case.pruning)
+    library = subject.eager if backend.OFFERS.library else None
 
     @contextmanager
     def active() -> Iterator[None]:
-        with torch.inference_mode(), subject.context(), attending(backend), pruned(subject, method, case):
+        with (
+            torch.inference_mode(),
+            subject.context(),
+            library() if library else nullcontext(),
+            attending(backend),
+            pruned(subject, method, case),
+        ):
             yield
 
     module, inputs = subject.module, subject.inputs
@@ -238,6 +246,8 @@ def _verified(step: Step) -> str:
     if step.case.attention == WITHOUT_ATTENTION:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)
+    if backend.OFFERS.library:
+        return verify_library(step.operators, backend.OPS)
     return verify(step, backend.OPS, backend.KERNELS)
 
 

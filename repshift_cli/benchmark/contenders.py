@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from repshift_cli.analysis import stats
-from repshift_cli.machine import gpu_state
+from repshift_cli.machine import cpu_state, gpu_state
+from repshift_cli.machine.cpu_state import CpuReading
 from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement, Metric, Record, Step
 
 Derived = tuple[Sequence[Measurement], Sequence[str]]
@@ -73,6 +74,11 @@ class Rounds:
     readings: list[Any] = field(default_factory=list)
     causes: set[str] = field(default_factory=set)
 
+    @property
+    def of_gpu(self) -> list[Any]:
+        """The readings that are none of a CPU."""
+        return [reading for reading in self.readings if not isinstance(reading, CpuReading)]
+
 
 def references(contender: Contender, contenders: Sequence[Contender]) -> list[tuple[str, Contender]]:
     """What a contender is compared with, of those that ran: the unpruned by back end, the oracle at the same counts."""
@@ -113,7 +119,8 @@ def record(
         stopped_by=rounds.stopped_by,
         measurements=(
             *_timings(contender, contenders),
-            *gpu_state.measurements(rounds.readings),
+            *gpu_state.measurements(rounds.of_gpu),
+            *cpu_state.measurements(rounds.readings),
             *contender.measurements,
             *derived,
         ),
@@ -148,6 +155,7 @@ def _why_unpaired(name: str, contender: Contender, contenders: list[Contender]) 
 
 def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterator[str]:
     assert contender.step is not None
+    yield from cpu_state.warnings(rounds.readings)
     yield from contender.step.subject.warnings
     yield from contender.words
     if not contender.steady:
@@ -160,4 +168,4 @@ def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterato
         causes = ", ".join(sorted(rounds.causes))
         count = len(contender.throttled) // contender.per_round
         yield f"{count} rounds under a hardware throttle were repeated ({causes})"
-    yield from gpu_state.warnings(rounds.readings)
+    yield from gpu_state.warnings(rounds.of_gpu)

@@ -19,7 +19,7 @@ from repshift_cli.benchmark.launchers import Launcher, Observer, Task
 from repshift_cli.benchmark.runner import Settings
 from repshift_cli.benchmark.tasks import Comparison, Station
 from repshift_cli.machine.describe import describe
-from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Record, Run, UsageError, store
+from repshift_cli.records import WITHOUT_ATTENTION, Case, Machine, Record, Run, UsageError, store
 from repshift_cli.sweep import axes, plan
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.operators import OperatorAxes
@@ -94,9 +94,9 @@ def start(
     path: Path, sweep: Axes | OperatorAxes, planned: tuple[Planned, ...], settings: Settings, station: Station
 ) -> Session:
     """A new run file as it stands before the first case; its options hold the settings that really apply."""
-    sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget)
+    sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget, threads=station.threads)
     run = Run(
-        machine=describe(station.device),
+        machine=_machine(station),
         options=sweep.as_options(),
         planned=tuple(p.case for p in planned),
         records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
@@ -122,13 +122,18 @@ def resume(
     if tuple(p.case for p in planned) != earlier.planned:
         raise UsageError(f"{path} has other cases than its options give now: the model or repshift changed; start anew")
     calibrations = station.choice.calibrations if station.choice else ()
-    run = dataclasses.replace(earlier, calibrations=calibrations, schema=SCHEMA_VERSION)
+    run = dataclasses.replace(earlier, calibrations=calibrations)
     again = frozenset(r.case for r in run.records if retry_failed and r.status == "failed")
     return Session(path, run, planned, settings, station, again)
 
 
 def _on_a_cpu(planned: tuple[Planned, ...]) -> str:
     return ON_A_CPU + CPU_FLASH * any(p.case.attention == "flash" for p in planned)
+
+
+def _machine(station: Station) -> Machine:
+    here = describe(station.device)
+    return here if station.threads is None else dataclasses.replace(here, threads=station.threads)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

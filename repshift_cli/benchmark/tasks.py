@@ -12,6 +12,7 @@ from repshift_cli.benchmark import runner
 from repshift_cli.benchmark.launchers import Observer
 from repshift_cli.benchmark.runner import Settings, reason_of
 from repshift_cli.counters.base.choice import Choice
+from repshift_cli.machine.cores import set_threads
 from repshift_cli.records import Case, Progress, Record, UsageError
 from repshift_cli.records.profile import Breakdown
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 class Station:
     """Where and with what a process measures. `delay` makes every forward longer by that share (the gate's self-test).
 
-    `snapshots` says which file takes the history of allocations of which case.
+    `snapshots` says which file takes the history of allocations of which case; `threads` is None where torch keeps its
+    own number.
     """
 
     device: str
     choice: Choice | None = None
     delay: float = 0.0
     snapshots: Mapping[Case, Path] = field(default_factory=dict, hash=False)
+    threads: int | None = None
 
 
 @lru_cache(maxsize=1)
@@ -38,6 +41,8 @@ def step_builder(station: Station) -> StepBuilder:
     """This process's builder of steps at the station: it keeps the built model from task to task."""
     from repshift_cli.benchmark import builder
 
+    if station.threads is not None:
+        set_threads(station.threads)
     snapshot = station.snapshots.__getitem__ if station.snapshots else None
     return builder.StepBuilder(station.device, station.delay, station.choice, snapshot)
 

@@ -21,6 +21,7 @@ from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import choose_threads
 from repshift_cli.records import Run, UsageError, store
 from repshift_cli.renderers import document_of
 
@@ -149,7 +150,7 @@ def _session(order: _Order, device: str, planned: tuple[Planned, ...], memory_sn
         store.check_writable(memory_snapshot)
     snapshots = engine.snapshot_files(memory_snapshot, planned) if memory_snapshot else {}
     choice = _choice("off" if order.timing_only else order.sweep.hbm, device)
-    station = Station(device, choice, order.delay, snapshots)
+    station = Station(device, choice, order.delay, snapshots, choose_threads(order.sweep.threads))
     settings = engine.settings_of(order.sweep, device, passes=not order.timing_only)
     if order.earlier is None:
         return engine.start(order.path, order.sweep, planned, settings, station)

@@ -25,6 +25,7 @@ from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import choose_threads
 from repshift_cli.machine.describe import describe
 from repshift_cli.machine.packages import install, is_installed
 from repshift_cli.profiling import chrome_trace, digest
@@ -192,13 +193,14 @@ def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileR
         return None
     if files.memory_snapshot is not None and not device.startswith("cuda"):
         raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
+    sweep = dataclasses.replace(sweep, threads=choose_threads(sweep.threads))
     return _profiled(sweep, device, planned, steps, files)
 
 
 def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, files: Files) -> ProfileRun:
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     run = ProfileRun(
-        machine=describe(device),
+        machine=dataclasses.replace(describe(device), threads=sweep.threads),
         options=sweep.as_options() | {"steps": steps},
         breakdowns=(),
         warnings=() if device.startswith("cuda") else (ON_A_CPU,),
@@ -206,7 +208,7 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
         tool=f"repshift {__version__}",
     )
     with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
-        tasks = _tasks(planned, device, steps, Path(folder), files)
+        tasks = _tasks(planned, Station(device, threads=sweep.threads), steps, Path(folder), files)
         launcher = registry.load(registry.find("benchmark.launchers", "inline"))
         made = list(engine.carry_out(iter(tasks.values()), len(tasks), launcher, Bar))
         found = dict(zip(tasks, made, strict=True))
@@ -221,9 +223,10 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
     return run
 
 
-def _tasks(planned: tuple[Planned, ...], device: str, steps: int, folder: Path, files: Files) -> dict[Case, Recording]:
+def _tasks(
+    planned: tuple[Planned, ...], station: Station, steps: int, folder: Path, files: Files
+) -> dict[Case, Recording]:
     names = labels(p.case for p in planned)
-    station = Station(device)
     return {
         p.case: Recording(
             station,

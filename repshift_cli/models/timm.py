@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from contextlib import suppress
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
         head_dim=head_dim,
         image_size=shape[1] if shape[1] == shape[2] else None,
         weights=weights or "random",
+        eager=bool(_fusing(whole)),
         operations=found.sites[0].operations,
     )
 
@@ -83,6 +85,7 @@ def build(case: Case) -> Subject:
         pooled=pooled,
         prefix=prefix_tokens(module),
         warnings=(*warnings, *found.warnings),
+        eager=partial(_unfused, module),
     )
 
 
@@ -107,11 +110,27 @@ def _model(name: str, image_size: int | None, **options: Any) -> Any:
         if "img_size" not in str(error):
             raise
         raise UsageError(f"{name} is built for one image size: --image-size does not apply to it") from error
-    parts: Any = module.modules()
-    for part in parts:
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = True
+    for part in _fusing(module):
+        part.fused_attn = True
     return module.eval()
+
+
+def _fusing(module: nn.Module) -> list[Any]:
+    """The modules that compute their attention by torch's function or, told otherwise, write it out."""
+    return [part for part in module.modules() if hasattr(part, "fused_attn")]
+
+
+@contextmanager
+def _unfused(module: nn.Module) -> Iterator[None]:
+    """Within it timm's attention is written out; afterwards it goes through torch's function again."""
+    parts = _fusing(module)
+    try:
+        for part in parts:
+            part.fused_attn = False
+        yield
+    finally:
+        for part in parts:
+            part.fused_attn = True
 
 
 def _sketch(name: str, image_size: int | None) -> nn.Module:

@@ -45,6 +45,21 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
     return judge(calls, names, _device_kernels(events) if on_cuda else None, ops, kernels)
 
 
+def verify_library(step: Step, ops: tuple[str, ...]) -> str:
+    """Run one forward of a model under its library's own attention and name the operators: `softmax ×12`.
+
+    WrongKernel where torch's attention is called after all, or one of `ops` never runs.
+    """
+    if calls := _calls(step):
+        raise WrongKernel(f"the model still calls torch's attention {calls} times, not its library's own")
+    with step.active(), profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
+        step.forward()
+    names = Counter(event.name for event in recorded.events())
+    if missing := [op for op in ops if not names[op]]:
+        raise WrongKernel(f"the library's own attention ran no {', '.join(map(short, missing))}")
+    return " + ".join(f"{short(op)} ×{names[op]}" for op in ops)
+
+
 def verify_none(step: Step) -> str:
     """Run one forward of a model that is said to have no attention; WrongKernel where it calls torch's after all."""
     if calls := _calls(step):

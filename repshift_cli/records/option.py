@@ -46,6 +46,8 @@ class Option:
             raise ValueError(f"{name} is declared by a dict with type, help and, where needed, {', '.join(_OPTIONAL)}")
         if literal["type"] not in TYPES:
             raise ValueError(f"{name}: type is one of {', '.join(TYPES)}")
+        if not all(isinstance(literal.get(end, 0), (int, float)) for end in ("least", "most")):
+            raise ValueError(f"{name}: least and most are numbers")
         unless = tuple(dict(literal.get("unless") or {}).items())
         option = cls(name, **{**literal, "choices": tuple(literal.get("choices") or ()), "unless": unless})
         for value in (*option.choices, option.default):

@@ -39,7 +39,7 @@ def append(path: Path, run: Run, record: Record) -> Run:
 
 
 def load(path: Path) -> Run:
-    """The run in the file, or UsageError with the one sentence that says what is wrong with it."""
+    """The run in the file, in this version's schema; or UsageError with the one sentence that says what is wrong."""
     plain = _parse(path)
     if _is_profile(plain):
         raise UsageError(f"{path} is a profile, no run file; `repshift show` renders it")
@@ -62,7 +62,7 @@ def _profile(path: Path, plain: dict[str, Any]) -> ProfileRun:
         run: ProfileRun = from_plain(ProfileRun, plain, "profile")
     except ValueError as error:
         raise UsageError(f"{path} is a damaged profile: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=PROFILE_SCHEMA_VERSION)
 
 
 def _check_version(path: Path, schema: Any, known: int) -> None:
@@ -78,7 +78,7 @@ def _run(path: Path, plain: Any) -> Run:
         run: Run = from_plain(Run, plain)
     except ValueError as error:
         raise UsageError(f"{path} is a damaged run file: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=SCHEMA_VERSION)
 
 
 def _parse(path: Path) -> Any:

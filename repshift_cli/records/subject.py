@@ -39,16 +39,22 @@ class Facts:
     along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
     mask: str | None = None
     """What attention needs a mask for, or None where it needs none."""
+    eager: bool = False
+    """Whether its library has materialised attention of its own (`Subject.eager`)."""
 
 
 @dataclass(frozen=True)
 class Offers:
-    """What an attention back end accepts: dtypes by device, head dims, the devices where it takes a mask or bias."""
+    """What an attention back end accepts: dtypes by device, head dims, the devices where it takes a mask or bias.
+
+    `library` says that it is no function of ours but the model's library's own, which not every model has.
+    """
 
     dtypes: Mapping[str, tuple[str, ...]]
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
     mask: tuple[str, ...] = ()
+    library: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ class Subject:
     readers: tuple[Any, ...] = ()
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     """What every variant alike runs within (a scan put in the place of a library's); afterwards all is as it was."""
+    eager: Callable[[], AbstractContextManager[Any]] | None = None
+    """Within it the model's library computes attention as its models write it out, not by torch's function."""
     own_prefix: int | None = None
     """The leading tokens for which a companion may have no entry: those of the model, where --protect adds others."""
     details: Any = None

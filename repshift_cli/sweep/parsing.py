@@ -309,5 +309,6 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "budget": _seconds,
     "precision": _share,
     "rounds": _count(1),
+    "threads": _count(1),
 }
 """How each field of `Axes` but `options` is read; a profile's keys are these names and those of `method_options`."""

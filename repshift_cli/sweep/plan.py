@@ -217,6 +217,8 @@ def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:
     offers = backend.offers
     if offers is None:
         return None
+    if offers.library and not facts.eager:
+        return f"{case.model} has no attention of its library's own for {case.attention}; use vanilla"
     if case.dtype not in offers.dtypes.get(kind, ()):
         taken = ", ".join(offers.dtypes.get(kind, ())) or "nothing"
         return f"{case.attention} takes {taken} on {kind}, not {case.dtype}"

@@ -162,6 +162,15 @@ Seed = Annotated[
     str | None,
     typer.Option(metavar="N", help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE),
 ]
+Threads = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Threads that torch computes with on a CPU. (default: OMP_NUM_THREADS, else one per core, no more than a "
+        "container's quota allows)",
+        rich_help_panel=MEASURE,
+    ),
+]
 Hbm = Annotated[
     str | None,
     typer.Option(
@@ -211,6 +220,7 @@ OPTIONS: dict[str, Any] = {
     "budget": Budget,
     "rounds": Rounds,
     "seed": Seed,
+    "threads": Threads,
     "hbm": Hbm,
 }
 """Every option that says what a sweep asks for, in the order of the help text: `profile`, and the names of `axes`."""

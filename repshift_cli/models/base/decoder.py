@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
-from repshift_cli.models.base.transformers import TORCH_DTYPES, Recipe, first_line, from_checkpoint
+from repshift_cli.models.base.transformers import TORCH_DTYPES, Recipe, eager_attention, first_line, from_checkpoint
 from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.models.inputs.images import batches, refuse_pixels
 from repshift_cli.records import Case, Facts, Subject, UsageError
@@ -58,8 +59,8 @@ def family(recipe: Callable[[str], Decoder]) -> tuple[Callable[..., Facts], Call
         prompts = [ids.to(case.device) for ids in _prompts(made, case)]
         evaluation = tuple({"input_ids": ids, "use_cache": True, "logits_to_keep": 1} for ids in prompts)
         found = find_sites(module, {**evaluation[0], "use_cache": False})
-        protected = {"prefix": made.prefix, "suffix": made.suffix}
-        return subject_of(module, evaluation, found, "prompt", next_logits, next_logits, warnings=warnings, **protected)
+        more: dict[str, Any] = {"prefix": made.prefix, "suffix": made.suffix, "eager": partial(eager_attention, module)}
+        return subject_of(module, evaluation, found, "prompt", next_logits, next_logits, warnings=warnings, **more)
 
     return facts, build
 
@@ -83,6 +84,7 @@ def _facts(name: str, made: Decoder, length: int | None) -> Facts:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         length=length,
         weights=made.checkpoint or "random",
+        eager=True,
     )
 
 

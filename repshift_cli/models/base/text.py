@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repshift_cli.models.base.subjects import subject_of
-from repshift_cli.models.base.transformers import Recipe, in_place, logits, pooled, weights_file
+from repshift_cli.models.base.transformers import Recipe, eager_attention, in_place, logits, pooled, weights_file
 from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.models.inputs.images import batches, refuse_pixels
 from repshift_cli.models.inputs.sentences import SPECIAL, Encoded, encoded, most_tokens, random_ids, roles
@@ -95,6 +96,7 @@ def sentence_subject(
         warnings=warnings,
         roles=roles,
         readers=(whole.pool,),
+        eager=partial(eager_attention, whole),
     )
 
 
@@ -128,6 +130,7 @@ def _facts(name: str, made: Encoder, weights: str | None, length: int | None, da
         length=tokens,
         weights=weights or made.recipe.checkpoint or "random",
         mask=_needs_mask(made, tokens, found),
+        eager=True,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def family(recipe: Maker) -> tuple[Callable[..., Facts], Callable[[Case], Subjec
         found = find_sites(module, inputs)
         prefix = prefix_tokens(module)
         warnings = (*warnings, *found.warnings)
-        return subject_of(module, evaluation, found, made.units, logits, pooled, prefix=prefix, warnings=warnings)
+        eager = partial(eager_attention, module)
+        return subject_of(
+            module, evaluation, found, made.units, logits, pooled, prefix=prefix, warnings=warnings, eager=eager
+        )
 
     return facts, build
 
@@ -90,6 +94,7 @@ def _facts(made: Recipe, image_size: int | None, weights: str | None) -> Facts:
         image_size=size,
         frames=getattr(config, "num_frames", None),
         weights=weights or made.checkpoint or "random",
+        eager=True,
     )
 
 
@@ -117,6 +122,22 @@ def in_place(made: Recipe, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
     if made.prepare is not None:
         made.prepare(module)
     return module, warnings
+
+
+@contextmanager
+def eager_attention(module: nn.Module) -> Iterator[None]:
+    """Within it transformers' models inside `module` compute attention as they write it out; afterwards as before."""
+    from transformers import PreTrainedModel
+
+    models = [m for m in module.modules() if isinstance(m, PreTrainedModel)][:1]  # the outermost: it tells those inside
+    before = [m.config._attn_implementation for m in models]
+    try:
+        for model in models:
+            model.set_attn_implementation("eager")
+        yield
+    finally:
+        for model, name in zip(models, before, strict=True):
+            model.set_attn_implementation(name)
 
 
 def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:

@@ -162,9 +162,9 @@ def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
     if name in ("resid_pre", "resid_mid"):
         owner = site.block if name == "resid_pre" else site.middle
         return owner.register_forward_pre_hook(see_input, with_kwargs=True)
-    branch = site.attention if name == "attn_out" else site.mlp
+    operation, branch = ("attention", site.attention) if name == "attn_out" else ("mlp", site.mlp)
     if branch is None:
-        raise UsageError(f"the blocks of this model have no {name} branch, which the method scores by")
+        raise UsageError(f"the blocks of this model have no {operation} branch, which the method scores by")
     return branch.register_forward_hook(see_output)
 
 
