@@ -245,7 +245,7 @@ def test_a_graph_is_verified_and_counted_on_its_eager_twin(shop: StepBuilder) ->
 
 
 def figure(shop: StepBuilder, step: Step, metric: str) -> Measurement:
-    for probe in shop.parts.probes(step):
+    for probe in (*shop.parts.memory(step), *shop.parts.probes(step)):
         for m in probe.measure(step):
             if m.metric == metric:
                 return m
@@ -254,7 +254,7 @@ def figure(shop: StepBuilder, step: Step, metric: str) -> Measurement:
 
 def test_memory_has_four_figures_in_their_order(shop: StepBuilder) -> None:
     step = shop.prepare(on_cuda())
-    (probe,) = [p for p in shop.parts.probes(step) if type(p).__name__ == "MemoryProbe"]
+    (probe,) = shop.parts.memory(step)
     found = {m.metric.removeprefix("memory_"): m for m in probe.measure(step)}
     size = {name: m.samples[0] for name, m in found.items() if m.samples}
     weights = sum(p.numel() * 2 for p in step.subject.module.parameters())

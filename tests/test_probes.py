@@ -562,7 +562,8 @@ def test_a_prepared_step_serves_every_probe(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         made = shop.prepare(given)
         assert shop.parts.verify(made).endswith(f"×{tiny.DEPTH}")
-        measured = [m for probe in shop.parts.probes(made) for m in probe.measure(made)]
+        probes = (*shop.parts.memory(made), *shop.parts.probes(made))
+        measured = [m for probe in probes for m in probe.measure(made)]
         assert {"fidelity_top1", "fidelity_kl", "memory_peak_allocated", "macs", "hbm_modelled", "hbm"} <= {
             m.metric for m in measured
         }

@@ -31,7 +31,15 @@ WALLS: dict[str, set[str]] = {
     },
     "reduction": {"records", "kernels", "profiling.annotations", "reduction", *TENSORS},
     "operators": {"records", "machine.packages", "kernels", "operators", "flash_attn", "fla", "torch"},
-    "probes": {"records", "kernels", "profiling.annotations", "profiling.recorder", "probes", *TENSORS},
+    "probes": {
+        "records",
+        "kernels",
+        "profiling.annotations",
+        "profiling.kineto",
+        "profiling.recorder",
+        "probes",
+        *TENSORS,
+    },
     "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich"},
 }
 """What each room may import besides the standard library and the package's own version: rooms, or a module of one."""

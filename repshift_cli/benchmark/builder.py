@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,6 +25,7 @@ from repshift_cli.kernels import paths
 from repshift_cli.kernels.select import not_finite
 from repshift_cli.machine import nvml
 from repshift_cli.machine.cpu_state import CpuWatch
+from repshift_cli.machine.device import free_memory
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
 from repshift_cli.probes.energy import EnergyProbe
@@ -34,9 +34,10 @@ from repshift_cli.probes.hbm import Counter, HbmProbe, rates
 from repshift_cli.probes.kernels import verify, verify_library, verify_none
 from repshift_cli.probes.kv_cache import KvCacheProbe
 from repshift_cli.probes.latency import timer_for
-from repshift_cli.probes.launches import LaunchProbe
+from repshift_cli.probes.launches import LaunchProbe, paced_by_host
 from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
+from repshift_cli.profiling import kineto
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
     OPERATORS,
@@ -54,6 +55,11 @@ from repshift_cli.records import (
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.selection import listening
 from repshift_cli.sweep.plan import Backend
+
+BEHIND_A_PROFILER = (
+    "timed in a process that had profiled before, so the host may have been slower by 10 to 20%; a run of this "
+    "comparison alone is not"
+)
 
 
 def facts_of(
@@ -117,15 +123,18 @@ class StepBuilder:
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
         self._broken: tuple[tuple[Any, ...], Exception] | None = None
+        self._behind: tuple[str, ...] = ()
+        self._memory: tuple[Probe, ...] = ()
         self._probes: tuple[Probe, ...] = ()
         self.parts = Parts(
             prepare=self.prepare,
             verify=_verified,
             look=_looked,
+            memory=lambda step: self._memory,
             probes=self._probes_of,
             timer=timer_for(device),
             watch=self._watch.sample,
-            before=self._watch.sample,
+            before=self._begin,
             derive=self._derived,
         )
 
@@ -137,8 +146,8 @@ class StepBuilder:
         if self._broken is not None and self._broken[0] == case.group:
             raise self._broken[1]
         if self._group != case.group:
-            self._subject, self._probes, self._group = None, (), None
-            _free()
+            self._subject, self._memory, self._probes, self._group = None, (), (), None
+            free_memory()
             try:
                 subject = _built(case)
             except UsageError:
@@ -146,19 +155,19 @@ class StepBuilder:
             except Exception as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
+            held = partial(nvml.process_bytes, case.device), partial(nvml.card_bytes, case.device)
+            self._memory = (MemoryProbe(*held, free_memory),)
             self._probes = self._made_probes(case, subject)
             self._subject, self._group = subject, case.group
         assert self._subject is not None
         return self._subject
 
     def _made_probes(self, case: Case, subject: Subject) -> tuple[Probe, ...]:
-        memory = MemoryProbe(partial(nvml.process_bytes, case.device), partial(nvml.card_bytes, case.device))
         energy = EnergyProbe(partial(nvml.millijoules, case.device), _synchronize)
-        traffic = (LaunchProbe(), HbmProbe(self._counter))
+        common = (LaunchProbe(), HbmProbe(self._counter), energy, *self._snapshots)
         if case.model == OPERATORS:
-            return (measures.ErrorProbe(), measures.CountProbe(), memory, *traffic, energy, *self._snapshots)
-        own = (FidelityProbe(subject), memory, MacsProbe(), KvCacheProbe())
-        return (*own, *traffic, energy, *self._snapshots)
+            return (measures.ErrorProbe(), measures.CountProbe(), *common)
+        return (FidelityProbe(subject), MacsProbe(), KvCacheProbe(), *common)
 
     def _probes_of(self, step: Step) -> Sequence[Probe]:
         """All of them; a compiled operator shows no operators of torch to those that listen for them."""
@@ -172,13 +181,19 @@ class StepBuilder:
         return replace(step, forward=delayed(step.forward, case.device, self._delay)) if self._delay else step
 
     def _derived(self, step: Step, measured: Sequence[Measurement], milliseconds: float) -> Derived:
-        """What follows from counted bytes and the time of a forward."""
+        """What follows from counted bytes, the kernels' time and the time of a forward."""
         peak = self._peak if isinstance(self._peak, str) else self._peak.bytes_per_second
         found, words = rates(measured, milliseconds, step.case.batch, peak)
+        words = [*words, *paced_by_host(measured, milliseconds, step.case.execution), *self._behind]
         if step.case.model != OPERATORS:
             return found, words
         more, others = measures.derived(step, milliseconds)
         return [*found, *more], [*words, *others]
+
+    def _begin(self) -> Any:
+        """Ahead of the timed rounds: the device's state, and whether CUPTI is attached already."""
+        self._behind = (BEHIND_A_PROFILER,) if kineto.attached() else ()
+        return self._watch.sample()
 
 
 def lone_step(case: Case) -> Step:
@@ -209,7 +224,7 @@ def _counter(choice: Choice) -> Counter:
     """The choice as the probe sees it; the card's memory that torch caches is given back before a child runs."""
 
     def count(case: Case) -> Sequence[Any]:
-        _free()
+        free_memory()
         return choice.count(case)
 
     return Counter(choice.instrument, choice.reason, choice.label, count, (CounterError,), choice.modelled)
@@ -247,7 +262,7 @@ def _verified(step: Step) -> str:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)
     if backend.OFFERS.library:
-        return verify_library(step.operators, backend.OPS)
+        return verify_library(step, backend.OPS)
     return verify(step, backend.OPS, backend.KERNELS)
 
 
@@ -279,9 +294,3 @@ def _backend(name: str) -> Any:
 @cache
 def _method(name: str) -> Any:
     return None if name == METHODS_WITHOUT_PRUNING else registry.load(registry.find("reduction", name))
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

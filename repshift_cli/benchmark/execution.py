@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 import types
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repshift_cli.machine.device import free_memory
 from repshift_cli.probes.latency import timer_for
 from repshift_cli.records import Metric, Step, call
 
@@ -24,20 +26,23 @@ GRAPH_BREAKS = Metric("graph_breaks", "graph breaks", "", "lower", "value", 41, 
 def graph(step: Step) -> Step:
     """The step captured once and replayed; `run` copies other inputs of the same shapes into the captured ones.
 
-    Three forwards on a side stream come first, as torch's documentation of CUDA graphs asks.
+    Three forwards on a side stream come first, as torch's documentation of CUDA graphs asks. cuBLAS keeps a workspace
+    for every stream that it has run on (32 MiB on Hopper): those of the side stream and of the capture are let go.
     """
     subject = step.subject
     static = _copied(subject.inputs)
     recorded = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with step.active():
+    with step.active(), masks_as_in_eager():
         with torch.cuda.stream(side):
             for _ in range(3):
                 call(subject.module, static)
         torch.cuda.current_stream().wait_stream(side)
+        free_memory()
         with torch.cuda.graph(recorded):
             output = call(subject.module, static)
+        free_memory()
 
     def forward() -> Any:
         recorded.replay()
@@ -69,7 +74,7 @@ def compiled(step: Step) -> Step:
     function: Any = torch.compile(_own_code(lambda given: call(module, given)), dynamic=False, **apart)
     dynamo.utils.counters.clear()
     begun = time.perf_counter()
-    with step.active(), warnings.catch_warnings():
+    with step.active(), masks_as_in_eager(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
         function(step.subject.inputs)
         seconds = time.perf_counter() - begun
@@ -78,7 +83,7 @@ def compiled(step: Step) -> Step:
 
     @contextmanager
     def active() -> Iterator[None]:
-        with step.active(), dynamo.config.patch(error_on_recompile=True):
+        with step.active(), masks_as_in_eager(), dynamo.config.patch(error_on_recompile=True):
             yield
 
     def forward() -> Any:
@@ -86,6 +91,25 @@ def compiled(step: Step) -> Step:
 
     built = (COMPILE_TIME.of(seconds), GRAPH_BREAKS.of(breaks))
     return Step(step.case, step.subject, active, forward, function, eager=step, built=built)
+
+
+@contextmanager
+def masks_as_in_eager() -> Iterator[None]:
+    """Within it transformers makes a mask only of one that it was given, also while a forward is captured or compiled.
+
+    Up to 5.22 it makes one of ones while anything is traced: flash takes none, and one that nobody gave is not cut. It
+    asks `is_tracing(mask)`, where no mask is None.
+    """
+    masking: Any = sys.modules.get("transformers.masking_utils")
+    if masking is None:
+        yield
+        return
+    original = masking.is_tracing
+    masking.is_tracing = lambda tensor=None: tensor is not None and original(tensor)
+    try:
+        yield
+    finally:
+        masking.is_tracing = original
 
 
 def _own_code(function: Any) -> Any:

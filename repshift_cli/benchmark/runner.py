@@ -1,4 +1,8 @@
-"""Measuring one comparison: every case alone in its separate passes, then all of them interleaved in timed rounds.
+"""Measuring one comparison: memory, then all cases interleaved in timed rounds, then each alone in its other passes.
+
+Time comes before every pass that looks at kernels: torch's profiler leaves CUPTI attached to the process, and what runs
+afterwards may take 10 to 20% longer on the host (pytorch#146604). Memory comes before anything is captured: a graph
+keeps a pool of its own. A case whose passes show that it did not run what it should fails, though it was timed.
 
 Parts come as arguments (`Parts`), so that tests give a clock of their own and see exact numbers. Nothing here prints.
 """
@@ -19,11 +23,17 @@ from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Contender, Derive, Rounds, record, references
 from repshift_cli.records import Case, Measurement, Progress, Record, Step, UsageError
 
+PREPARED = ("eager", "compile", "graph")
+"""The executions in the order in which cases are made ready: what is captured comes last."""
+
 LEAST_ROUNDS = 6
 """Fewer rounds give the median no 95% interval, so the budget never ends a comparison before."""
 
 MOST_RETRIES = 10
 """Rounds under a hardware throttle that are repeated, at most."""
+
+
+Observe = Callable[[Progress], None]
 
 
 class Timer(Protocol):
@@ -59,6 +69,7 @@ class Settings:
 class Parts:
     """What the runner works with: `verify(step)` names the kernel that attention ran on or raises.
 
+    The probes `memory` measure before anything is captured or timed, `probes` when the timed rounds are over.
     `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
     `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
@@ -74,6 +85,7 @@ class Parts:
     derive: Derive = lambda *_: ((), ())
     before: Callable[[], Any] = lambda: None
     look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
+    memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
 
 
 def compare(
@@ -81,7 +93,7 @@ def compare(
     wanted: set[Case],
     parts: Parts,
     settings: Settings,
-    observe: Callable[[Progress], None] = lambda _: None,
+    observe: Observe = lambda _: None,
     broken: Collection[Case] = (),
 ) -> Iterator[Record]:
     """The records of the `wanted` ones of `cases` (with their tokens); the others are measured as references only.
@@ -93,12 +105,10 @@ def compare(
     contenders = [
         Contender(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases
     ]
-    for i, contender in enumerate(contenders):
-        if contender.failure is None:
-            observe(Progress(f"{contender.case.variant}: passes", 0.3 * i / len(contenders)))
-            _pass(contender, parts, contender.case in wanted, settings.passes)
-    running = [contender for contender in contenders if contender.failure is None]
-    rounds = _interleave(running, parts, settings, observe)
+    _prepare(contenders, parts, wanted, settings, observe)
+    rounds = _interleave([contender for contender in contenders if contender.step], parts, settings, observe)
+    if settings.passes:
+        _passes([contender for contender in contenders if contender.step], parts, wanted, observe)
     for contender in contenders:
         if contender.case in wanted:
             yield record(contender, contenders, rounds, parts.derive, settings.precision)
@@ -119,25 +129,54 @@ def reason_of(error: BaseException) -> str:
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
 
 
-# --- separate passes --------------------------------------------------------------------------------------------------
+# --- making ready, and what is measured apart -------------------------------------------------------------------------
+
+UNTIL_TIMED, TIMED = 0.2, 0.8
+"""The shares of a comparison's progress at which the timing begins and ends."""
 
 
-def _pass(contender: Contender, parts: Parts, wanted: bool, passes: bool = True) -> None:
-    """Make the case ready, verify its attention and, where its record is wanted, run every probe once.
+def _prepare(
+    contenders: list[Contender], parts: Parts, wanted: set[Case], settings: Settings, observe: Observe
+) -> None:
+    """Make all of them ready, those that are captured last; memory is measured of each as soon as it is."""
+    alive = [contender for contender in contenders if contender.failure is None]
+    for i, contender in enumerate(sorted(alive, key=lambda c: PREPARED.index(c.case.execution))):
+        observe(Progress(f"{contender.case.variant}: making ready", UNTIL_TIMED * i / len(alive)))
+        _guarded(contender, _make_ready, parts, settings.passes and contender.case in wanted)
 
-    Without `passes` the case is made ready and no more.
-    """
+
+def _make_ready(contender: Contender, parts: Parts, measured: bool) -> None:
+    step = parts.prepare(contender.case)
+    entering = step.subject.tokens + step.subject.protected
+    if contender.tokens[0] != entering:
+        raise RuntimeError(f"{contender.tokens[0]} tokens were planned and {entering} enter the first block")
+    contender.step = step
+    contender.measurements += step.built
+    for probe in parts.memory(step) if measured else ():
+        contender.measurements += probe.measure(step)
+
+
+def _passes(contenders: list[Contender], parts: Parts, wanted: set[Case], observe: Observe) -> None:
+    """Verify every contender's attention and, where its record is wanted, run every probe once."""
+    for i, contender in enumerate(contenders):
+        observe(Progress(f"{contender.case.variant}: passes", TIMED + (1 - TIMED) * i / len(contenders)))
+        _guarded(contender, _verify_and_probe, parts, contender.case in wanted)
+
+
+def _verify_and_probe(contender: Contender, parts: Parts, probed: bool) -> None:
+    assert contender.step is not None
+    contender.kernel = parts.verify(contender.step)
+    contender.paths, contender.words = parts.look(contender.step)
+    for probe in parts.probes(contender.step) if probed else ():
+        contender.measurements += probe.measure(contender.step)
+
+
+def _guarded(contender: Contender, work: Callable[..., None], *arguments: Any) -> None:
+    """The work on a contender that has not failed; what it raises fails the contender."""
+    if contender.failure is not None:
+        return
     try:
-        contender.step = parts.prepare(contender.case)
-        entering = contender.step.subject.tokens + contender.step.subject.protected
-        if contender.tokens[0] != entering:
-            raise RuntimeError(f"{contender.tokens[0]} tokens were planned and {entering} enter the first block")
-        contender.measurements += contender.step.built
-        if passes:
-            contender.kernel = parts.verify(contender.step)
-            contender.paths, contender.words = parts.look(contender.step)
-        for probe in parts.probes(contender.step) if wanted and passes else ():
-            contender.measurements += probe.measure(contender.step)
+        work(contender, *arguments)
     except UsageError:
         raise
     except Exception as error:
@@ -151,13 +190,11 @@ def _drop(contender: Contender, error: BaseException) -> None:
 # --- timed rounds -----------------------------------------------------------------------------------------------------
 
 
-def _interleave(
-    contenders: list[Contender], parts: Parts, settings: Settings, observe: Callable[[Progress], None]
-) -> Rounds:
+def _interleave(contenders: list[Contender], parts: Parts, settings: Settings, observe: Observe) -> Rounds:
     """Warm all of them up, then rounds in a new random order each, until precise enough, out of time, or all done."""
     rounds, order, queue = Rounds(), random.Random(settings.seed), list(contenders)
     for contender in contenders:
-        observe(Progress(f"{contender.case.variant}: warm-up", 0.3))
+        observe(Progress(f"{contender.case.variant}: warm-up", UNTIL_TIMED))
         _guarded(contender, _warm_up, parts, settings)
     begun = parts.now()
     rounds.readings.append(parts.before())
@@ -182,26 +219,19 @@ def _interleave(
     return rounds
 
 
-def _guarded(contender: Contender, work: Callable[..., None], *arguments: Any) -> None:
-    if contender.step is None:
-        return
-    try:
-        work(contender, *arguments)
-    except UsageError:
-        raise
-    except Exception as error:
-        _drop(contender, error)
-
-
 def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
-    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent."""
+    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent.
+
+    The very first forward loads, compiles and picks kernels, so neither the windows' size nor the budget goes by it.
+    """
     assert contender.step is not None
     windows: list[list[float]] = []
-    begun = parts.now()
     with contender.step.active():
-        first = parts.timer.time(contender.step.forward, 1)[0]
-        size = _clamp(math.ceil(100 / max(first, 1e-3)), 2, 20)
-        contender.warmup = 1
+        parts.timer.time(contender.step.forward, 1)
+        begun = parts.now()
+        second = parts.timer.time(contender.step.forward, 1)[0]
+        size = _clamp(math.ceil(100 / max(second, 1e-3)), 2, 20)
+        contender.warmup = 2
         while not (steady := stats.steady(windows)):
             windows.append(parts.timer.time(contender.step.forward, size))
             contender.warmup += size
@@ -213,12 +243,15 @@ def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
 
 
 def _time_one(contender: Contender, parts: Parts) -> None:
-    """One contender's share of a round; the first forward after a switch is not counted where forwards are short."""
+    """One contender's share of a round; the first forward after a switch is not counted where forwards are short.
+
+    It is queued with the others, without a wait in between: behind a wait the device would be idle again, and the
+    first that counts would begin on what the host has just launched.
+    """
     assert contender.step is not None
+    uncounted = 1 if contender.per_round > 1 else 0
     with contender.step.active():
-        if contender.per_round > 1:
-            parts.timer.time(contender.step.forward, 1)
-        samples = parts.timer.time(contender.step.forward, contender.per_round)
+        samples = parts.timer.time(contender.step.forward, uncounted + contender.per_round)[uncounted:]
     contender.samples += samples
     contender.medians.append(statistics.median(samples))
 
@@ -260,7 +293,8 @@ def _progress(contenders: list[Contender], rounds: Rounds, spent: float, budget:
     else:
         left = max(0.0, min(budget - spent, max(rounds.needed - count, USUAL_ROUNDS - count) * each))
         left = max(left, (LEAST_ROUNDS - count) * each)
-    return Progress("timing", 0.3 + 0.7 * spent / max(spent + left, 1e-9), left, _estimate(contenders))
+    share = UNTIL_TIMED + (TIMED - UNTIL_TIMED) * spent / max(spent + left, 1e-9)
+    return Progress("timing", share, left, _estimate(contenders))
 
 
 def _estimate(contenders: list[Contender]) -> str:

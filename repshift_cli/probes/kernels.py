@@ -6,15 +6,16 @@ import re
 from collections import Counter
 from typing import Any
 
-import torch
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
-
 from repshift_cli.kernels.sdpa import heard_by
+from repshift_cli.profiling import kineto
 from repshift_cli.records import Step
 
 SDPA = "aten::_scaled_dot_product_"
 """How the names of all operators begin that answer a call of torch's attention."""
+
+UNLIKE = re.compile(r"gemm|gemv|nvjet|splitK|cublas|(?<!fmha_)cutlass|Memcpy|Memset|FillFunctor", re.IGNORECASE)
+"""Kernels that may differ between a graph and its eager twin: products, for which cuBLAS picks by the workspace it has,
+copies, and the fills by which a replay sets the generator's seed."""
 
 
 class WrongKernel(RuntimeError):
@@ -26,23 +27,18 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
 
     `ops` are the operators of which one must answer every call (empty: a package that shows kernels only), `kernels` a
     pattern that some device kernel's name must match on CUDA. Of compiled code the calls are those of its eager twin,
-    and only fused operators show by name. Raises WrongKernel.
+    and only fused operators show by name. Of a graph the kernels are those of a replay, as many as its eager twin runs
+    where they compute anything but products. Raises WrongKernel.
     """
-    on_cuda = step.case.device.startswith("cuda")
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     calls = _calls(step.operators)
     seen = step if step.case.execution == "compile" else step.operators
-    with seen.active():
-        seen.forward()
-        with profile(activities=activities, acc_events=True) as recorded:
-            seen.forward()
-            if on_cuda:
-                torch.cuda.synchronize()
-    events = recorded.events()
-    names = Counter(e.name for e in events if e.device_type == DeviceType.CPU)
+    events = kineto.events_of(seen)
+    names = kineto.names(events, kineto.HOST)
     if seen is not step.operators:
         ops = tuple(op for op in ops if names[op] or (op.startswith(SDPA) and not op.endswith("_math")))
-    return judge(calls, names, _device_kernels(events) if on_cuda else None, ops, kernels)
+    if not step.case.device.startswith("cuda"):
+        return judge(calls, names, None, ops, kernels)
+    return judge(calls, names, _device_kernels(step, events), ops, kernels)
 
 
 def verify_library(step: Step, ops: tuple[str, ...]) -> str:
@@ -50,11 +46,11 @@ def verify_library(step: Step, ops: tuple[str, ...]) -> str:
 
     WrongKernel where torch's attention is called after all, or one of `ops` never runs.
     """
-    if calls := _calls(step):
+    if calls := _calls(step.operators):
         raise WrongKernel(f"the model still calls torch's attention {calls} times, not its library's own")
-    with step.active(), profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
-        step.forward()
-    names = Counter(event.name for event in recorded.events())
+    events = kineto.events_of(step.operators)
+    _device_kernels(step, events)
+    names = kineto.names(events, kineto.HOST)
     if missing := [op for op in ops if not names[op]]:
         raise WrongKernel(f"the library's own attention ran no {', '.join(map(short, missing))}")
     return " + ".join(f"{short(op)} ×{names[op]}" for op in ops)
@@ -87,13 +83,33 @@ def judge(calls: int, names: Counter[str], device: Counter[str] | None, ops: tup
     return f"{', '.join(sorted(found))} ×{calls}"
 
 
+def _device_kernels(step: Step, events: list[Any]) -> Counter[str]:
+    """What ran on the device among the events, or in the replay of a graph, whose eager twin's events they are."""
+    seen = kineto.names(events, kineto.DEVICE)
+    if step.case.execution != "graph":
+        return seen
+    replayed = kineto.names(kineto.events_of(step), kineto.DEVICE)
+    hold_against(seen, replayed)
+    return replayed
+
+
+def hold_against(twin: Counter[str], graph: Counter[str]) -> None:
+    """WrongKernel where a graph's replay runs more or fewer kernels than its eager twin, by their names and counts."""
+    one, other = (Counter({n: c for n, c in ran.items() if not UNLIKE.search(n)}) for ran in (graph, twin))
+    if one.total() == other.total():
+        return
+    more, fewer = (
+        ", ".join(f"{n} ×{c}" for n, c in left.most_common(3)) or "none" for left in (one - other, other - one)
+    )
+    raise WrongKernel(
+        f"the captured graph runs {one.total()} kernels besides products and its eager twin {other.total()}: "
+        f"more of {more}; fewer of {fewer}"
+    )
+
+
 def short(op: str) -> str:
     """An operator's name without what all of them share."""
     return op.removeprefix(SDPA).removeprefix("aten::").lstrip("_")
-
-
-def _device_kernels(events: Any) -> Counter[str]:
-    return Counter(e.name for e in events if e.device_type == DeviceType.CUDA)
 
 
 def _calls(step: Step) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from repshift_cli.profiling import kineto
 from repshift_cli.records import Measurement, Metric, Step
 
 OPERATORS = Metric("operators", "operators", "", "lower", "value", 115, "counted")
 KERNELS = Metric("kernels", "kernels", "", "lower", "value", 28, "counted")
+BUSY = Metric("device_busy", "kernels' time", "ms", "lower", "median", 116, "timed")
+HOST_BOUND = 0.7
+"""Where the kernels take less than this share of a forward, the device waits for the host."""
 
 
 class LaunchProbe:
@@ -20,9 +23,12 @@ class LaunchProbe:
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """Operators of the eager forward (views apart, which compute nothing); on CUDA the kernels of the forward as it
-        is timed, a graph's or compiled code's own ones, copies and fills included."""
+        is timed, a graph's or compiled code's own ones, copies and fills included, and the time that they take."""
         counted = (OPERATORS.of(count_operators(step.operators)),)
-        return (*counted, KERNELS.of(_count_kernels(step))) if step.case.device.startswith("cuda") else counted
+        if not step.case.device.startswith("cuda"):
+            return counted
+        ran = kineto.kernels(kineto.events_of(step))
+        return (*counted, KERNELS.of(len(ran)), BUSY.of(sum(e.time_range.elapsed_us() for e in ran) / 1000))
 
 
 def count_operators(step: Step) -> int:
@@ -51,12 +57,13 @@ def _is_view(func: Any, args: Any, out: Any) -> bool:
     return len(tensors) < 2 or tensors[0].untyped_storage().data_ptr() == tensors[1].untyped_storage().data_ptr()
 
 
-def _count_kernels(step: Step) -> int:
-    """What the device ran in one forward. Not yet seen on a GPU."""
-    with step.active():
-        step.forward()
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as recorded:
-            step.forward()
-            torch.cuda.synchronize()
-    return sum(e.device_type == DeviceType.CUDA for e in recorded.events())
+def paced_by_host(measurements: Sequence[Measurement], milliseconds: float, execution: str) -> list[str]:
+    """What to say of a forward of so many milliseconds, where its kernels fill too little of that time."""
+    busy = next((m for m in measurements if m.metric == BUSY.metric and m.samples), None)
+    if busy is None or busy.samples[0] >= HOST_BOUND * milliseconds:
+        return []
+    cure = "a larger batch" if execution == "graph" else "--cuda-graph, or a larger batch,"
+    return [
+        f"the host sets the pace: the kernels take {busy.samples[0]:.2f} of {milliseconds:.2f} ms, so fewer tokens "
+        f"save little; {cure} shows what the device can do"
+    ]

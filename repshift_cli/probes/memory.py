@@ -26,14 +26,15 @@ _GRAPH = "a CUDA graph replays in its private pool; see the eager row"
 
 class MemoryProbe:
     """`process_bytes()` gives what the driver (or the kernel) counts for this process, or a sentence why it cannot;
-    `card_bytes()` what it counts for the whole card."""
+    `card_bytes()` what it counts for the whole card; `free()` gives back what others have left behind."""
 
     def __init__(
         self,
         process_bytes: Callable[[], int | str],
         card_bytes: Callable[[], int | str] = lambda: "no GPU in this run",
+        free: Callable[[], None] = lambda: None,
     ) -> None:
-        self._process_bytes, self._card_bytes = process_bytes, card_bytes
+        self._process_bytes, self._card_bytes, self._free = process_bytes, card_bytes, free
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """One forward in a pass of its own."""
@@ -44,7 +45,9 @@ class MemoryProbe:
         return (*measured, *(m.missing(told) if isinstance(told, str) else m.of(told) for m, told in held))
 
     def _cuda(self, step: Step) -> tuple[Measurement, ...]:
+        """cuBLAS' workspaces of streams that others used go first; the one of this forward rests with the weights."""
         with step.active():
+            self._free()
             step.forward()
             torch.cuda.synchronize()
             gc.collect()

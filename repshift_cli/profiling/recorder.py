@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function, schedule
+from torch.profiler import record_function, schedule
 
 from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.profiling.annotations import BLOCK, CONVOLUTION, MIXER, listening, part
+from repshift_cli.profiling.kineto import profiler
 from repshift_cli.records import Site, Step
 
 try:  # a tenth of record_function's cost on the host; torch's compiler opens its own ranges by it
@@ -34,16 +35,16 @@ def record(step: Step, target: Path, steps: int) -> int:
     The profiler itself is warmed up by one more forward, whose events it drops.
     """
 
-    def export(profiler: Any) -> None:
-        profiler.export_chrome_trace(str(target))
+    def export(recorded: Any) -> None:
+        recorded.export_chrome_trace(str(target))
 
     plan = schedule(wait=0, warmup=1, active=steps, repeat=1)
     with step.active():
         warmed = warm_up(step)
-        with _labelled(step), _profiler(step, schedule=plan, on_trace_ready=export) as profiler:
+        with _labelled(step), _profiler(step, schedule=plan, on_trace_ready=export) as recorded:
             for _ in range(1 + steps):
                 forward(step)
-                profiler.step()
+                recorded.step()
     return warmed + 1
 
 
@@ -51,9 +52,9 @@ def record_stacks(step: Step, target: Path) -> None:
     """Write the trace of one forward with every Python call, which slows it: not for times."""
     with step.active():
         forward(step)
-        with _labelled(step), _profiler(step, with_stack=True) as profiler:
+        with _labelled(step), _profiler(step, with_stack=True) as recorded:
             forward(step)
-    profiler.export_chrome_trace(str(target))
+    recorded.export_chrome_trace(str(target))
 
 
 def record_memory(step: Step, target: Path) -> None:
@@ -85,9 +86,7 @@ def forward(step: Step) -> None:
 
 
 def _profiler(step: Step, **settings: Any) -> Any:
-    on_cuda = step.case.device.startswith("cuda")
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    return profile(activities=activities, acc_events=True, **settings)
+    return profiler(step.case.device.startswith("cuda"), **settings)
 
 
 # --- ranges -----------------------------------------------------------------------------------------------------------

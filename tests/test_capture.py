@@ -1,0 +1,205 @@
+"""Graphs on a CPU with the capture played: no mask that nobody gave, no workspace left behind, the replay verified."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers
+import transformers.masking_utils
+from fake_cuda import Graphs, is_tracing
+from tiny import FAMILIES, case
+from torch import Tensor
+from torch._C._autograd import DeviceType
+
+from repshift_cli.benchmark import builder, execution
+from repshift_cli.probes.kernels import WrongKernel, hold_against, verify
+from repshift_cli.probes.launches import paced_by_host
+from repshift_cli.probes.memory import MemoryProbe
+from repshift_cli.profiling import kineto
+from repshift_cli.records import Case, Measurement, Metric, Step
+
+PRUNED: dict[str, Any] = {"pruning": "repshift", "keep": 0.5, "layers": (1, 2)}
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50}
+
+
+def of_tokens(family: str) -> tuple[Any, dict[str, Tensor]]:
+    """A tiny BERT or Llama in fp64 that is given no mask, and its inputs."""
+    torch.manual_seed(0)
+    if family == "bert":
+        model: Any = transformers.BertModel(transformers.BertConfig(**SIZES), add_pooling_layer=False)
+    else:
+        model = transformers.LlamaModel(transformers.LlamaConfig(**SIZES, num_key_value_heads=2, use_cache=False))
+    return model.eval().double(), {"input_ids": torch.randint(50, (2, 20))}
+
+
+def eager(family: str, **changes: Any) -> Step:
+    plain = FAMILIES[family]() if family in FAMILIES else None
+    module, inputs = (plain.module, plain.inputs) if plain else of_tokens(family)
+    return builder._eager(case(**{"attention": "flash", **changes}), tiny.subject(module, inputs))
+
+
+def output(step: Step) -> Tensor:
+    with step.active():
+        out = step.forward()
+    return (out if isinstance(out, Tensor) else out[0]).clone()
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_transformers_is_told_of_no_tracing_where_no_mask_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 5.17 asks while a stream captures; what it asks of a mask that was given is answered as ever."""
+    monkeypatch.setattr(transformers.masking_utils, "is_tracing", lambda tensor=None: True)
+    assert is_tracing()
+    with execution.masks_as_in_eager():
+        assert not is_tracing() and transformers.masking_utils.is_tracing(torch.ones(1))
+    assert is_tracing()
+
+
+def test_it_is_told_so_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[bool, bool]] = []
+    step = eager("vit")
+    graphs = Graphs(monkeypatch)
+    step.subject.module.register_forward_pre_hook(lambda *_: told.append((graphs.capturing, is_tracing())))
+    execution.graph(step)
+    assert told == [(False, False)] * 3 + [(True, False)]
+
+
+@pytest.mark.parametrize("family", ["vit", "vivit", "bert", "llama", "torch_encoder"])
+@pytest.mark.parametrize("pruning", [{}, PRUNED], ids=["none", "repshift"])
+def test_a_captured_forward_is_the_eager_one(
+    family: str, pruning: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under transformers 5.17 the mask that it makes while it is captured is refused by flash, and is not cut."""
+    step = eager(family, **pruning)
+    expected = output(step)
+    graphs = Graphs(monkeypatch)
+    captured = execution.graph(step)
+    torch.testing.assert_close(output(captured), expected, rtol=0, atol=1e-12)
+    assert graphs.log == ["free", "capture", "free", "replay"]
+
+
+# --- the replay is what is verified -----------------------------------------------------------------------------------
+
+LAYER = {
+    "sm90_xmma_gemm_bf16bf16": 6,
+    "flash_fwd_kernel<128>": 1,
+    "vectorized_layer_norm_kernel": 2,
+    "vectorized_elementwise_kernel<4, add>": 2,
+}
+TWIN = Counter({name: 12 * count for name, count in LAYER.items()})
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"nvjet_hsh_128x128_splitK": 12},
+        {"Memcpy DtoD (Device -> Device)": 3, "vectorized_elementwise_kernel<4, FillFunctor<long>>": 2},
+    ],
+    ids=["same", "products", "copies and seeds"],
+)
+def test_a_replay_that_differs_in_products_and_copies_alone_passes(own: dict[str, int]) -> None:
+    hold_against(TWIN, TWIN + Counter(own))
+
+
+def test_a_replay_with_a_mask_is_another_forward() -> None:
+    masked = TWIN + Counter({"elementwise_kernel<where>": 12, "arange": 1})
+    with pytest.raises(WrongKernel) as raised:
+        hold_against(TWIN, masked)
+    assert str(raised.value) == (
+        "the captured graph runs 73 kernels besides products and its eager twin 60: "
+        "more of elementwise_kernel<where> ×12, arange ×1; fewer of none"
+    )
+
+
+class Event:
+    def __init__(self, name: str, device: DeviceType) -> None:
+        self.name, self.device_type = name, device
+
+
+def verified(patch: pytest.MonkeyPatch, replayed: dict[str, int], kernels: str) -> str:
+    """The verdict of `verify` where the eager twin runs TWIN and the replay TWIN and more."""
+    twin = eager("vit")
+    device = {**vars(twin.case), "device": "cuda", "execution": "graph"}
+    graph = Step(Case(**device), twin.subject, twin.active, twin.forward, twin.run, eager=twin)
+
+    def events(step: Step) -> list[Any]:
+        ran = TWIN + Counter(replayed) if step is graph else TWIN
+        host = [Event("aten::_scaled_dot_product_flash_attention", DeviceType.CPU)] * tiny.DEPTH
+        return host + [Event(n, DeviceType.CUDA) for n, count in ran.items() for _ in range(count)]
+
+    patch.setattr(kineto, "events_of", events)
+    return verify(graph, ("aten::_scaled_dot_product_flash_attention",), kernels)
+
+
+def test_the_kernels_of_a_graph_are_those_of_its_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verified(monkeypatch, {}, r"flash_fwd\w*") == f"flash_fwd_kernel ×{tiny.DEPTH}"
+    with pytest.raises(WrongKernel, match="besides products and its eager twin 60"):
+        verified(monkeypatch, {"elementwise_kernel<where>": 12}, r"flash_fwd\w*")
+
+
+# --- CUPTI stays attached ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_timed_behind_a_profiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison's own passes come after its rounds; another comparison's came before."""
+    shop = builder.StepBuilder("cpu")
+    step = eager("vit")
+    monkeypatch.setattr(kineto, "_attached", False)
+    shop.parts.before()
+    with kineto.profiler(on_cuda=True):
+        pass
+    assert kineto.attached()
+    assert shop.parts.derive(step, [], 1.0)[1] == []
+    shop.parts.before()
+    assert shop.parts.derive(step, [], 1.0)[1] == [builder.BEHIND_A_PROFILER]
+
+
+def test_memory_is_measured_behind_what_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS' workspaces of other streams count as allocated: they go before the forward whose workspace rests."""
+    log: list[str] = []
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("memory_allocated", "max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 1)
+    step = eager("vit", device="cuda")
+    step.subject.module.register_forward_pre_hook(lambda *_: log.append("forward"))
+    MemoryProbe(lambda: 1, lambda: 1, lambda: log.append("free")).measure(step)
+    assert log == ["free", "forward", "forward"]
+
+
+def test_the_host_alone_attaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kineto, "_attached", False)
+    assert kineto.events_of(eager("vit")) and not kineto.attached()
+
+
+# --- who sets the pace ------------------------------------------------------------------------------------------------
+
+
+def busy(milliseconds: float) -> list[Measurement]:
+    return [Metric("device_busy", "kernels' time", "ms", "lower", "median", 116, "timed").of(milliseconds)]
+
+
+def test_bench_says_when_the_host_sets_the_pace() -> None:
+    (eager_words,) = paced_by_host(busy(1.2), 4.0, "eager")
+    assert eager_words == (
+        "the host sets the pace: the kernels take 1.20 of 4.00 ms, so fewer tokens save little; "
+        "--cuda-graph, or a larger batch, shows what the device can do"
+    )
+    assert "; a larger batch shows" in paced_by_host(busy(1.2), 4.0, "graph")[0]
+    assert paced_by_host(busy(2.8), 4.0, "eager") == paced_by_host([], 4.0, "eager") == []
+
+
+def test_the_records_warnings_say_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kineto, "_attached", False)
+    shop = builder.StepBuilder("cpu")
+    shop.parts.before()
+    _, words = shop.parts.derive(eager("vit"), busy(1.0), 2.0)
+    assert len(words) == 1 and words[0].startswith("the host sets the pace")
