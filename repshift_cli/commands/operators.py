@@ -21,6 +21,7 @@ from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import choose_threads
 from repshift_cli.records import UsageError, one_line, store
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep import operators as sweep
@@ -45,91 +46,96 @@ IN_WORDS = {
     "decode": "one query against a cache",
 }
 
-Sizes = list[str] | None
+
+def _sizes(help_text: str) -> Any:
+    return Annotated[list[str] | None, typer.Option(metavar="LIST", help=help_text, rich_help_panel=options.SWEEP)]
 
 
-def _list(help_text: str) -> Any:
-    return typer.Option(metavar="LIST", help=help_text, rich_help_panel=options.SWEEP)
+def _captured(metavar: str, help_text: str) -> Any:
+    told = typer.Option(metavar=metavar, help=f"With --input captured: {help_text}", rich_help_panel=options.SWEEP)
+    return Annotated[str | None, told]
 
 
-def _text(metavar: str, help_text: str) -> Any:
-    return typer.Option(metavar=metavar, help=help_text, rich_help_panel=options.SWEEP)
-
-
-@output_options("run")
-def operators(
-    operator: Annotated[
-        Sizes, _list("Operators, each alone or with an engine, like sliding:flex. (default: all that run here)")
-    ] = None,
-    tokens: Annotated[Sizes, _list("Tokens: 1k,4k or 1k:64k:x2. (default: 1024 on a CPU, 4096 on CUDA)")] = None,
-    heads: Annotated[Sizes, _list("Query heads. (default: 4 on a CPU, 16 on CUDA)")] = None,
-    kv_heads: Annotated[Sizes, _list("KV heads. (default: as many as query heads)")] = None,
-    head_dim: Annotated[Sizes, _list("Dims of a head. (default: 64)")] = None,
-    batch: options.Batch = None,
-    window: Annotated[Sizes, _list("Window of the sliding forms. (default: 256)")] = None,
-    dtype: options.Dtype = None,
-    causal: Annotated[
+OPTIONS: dict[str, Any] = {
+    "operator": _sizes("Operators, each alone or with an engine, like sliding:flex. (default: all that run here)"),
+    "tokens": _sizes("Tokens: 1k,4k or 1k:64k:x2. (default: 1024 on a CPU, 4096 on CUDA)"),
+    "heads": _sizes("Query heads. (default: 4 on a CPU, 16 on CUDA)"),
+    "kv_heads": _sizes("KV heads. (default: as many as query heads)"),
+    "head_dim": _sizes("Dims of a head. (default: 64)"),
+    "batch": options.Batch,
+    "window": _sizes("Window of the sliding forms. (default: 256)"),
+    "dtype": options.Dtype,
+    "causal": Annotated[
         bool | None,
         typer.Option(
             "--causal/--no-causal",
             help="Causal prefill and decoding only, or prefill without a mask. (default: wherever each is defined)",
             rich_help_panel=options.SWEEP,
         ),
-    ] = None,
-    backward: Annotated[
-        bool,
-        typer.Option("--backward", help="Time the backward pass instead.", rich_help_panel=options.SWEEP),
-    ] = False,
-    input: Annotated[
+    ],
+    "backward": Annotated[
+        bool, typer.Option("--backward", help="Time the backward pass instead.", rich_help_panel=options.SWEEP)
+    ],
+    "input": Annotated[
         str | None,
-        _text("NAME", "planted (sinks, local bands, heavy hitters), gaussian, or captured. (default: planted)"),
-    ] = None,
-    model: Annotated[str | None, _text("NAME", "With --input captured: whose q, k and v are taken.")] = None,
-    layer: Annotated[str | None, _text("N", "With --input captured: which attention call, from 1.")] = None,
-    data: Annotated[str | None, _text("PATH", "With --input captured: the model's input. (default: random)")] = None,
-    weights: Annotated[str | None, _text("PATH", "With --input captured: the model's weights.")] = None,
-    device: options.Device = None,
-    cuda_graph: options.CudaGraph = False,
-    compile: options.Compile = False,
-    precision: options.Precision = None,
-    budget: Annotated[
+        typer.Option(
+            metavar="NAME",
+            help="planted (sinks, local bands, heavy hitters), gaussian, or captured. (default: planted)",
+            rich_help_panel=options.SWEEP,
+        ),
+    ],
+    "model": _captured("NAME", "whose queries, keys and values are taken."),
+    "layer": _captured("N", "which attention call, from 1. (default: 1)"),
+    "data": _captured("PATH", "the model's input. (default: random)"),
+    "weights": _captured("PATH", "the model's weights. (default: random)"),
+    "device": options.Device,
+    "threads": options.Threads,
+    "cuda_graph": options.CudaGraph,
+    "compile": options.Compile,
+    "precision": options.Precision,
+    "budget": Annotated[
         str | None,
         typer.Option(
             metavar="SECONDS",
             help=f"Seconds of timing per operator after which a comparison stops. (default: {BUDGET:g})",
             rich_help_panel=options.MEASURE,
         ),
-    ] = None,
-    rounds: options.Rounds = None,
-    seed: options.Seed = None,
-    hbm: options.Hbm = None,
+    ],
+    "rounds": options.Rounds,
+    "seed": options.Seed,
+    "hbm": options.Hbm,
+}
+"""Every option that says what is asked for, in the order of the help text: the fields of `OperatorAxes`."""
+
+ListAll = Annotated[bool, typer.Option("--list", help="List all operators by class, and why one is not here.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Run file, written after every operator. (default: in repshift-runs/)",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN", help="Go on with an interrupted run file; its own options apply.", rich_help_panel=options.OUTPUT
+    ),
+]
+
+
+@options.declared(OPTIONS)
+@output_options("run")
+def operators(
+    given: dict[str, Any],
     dry_run: options.DryRun = False,
-    list_all: Annotated[
-        bool,
-        typer.Option("--list", help="List all operators by class, and why one is not here."),
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Run file, written after every operator. (default: in repshift-runs/)",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Go on with an interrupted run file; its own options apply.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
+    list_all: ListAll = False,
+    out: Out = None,
+    resume: Resume = None,
     *,
     outputs: Outputs,
 ) -> None:
     """Time attention operators side by side, exact beside approximate."""
-    given = {name: value for name, value in locals().items() if name in _AXES and value not in (None, False)}
-    given |= {"causal": causal} if causal is not None else {}
     if list_all:
         _list_operators()
         return
@@ -151,9 +157,6 @@ def operators(
     raise typer.Exit(engine.exit_code(run))
 
 
-_AXES = {f.name for f in dataclasses.fields(sweep.OperatorAxes)} - {"causal"}
-
-
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +170,7 @@ def _earlier(given: dict[str, Any], out: Path | None, resume: Path | None) -> Ru
 
 
 def _stored(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.options.items() if name in {*_AXES, "causal"}}
+    return {name: value for name, value in run.options.items() if name in OPTIONS}
 
 
 def _planned(asked: OperatorAxes, device: str) -> tuple[OperatorAxes, tuple[Planned, ...]]:
@@ -200,7 +203,7 @@ def _check_new(path: Path, earlier: Run | None) -> None:
 def _session(
     path: Path, asked: OperatorAxes, device: str, planned: tuple[Planned, ...], earlier: Run | None
 ) -> Session:
-    station = Station(device, _choice(asked.hbm, device))
+    station = Station(device, _choice(asked.hbm, device), threads=choose_threads(asked.threads))
     settings = engine.settings_of(asked, device, passes=True)
     if earlier is None:
         return engine.start(path, asked, planned, settings, station)

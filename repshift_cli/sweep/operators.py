@@ -46,6 +46,7 @@ class OperatorAxes:
     data: str | None = None
     weights: str | None = None
     device: str = "auto"
+    threads: int | None = None
     seed: int = 0
     cuda_graph: bool = False
     compile: bool = False
@@ -136,7 +137,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("model", "data", "weights", "device"), parsing.text_of),
     "layer": parsing.PARSERS["rounds"],
     "seed": parsing.PARSERS["seed"],
-    **{name: parsing.PARSERS[name] for name in ("hbm", "budget", "precision", "rounds")},
+    **{name: parsing.PARSERS[name] for name in ("hbm", "budget", "precision", "rounds", "threads")},
 }
 
 

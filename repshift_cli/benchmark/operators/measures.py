@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from repshift_cli.benchmark.contenders import Derived
 from repshift_cli.benchmark.operators.choice import ITEM, cost_of, parted, shape_of
@@ -19,8 +18,9 @@ from repshift_cli.benchmark.operators.steps import DTYPES, Ready, expected, full
 from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.counts import full_macs
 from repshift_cli.probes.fidelity import NotFinite
-from repshift_cli.probes.kernels import SDPA, WrongKernel, short
+from repshift_cli.probes.kernels import SDPA, WrongKernel, device_kernels, short
 from repshift_cli.probes.latency import timer_for
+from repshift_cli.profiling import kineto
 from repshift_cli.records import Case, Measurement, Metric, Step
 
 ERR_OWN = Metric("err_own", "err own", "", "lower", "value", 15, "compared")
@@ -45,21 +45,19 @@ _PLAIN_OPS = {"aten::bmm", "aten::mm", "aten::_softmax", "aten::convolution", "a
 
 
 def verified(step: Step) -> str:
-    """Run the forward (and its gradients, where they are timed) and name what it ran on; WrongKernel otherwise."""
+    """Run the forward (and its gradients, where they are timed) and name what it ran on; WrongKernel otherwise.
+
+    Of compiled code only fused operators show by name; of a graph the kernels are those of its replay.
+    """
     _, engine = parted(step.case)
-    on_cuda = step.case.device.startswith("cuda")
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    seen = step.operators
-    with seen.active():
-        whole(seen)
-        with profile(activities=activities, acc_events=True) as recorded:
-            whole(seen)
-            if on_cuda:
-                torch.cuda.synchronize()
-    events = recorded.events()
-    names = Counter(e.name for e in events if e.device_type == DeviceType.CPU)
-    device = Counter(e.name for e in events if e.device_type == DeviceType.CUDA) if on_cuda else None
-    return judged(names, device, engine.ops, engine.kernels, bool(step.case.option("backward")))
+    eager = replace(step.operators, forward=partial(whole, step.operators))
+    seen = step if step.case.execution == "compile" else eager
+    events = kineto.events_of(seen)
+    names, ops = kineto.names(events, kineto.HOST), engine.ops
+    if seen is step:
+        ops = tuple(op for op in ops if names[op] or (op.startswith(SDPA) and not op.endswith("_math")))
+    device = device_kernels(replace(step, eager=eager), events) if step.case.device.startswith("cuda") else None
+    return judged(names, device, ops, engine.kernels, bool(step.case.option("backward")))
 
 
 def judged(
@@ -92,7 +90,7 @@ def _called(op: str) -> str:
 
 def _most(names: Counter[str], among: Any) -> str:
     told = [(name, count) for name, count in names.most_common() if name in among]
-    return " + ".join(f"{short(name)} ×{count}" for name, count in told[:4]) or "elementwise operators"
+    return " + ".join(f"{short(name)} ×{count}" for name, count in told[:4]) or "generated code"
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------
