@@ -271,16 +271,13 @@ def _in_words(kind: Any) -> str:
 
 
 def _entry_points(room: str) -> Iterable[EntryPoint]:
-    names = (room, *(old for old, new in OLDER_GROUPS.items() if new == room)) if room in OPEN_ROOMS else ()
-    return [entry for name in reversed(names) for entry in _installed().select(group=f"repshift.{name}")]
-
-
-@cache
-def _installed() -> Any:
-    """The entry points of all packages: looking for them takes longer than everything else here."""
     from importlib.metadata import entry_points
 
-    return entry_points()
+    if room not in OPEN_ROOMS:
+        return ()
+    names = (room, *(old for old, new in OLDER_GROUPS.items() if new == room))
+    found: Any = entry_points()  # of all groups at once: looking for them takes longer than all the rest here
+    return [entry for name in reversed(names) for entry in found.select(group=f"repshift.{name}")]
 
 
 def _from_entry_point(entry: EntryPoint) -> Part:

@@ -21,6 +21,16 @@ def no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mutants", type=int, default=5000, help="hostile files per campaign (default: 5000)")
+
+
+@pytest.fixture
+def mutants(request: pytest.FixtureRequest) -> int:
+    """How many hostile files a campaign makes."""
+    return int(request.config.getoption("--mutants"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = devices.why_no_cuda() if marked else None

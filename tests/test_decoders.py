@@ -198,7 +198,7 @@ def test_keep_1_is_the_untouched_model_bit_for_bit(subject: Subject) -> None:
 
 def test_a_branch_that_the_blocks_lack_is_told(subject: Subject) -> None:
     bare = replace(subject, sites=tuple(replace(site, attention=None) for site in subject.sites))
-    with pytest.raises(UsageError, match="no attn_out branch"):
+    with pytest.raises(UsageError, match="no attention branch"):
         run(bare, dash, pruned_case("dash", 0.5, (1,)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from repshift_cli.records import SCHEMA_VERSION, Record, Run, UsageError
+from repshift_cli.records.files import check_regular
 from repshift_cli.records.json_codec import from_plain, to_json
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, ProfileRun
 
@@ -82,6 +83,7 @@ def _run(path: Path, plain: Any) -> Run:
 
 
 def _parse(path: Path) -> Any:
+    check_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
