@@ -109,7 +109,12 @@ def operators() -> str:
     return "\n".join(lines)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"reference": reference, "contracts": contracts, "operators": operators, **TABLES}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "reference": reference,
+    "contracts": contracts,
+    "operators": operators,
+    **TABLES,
+}
 
 
 def parts(page: Page) -> dict[str, str]:
