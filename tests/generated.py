@@ -92,9 +92,10 @@ def _protocol(room: str) -> type | None:
 
 
 def _members(protocol: type) -> list[str]:
-    """The names that a part has, functions with their arguments."""
-    names = [f"`{name}`" for name in inspect.get_annotations(protocol)]
-    functions = {n: f for n, f in vars(protocol).items() if inspect.isfunction(f) and not n.startswith("_")}
+    """The names that a part has, functions with their arguments; what has a default in the contract may be left out."""
+    named, members = inspect.get_annotations(protocol), vars(protocol)
+    names = [f"`{name}`{' (or none)' if name in members else ''}" for name in named]
+    functions = {n: f for n, f in members.items() if inspect.isfunction(f) and n not in named and n[0] != "_"}
     return names + [f"`{name}({', '.join([*inspect.signature(f).parameters][1:])})`" for name, f in functions.items()]
 
 

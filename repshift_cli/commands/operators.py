@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from repshift_cli import registry
-from repshift_cli.benchmark import engine
-from repshift_cli.benchmark.tasks import Station
-from repshift_cli.commands.shared import options
+from repshift_cli.benchmark import engine, signals
+from repshift_cli.benchmark.engine import Order, Session
+from repshift_cli.benchmark.launchers import Carrier
+from repshift_cli.benchmark.tasks import Plan
+from repshift_cli.commands.shared import launching, options
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.machine import device as devices
-from repshift_cli.machine.cores import choose_threads
-from repshift_cli.records import UsageError, one_line, store
+from repshift_cli.records import OPERATORS, UsageError, one_line, store
+from repshift_cli.records.journal import Journal
 from repshift_cli.renderers import document_of
-from repshift_cli.sweep import operators as sweep
+from repshift_cli.sweep.operators import OperatorAxes
 
-if TYPE_CHECKING:
-    from repshift_cli.benchmark.engine import Session
-    from repshift_cli.counters.base.choice import Choice
-    from repshift_cli.records import Run
-    from repshift_cli.sweep.operators import OperatorAxes
-    from repshift_cli.sweep.plan import Planned
-
-TOKENS = {"cuda": (4096,), "cpu": (1024,)}
-HEADS = {"cuda": (16,), "cpu": (4,)}
 BUDGET = 2.0
 """Seconds of timing per operator: there are many in each comparison."""
 
@@ -130,6 +122,8 @@ def operators(
     given: dict[str, Any],
     dry_run: options.DryRun = False,
     list_all: ListAll = False,
+    case_timeout: launching.CaseTimeout = None,
+    in_process: launching.InProcess = False,
     out: Out = None,
     resume: Resume = None,
     *,
@@ -139,19 +133,18 @@ def operators(
     if list_all:
         _list_operators()
         return
-    earlier = _earlier(given, out, resume)
-    asked = sweep.OperatorAxes.from_options(_stored(earlier) if earlier else given)
-    where = devices.choose_device(asked.device)
-    asked, planned = _planned(asked, where)
-    if dry_run:
-        options.list_cases(planned)
-        return
-    path = resume or out or store.default_path(datetime.now(UTC), ["operators"])
-    outputs.check({"--out": path})
-    _check_new(path, earlier)
-    session = _session(path, asked, where, planned, earlier)
-    with _said_when_interrupted(session):
-        run = engine.measure(session, registry.load(registry.find("benchmark.launchers", "inline")), Bar)
+    with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
+        outputs.check({"--out": path})
+        with launching.launched(in_process, case_timeout, order.sweep.budget) as carrier:
+            plan = engine.plan_sweep(order.sweep, options.MOST_CASES, carrier, Bar)
+            if dry_run:
+                options.list_cases(plan.planned)
+                return
+            session = _session(order, plan, path, journal, carrier)
+            with _said_where_it_stopped(session):
+                engine.measure(session, carrier, Bar)
+        run = session.journal.snapshot()
+        session.journal.close()
     outputs.emit(document_of(run))
     print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(engine.exit_code(run))
@@ -160,71 +153,46 @@ def operators(
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
-def _earlier(given: dict[str, Any], out: Path | None, resume: Path | None) -> Run | None:
+@contextlib.contextmanager
+def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Iterator[tuple[Order, Path, Any]]:
+    """What the options come to, where it goes, and the journal of a run to go on with, which is locked."""
     if resume is None:
-        return None
+        path = out or store.default_path(datetime.now(UTC), [OPERATORS])
+        yield Order(OperatorAxes.from_options({"budget": BUDGET} | given)), path, None
+        return
     if given or out is not None:
         named = [f"--{name.replace('_', '-')}" for name in given] or ["--out"]
         raise UsageError(f"--resume takes the options of the run file; leave out {named[0]}")
-    return store.load(resume)
+    with contextlib.closing(Journal.open(resume)) as journal:
+        order = engine.order_of(journal.run)
+        if not isinstance(order.sweep, OperatorAxes):
+            raise UsageError(f"{resume} is no run of operators; go on with it by repshift bench --resume {resume}")
+        yield order, resume, journal
 
 
-def _stored(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.options.items() if name in OPTIONS}
-
-
-def _planned(asked: OperatorAxes, device: str) -> tuple[OperatorAxes, tuple[Planned, ...]]:
-    """The axes with the device's sizes, and their cells."""
-    from repshift_cli.benchmark.operators.choice import offered
-    from repshift_cli.benchmark.operators.steps import with_captured_sizes
-
-    found = offered(asked.operator, device)
-    if asked.input == "captured":
-        asked = with_captured_sizes(asked)
-    kind = device.partition(":")[0]
-    asked = dataclasses.replace(
-        asked,
-        tokens=asked.tokens or TOKENS[kind],
-        heads=asked.heads or HEADS[kind],
-        budget=asked.budget or BUDGET,
-    )
-    planned = sweep.expand(asked, device, found)
-    if not planned:
-        raise UsageError("no cell comes of this: the operators named are not defined for that mask; leave it out")
-    return asked, planned
-
-
-def _check_new(path: Path, earlier: Run | None) -> None:
-    if earlier is None and path.is_file():
+def _session(order: Order, plan: Plan, path: Path, journal: Journal | None, carrier: Carrier) -> Session:
+    """The run made ready: a new one, or the earlier one."""
+    if journal is None and path.is_file():
         raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
     store.check_writable(path)
-
-
-def _session(
-    path: Path, asked: OperatorAxes, device: str, planned: tuple[Planned, ...], earlier: Run | None
-) -> Session:
-    station = Station(device, _choice(asked.hbm, device), threads=choose_threads(asked.threads))
-    settings = engine.settings_of(asked, device, passes=True)
-    if earlier is None:
-        return engine.start(path, asked, planned, settings, station)
-    return engine.resume(path, earlier, planned, settings, station, retry_failed=False)
-
-
-def _choice(asked: str, device: str) -> Choice:
-    from repshift_cli.counters.base.choice import choose
-
-    with Bar(1) as bar:
-        return choose(asked, device, bar.phase)
+    equipment = engine.equip(order, plan.device, carrier, Bar)
+    if journal is None:
+        return engine.start(path, order, plan, equipment)
+    return engine.resume(journal, order, plan, equipment, False, carrier.isolated)
 
 
 @contextlib.contextmanager
-def _said_when_interrupted(session: Session) -> Iterator[None]:
+def _said_where_it_stopped(session: Session) -> Iterator[None]:
+    """After an interruption: how far the run came, and the command that goes on with it."""
     try:
         yield
-    except KeyboardInterrupt:
-        counts = f"{len(session.done)} of {len(session.run.planned)}"
-        print(f"\ninterrupted; {counts} cells are in the run file", file=sys.stderr)
-        print(f"go on with: {shlex.join(['repshift', 'operators', '--resume', str(session.path)])}", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit):
+        session.journal.close()
+        path = session.journal.path
+        print(
+            f"\ninterrupted; {len(session.done)} of {len(session.planned)} cells are in the run file", file=sys.stderr
+        )
+        print(f"go on with: {shlex.join(['repshift', 'operators', '--resume', str(path)])}", file=sys.stderr)
         raise
 
 

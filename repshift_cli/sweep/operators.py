@@ -17,6 +17,9 @@ REFERENCE, DECODE_REFERENCE = "flash", "decode"
 """What the others are compared with: prefill with flash attention, decoding with flash attention of one query."""
 HALF = f"{REFERENCE}+oracle"
 """Flash attention on half of the tokens: what pruning would make of the same layer."""
+TOKENS = {"cuda": (4096,), "cpu": (1024,)}
+HEADS = {"cuda": (16,), "cpu": (4,)}
+"""The default sizes of a device."""
 INPUTS = ("planted", "gaussian", "captured")
 PREFILL_CLASSES = ("exact", "masked", "approximate", "trained")
 DECODE_CLASS = "decode"

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from repshift_cli import registry
-from repshift_cli.benchmark.operators.choice import parted, shape_of, spec_of
+from repshift_cli.benchmark.operators.choice import offered, parted, shape_of, spec_of
 from repshift_cli.operators.base.inputs import CAPTURED, PLANTED, capturing, gaussian, planted
 from repshift_cli.operators.base.reference import full
 from repshift_cli.operators.base.spec import Arranged, Engine, Spec
 from repshift_cli.records import Case, Step, Subject, UsageError, call
-from repshift_cli.sweep.operators import OperatorAxes
+from repshift_cli.sweep.operators import HEADS, TOKENS, OperatorAxes, expand
+from repshift_cli.sweep.plan import Planned
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -171,7 +172,20 @@ def capture(name: str, layer: int, weights: str | None, data: str | None, batch:
     return taken[0]
 
 
-def with_captured_sizes(axes: OperatorAxes) -> OperatorAxes:
+def operator_cells(axes: OperatorAxes, device: str) -> tuple[Planned, ...]:
+    """The cells of what was asked for, at the device's sizes, or at those of the captured tensors."""
+    found = offered(axes.operator, device)
+    kind = device.partition(":")[0]
+    if axes.input == CAPTURED:
+        axes = _with_captured_sizes(axes)
+    axes = replace(axes, tokens=axes.tokens or TOKENS[kind], heads=axes.heads or HEADS[kind])
+    planned = expand(axes, device, found)
+    if not planned:
+        raise UsageError("no cell comes of this: the operators named are not defined for that mask; leave it out")
+    return planned
+
+
+def _with_captured_sizes(axes: OperatorAxes) -> OperatorAxes:
     """The axes with the sizes that the captured tensors have; tokens may be fewer."""
     assert axes.model is not None
     q, k, _ = capture(axes.model, axes.layer, axes.weights, axes.data, axes.batch[0], axes.seed)
