@@ -220,7 +220,7 @@ def _group(
         tokens = base.length or 0
         yield Planned(case, (tokens,), one.refused(case))
         if one.name == REFERENCE and tokens > 1 and not decode:
-            half = dataclasses.replace(case, pruning="oracle", keep=0.5)
+            half = dataclasses.replace(case, pruning="oracle", keep=0.5, layers=(1,))
             yield Planned(half, (tokens, -(-tokens // 2)), one.refused(case))
 
 

@@ -34,7 +34,7 @@ def crossings(run: Run) -> list[Sheet]:
         ratio = _ratio(record)
         if ratio is not None and record.case.length is not None:
             alike = dataclasses.replace(record.case, length=None)
-            group = dataclasses.replace(alike, attention="", pruning="none", keep=1.0)
+            group = dataclasses.replace(alike, attention="", pruning="none", keep=1.0, layers=())
             groups.setdefault(group, {}).setdefault(alike, {})[record.case.length] = ratio
     return [_sheet(run, g, curves) for g, curves in groups.items() if len({n for c in curves.values() for n in c}) > 1]
 
