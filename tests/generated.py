@@ -1,11 +1,13 @@
 """The parts of the pages that are made by the program: `python tests/generated.py --write` writes all of them anew.
 
 They stand between `<!-- generated: NAME -->` and `<!-- end -->`: the reference of the commands from the program's own
-options, and the tables of results from the run files that they came from.
+options, what a part supplies from the Protocol in its room's `__init__`, the tables of results from their run files.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -16,10 +18,21 @@ from pages import PAGES, Page
 from results import TABLES
 
 from repshift_cli.cli import app
+from repshift_cli.registry import ROOMS, Room
 
 WRITE = "python tests/generated.py --write"
 PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(^<!-- end -->$)", re.DOTALL | re.MULTILINE)
 PANEL = "Options"
+CHECKS = {
+    "models": "test_models.py tests/test_along.py",
+    "attention": "test_attention.py",
+    "reduction": "test_reduction.py",
+    "counters": "test_counters.py",
+    "operators": "test_operators.py",
+    "probes": "test_probes.py",
+    "renderers": "test_renderers.py",
+}
+"""The tests that try every part of a room, beside those of the registry."""
 
 
 def reference() -> str:
@@ -60,7 +73,28 @@ def _row(option: Any) -> str:
     return f"| `{names}{takes}` | {text} |".replace("NAME|FILE", "NAME\\|FILE").replace("FILE|-", "FILE\\|-")
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"reference": reference, **TABLES}
+def contracts() -> str:
+    """What one file supplies, room by room; where a room states no Protocol yet, nothing is said of it."""
+    lines = ["| a new | is a file of | that supplies | checked by |", "|---|---|---|---|"]
+    for name, room in ROOMS.items():
+        if room.contract:
+            tests = f"`pytest tests/{CHECKS.get(name, 'test_registry.py')}`"
+            lines.append(f"| {room.what} | `{name.replace('.', '/')}/` | {', '.join(_members(name, room))} | {tests} |")
+    return "\n".join(lines)
+
+
+def _members(name: str, room: Room) -> list[str]:
+    """The names that a part has, functions with their arguments; in brackets what it may leave out."""
+    protocol = vars(importlib.import_module(f"repshift_cli.{name}"))[room.contract]
+    annotated = [n for n in inspect.get_annotations(protocol) if n not in room.one_of]
+    names = [f"[`{n}`]" if n in vars(protocol) else f"`{n}`" for n in annotated]
+    either = [" or ".join(f"`{n}`" for n in room.one_of)] if room.one_of else []
+    functions = {n: f for n, f in vars(protocol).items() if inspect.isfunction(f) and n not in annotated}
+    shown = {n: [*inspect.signature(f).parameters][1:] for n, f in functions.items() if not n.startswith("_")}
+    return [*names, *either, *(f"`{n}({', '.join(arguments)})`" for n, arguments in shown.items())]
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"reference": reference, "contracts": contracts, **TABLES}
 
 
 def parts(page: Page) -> dict[str, str]:

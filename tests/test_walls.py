@@ -44,7 +44,7 @@ WALLS: dict[str, set[str]] = {
 }
 """What each room may import besides the standard library and the package's own version: rooms, or a module of one."""
 
-FREE = {"benchmark", "commands", "cli", "__init__", "__main__"}
+FREE = {"benchmark", "commands", "cli", "pruning", "__init__", "__main__"}
 """The rooms that assemble the others; but `benchmark` knows neither commands nor renderers."""
 
 

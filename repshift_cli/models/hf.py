@@ -12,9 +12,9 @@ from repshift_cli.models.videomae import place_positions
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
-_DECODERS = ("llama", "qwen2")
+DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-_ENCODERS = {
+ENCODERS = {
     "bert": "BertModel",
     "electra": "ElectraModel",
     "modernbert": "ModernBertModel",
@@ -88,7 +88,7 @@ def _encoder(name: str) -> text.Encoder:
 
     place = name.removeprefix("hf:")
     config = _config(place)
-    model = getattr(transformers, _ENCODERS[config.model_type])
+    model = getattr(transformers, ENCODERS[config.model_type])
     positions = config.max_position_embeddings
     if "roberta" in config.model_type:
         positions -= config.pad_token_id + 1  # it counts positions from behind the padding's
@@ -118,9 +118,9 @@ def facts(
 ) -> Facts:
     """What planning must know, by the family that the checkpoint's configuration names."""
     kind = _kind(name)
-    if kind in _ENCODERS:
+    if kind in ENCODERS:
         return _TEXT[0](name, image_size, frames, weights, length, data)
-    if kind in _DECODERS:
+    if kind in DECODERS:
         return _CAUSAL[0](name, image_size, frames, weights, length)
     if length is not None:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
@@ -130,5 +130,5 @@ def facts(
 def build(case: Case) -> Subject:
     """The checkpoint's model and its inputs."""
     kind = _kind(case.model)
-    made = _TEXT if kind in _ENCODERS else _CAUSAL if kind in _DECODERS else _IMAGES
+    made = _TEXT if kind in ENCODERS else _CAUSAL if kind in DECODERS else _IMAGES
     return made[1](case)

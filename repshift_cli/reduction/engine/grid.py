@@ -22,11 +22,11 @@ SEEN = ("resid_pre", "resid_post")
 """What a stage shows of itself: it has neither attention nor MLP."""
 
 
-def hooks(site: Site, method: Method, case: Case) -> Iterator[Any]:
+def hooks(site: Site, method: Method, case: Case, note: Callable[[Tensor], None]) -> Iterator[Any]:
     """Hooks that cut the stage's output (B, C, H, W) in both directions; the method sees it as tokens, (B, H W, C).
 
-    A method that chooses places chooses among the rows and among the columns. UsageError for one that looks at more
-    than a stage has.
+    A method that chooses places chooses among the rows and among the columns. `note` is given the places that stay.
+    UsageError for a method that looks at more than a stage has.
     """
     needed = needs(method, case)
     if not set(needed) <= set(SEEN):
@@ -42,8 +42,10 @@ def hooks(site: Site, method: Method, case: Case) -> Iterator[Any]:
         height, width = output.shape[-2:]
         size = lines_left(height, *share), lines_left(width, *share)
         if method.choose is not None:
+            rows, columns = method.choose(height, size[0]), method.choose(width, size[1])
+            note(_crossings_of(rows, columns, width, output.device))
             with part("cut"):
-                return _chosen(output, method.choose(height, size[0]), method.choose(width, size[1]))
+                return _chosen(output, rows, columns)
         seen["resid_post"] = seen["rows"] = _tokens(output)
         with part("score"):
             scores = scores_of(method, seen, case)
@@ -51,6 +53,7 @@ def hooks(site: Site, method: Method, case: Case) -> Iterator[Any]:
         with part("select"):
             places = REMOVE[case.removal or "line"](scores.unflatten(1, (height, width)), size)
         seen.clear()
+        note(places)
         with part("cut"):
             return picked(output, places, size)
 
@@ -120,8 +123,12 @@ def _chosen(grid: Tensor, rows: Any, columns: Any) -> Tensor:
     size = len(rows), len(columns)
     if rows == range(size[0]) and columns == range(size[1]):
         return grid[:, :, : size[0], : size[1]]
-    one, other = (_on(tuple(places), grid.device).unsqueeze(0) for places in (rows, columns))
-    return picked(grid, _crossings(one, other, grid.shape[3]), size)
+    return picked(grid, _crossings_of(rows, columns, grid.shape[3], grid.device), size)
+
+
+def _crossings_of(rows: Any, columns: Any, width: int, device: torch.device) -> Tensor:
+    one, other = (_on(tuple(places), device).unsqueeze(0) for places in (rows, columns))
+    return _crossings(one, other, width)
 
 
 def picked(grid: Tensor, places: Tensor, size: Size) -> Tensor:
