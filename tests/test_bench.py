@@ -27,7 +27,8 @@ import torch
 from repshift_cli import cli
 from repshift_cli.commands.shared import progress
 from repshift_cli.machine import device as devices
-from repshift_cli.records import Progress, Run, store
+from repshift_cli.records import Progress, Record, Run, store
+from repshift_cli.records.journal import Journal
 
 MODELS = """
 import os
@@ -270,13 +271,13 @@ def test_the_default_place_of_the_run_file(repshift: Any, here: Path) -> None:
 
 
 def test_the_file_is_written_after_every_case(repshift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    written, write = [], store.write_text
+    written, add = [], Journal.add
 
-    def watched(path: Path, text: str) -> None:
-        write(path, text)
+    def watched(journal: Journal, record: Record) -> None:
+        add(journal, record)
         written.append(outcomes(the_run()))
 
-    monkeypatch.setattr(store, "write_text", watched)
+    monkeypatch.setattr(Journal, "add", watched)
     repshift(*bench("tiny", "--keep", "0.5,0.25", "--variant", "cudnn,flash,flash+repshift"))
     all_of_them = [
         ("cudnn", 1.0, "skipped"),
@@ -284,7 +285,8 @@ def test_the_file_is_written_after_every_case(repshift: Any, monkeypatch: pytest
         ("flash+repshift", 0.5, "ok"),
         ("flash+repshift", 0.25, "ok"),
     ]
-    assert written == [all_of_them[:n] for n in (1, 2, 3, 4)]
+    assert written == [all_of_them[:n] for n in (2, 3, 4)]
+    assert json.loads(Path("run.json").read_text())["records"][3]["status"] == "ok", "at the end it is one document"
 
 
 def test_a_sweep_measures_each_case_once_and_the_references_with_every_schedule(repshift: Any) -> None:
@@ -341,7 +343,6 @@ def test_a_dry_run_when_piped_has_one_line_for_each_case(repshift: Any) -> None:
     [
         ("failing", "KeyError: 'lost'"),
         ("nan", "the output holds NaN or infinity"),
-        ("handmade", "the model never calls torch's scaled_dot_product_attention"),
     ],
 )
 def test_a_model_that_cannot_be_measured_fails_its_rows_and_no_others(repshift: Any, model: str, reason: str) -> None:
@@ -350,6 +351,12 @@ def test_a_model_that_cannot_be_measured_fails_its_rows_and_no_others(repshift: 
     assert table.code == 1 and [r.status for r in run.records] == ["failed"] * 3 + ["ok"] * 3
     assert all((r.reason or "").startswith(reason) for r in run.records[:3])
     assert reason in " ".join(table.split()) and "Traceback" not in table + table.errors
+
+
+def test_attention_written_by_hand_is_measured_without_a_back_end(repshift: Any) -> None:
+    table = " ".join(repshift(*bench("handmade")).split())
+    assert [(r.case.variant, r.status) for r in the_run().records] == [("none", "ok"), ("none+repshift", "ok")]
+    assert "--variant none,none+repshift" in table
 
 
 @pytest.mark.parametrize(
@@ -554,9 +561,11 @@ def test_bad_input_gets_one_sentence_before_torch_is_imported(here: Path) -> Non
     ("arguments", "sentence"),
     [
         ("--layers 5", f"--layers 5 is beyond the depth of {NAME}:tiny, which has 4 blocks"),
-        ("--batch 3", f"--batch does not apply to {NAME}:tiny: its own inputs have a batch of 2"),
         ("--image-size 32", f"--image-size does not apply to {NAME}:tiny"),
-        ("--data photo.png", f"--data does not apply to {NAME}:tiny: your function makes the inputs"),
+        (
+            "--data photo.png",
+            f"--data gives {NAME}:tiny pictures, and its inputs hold no pixels",
+        ),
         (f"--model {NAME}:nosuch", f"cannot import {NAME}:nosuch: "),
         ("--model nosuch.module:f", "cannot import nosuch.module:f: No module named 'nosuch'"),
         (f"--model {NAME}:broken", f"{NAME}:broken cannot be built or run: RuntimeError: "),

@@ -228,15 +228,11 @@ def test_a_layer_beyond_the_depth_of_any_model() -> None:
     assert planned(models, model=("a", "b"), layers=((4,),))
 
 
-def test_your_own_inputs_have_their_batch_and_take_no_data() -> None:
+def test_your_own_inputs_have_their_batch_where_none_is_asked_for() -> None:
     own = replace(FACTS, weights="own", batch=4)
-    with pytest.raises(UsageError, match=r"^--batch does not apply to vit_b: its own inputs have a batch of 4$"):
-        planned(own, batch=(8,))
-    with pytest.raises(UsageError, match="--batch does not apply"):
-        planned(own, batch=(4, 8))
-    assert {p.case.batch for p in planned(own, batch=(4,))} == {4}
-    with pytest.raises(UsageError, match=r"^--data does not apply to vit_b: your function makes the inputs$"):
-        planned(own, data="photos")
+    assert {p.case.batch for p in planned(own)} == {4}
+    assert {p.case.batch for p in planned(own, batch=(4, 8))} == {4, 8}
+    assert {p.case.input for p in planned(own)} == {"own"} and {p.case.input for p in planned(own, data="a")} == {"a"}
 
 
 # --- measured together ------------------------------------------------------------------------------------------------

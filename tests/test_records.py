@@ -35,7 +35,11 @@ def test_numbers_of_a_list_stand_on_one_line_and_brackets_in_strings_stay() -> N
         (("planned", 1, "layers"), 3, "run.planned[1].layers: expected list, found int"),
         (("machine", "packages", "torch"), 2, "run.machine.packages.torch: expected str, found int"),
         (("records", 0, "measurements", 0, "reason"), None, None),
-        (("records", 1, "measurements", 0, "reason"), None, "speedup_vs_flash: no samples and no reason"),
+        (
+            ("records", 1, "measurements", 0, "reason"),
+            None,
+            "run.records[1].measurements[0]: speedup_vs_flash: no samples and no reason",
+        ),
     ],
 )
 def test_an_error_names_the_place(path: tuple[str | int, ...], value: object, message: str | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "repshift_cli"
-TENSORS = {"torch", "numpy", "PIL", "transformers", "safetensors"}
+TENSORS = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}
 WALLS: dict[str, set[str]] = {
     "records": {"records"},
     "registry": {"records", "machine.packages"},

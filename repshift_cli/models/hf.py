@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import urllib.error
+import urllib.request
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ ENCODERS = {
     "xlm-roberta": "XLMRobertaModel",
 }
 """The text encoders, by what their configurations call them."""
+PATIENCE = 4
+"""Seconds to wait for the hub."""
 LENGTH = 512
 """The most random tokens of a sequence where nothing else is said."""
 
@@ -53,10 +59,43 @@ def _config(place: str) -> Any:
 
     if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
         weights_file(place)
+    local = Path(place).is_dir() or not hub_answers()
     try:
-        return AutoConfig.from_pretrained(place)
+        return AutoConfig.from_pretrained(place, local_files_only=local)
     except (OSError, ValueError, KeyError) as error:
+        if local and not Path(place).is_dir():
+            raise UsageError(
+                f"no checkpoint {place!r}: there is no such folder, nothing of it in the cache, and the hub does not "
+                f"answer within {PATIENCE} s; copy the checkpoint here and name its folder, hf:FOLDER"
+            ) from error
         raise UsageError(f"no checkpoint {place!r} (neither a folder nor a hub id): {first_line(error)}") from error
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be reached, asked once and for a few seconds: the library itself tries for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answered: list[bool] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE):
+                answered.append(True)
+        except urllib.error.HTTPError:
+            answered.append(True)
+        except (OSError, ValueError):
+            pass
+
+    # in a thread, for a name server that does not answer keeps the caller longer than any timeout
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    constants.HF_HUB_OFFLINE = not answered  # tokenizers and the like are looked for in the cache alone, too
+    return bool(answered)
 
 
 def _class_name(config: Any, place: str) -> str:

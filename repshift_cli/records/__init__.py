@@ -17,10 +17,11 @@ from repshift_cli.records.case import (
     option_order,
     written,
 )
-from repshift_cli.records.errors import RepshiftError, UsageError, one_line
+from repshift_cli.records.errors import RepshiftError, UsageError
 from repshift_cli.records.option import Option
 from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
+from repshift_cli.records.text import one_line, visible
 from repshift_cli.records.tokens import dropped_share, kept, left, lines_left, protection, tokens_along
 
 __all__ = [
@@ -58,5 +59,6 @@ __all__ = [
     "option_order",
     "protection",
     "tokens_along",
+    "visible",
     "written",
 ]

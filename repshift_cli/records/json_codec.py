@@ -10,8 +10,9 @@ import typing
 from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
-from repshift_cli.records import SCHEMA_VERSION, Case, Run
+from repshift_cli.records import SCHEMA_VERSION, Case, Run, visible
 from repshift_cli.records.case import from_older
+from repshift_cli.records.checks import CHECKS, leaf
 
 OLDER: dict[type, Callable[[dict[str, Any]], dict[str, Any]]] = {Case: from_older}
 """What brings the JSON value of a record of an earlier schema into this one's shape."""
@@ -50,7 +51,8 @@ def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
     if origin is tuple:
         return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
     if origin is dict:
-        return {k: from_plain(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+        return {visible(k): from_plain(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+    value = leaf(value, where)
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -74,7 +76,15 @@ def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
     for name, f in known.items():
         if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}.{name}: missing")
-    return kind(**{name: _field_from(known[name], hints[name], v, f"{where}.{name}") for name, v in value.items()})
+    fields = {name: _field_from(known[name], hints[name], v, f"{where}.{name}") for name, v in value.items()}
+    try:
+        record = kind(**fields)
+        complaint = CHECKS.get(kind, lambda _: None)(record)
+    except ValueError as error:
+        complaint = str(error)
+    if complaint:
+        raise ValueError(f"{where}: {complaint}")
+    return record
 
 
 def _field_from(field: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:
@@ -83,7 +93,7 @@ def _field_from(field: dataclasses.Field[Any], kind: Any, value: Any, where: str
     for name, held in _expect(dict, value, where).items():
         if not isinstance(held, (str, int, float)):
             raise ValueError(f"{where}.{name}: expected a text, a number, true or false, found {type(held).__name__}")
-    return tuple(value.items())
+    return tuple(leaf(value, where).items())
 
 
 NAMED_VALUES = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}

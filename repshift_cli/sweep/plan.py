@@ -62,10 +62,9 @@ def expand(
     for model, size, frames, length in product(axes.model, *sizes):
         facts = facts_of(model, size, frames, length)
         _check_layers(axes, model, facts)
-        _check_data(axes, model, facts)
         _check_removal(axes, model, facts)
         facts = _protecting(axes, model, facts)
-        for batch, dtype in product(_batches(axes, model, facts), axes.dtype or (default_dtype(device),)):
+        for batch, dtype in product(axes.batch or (facts.batch or 1,), axes.dtype or (default_dtype(device),)):
             base = Case(
                 model=model,
                 input=axes.data or ("own" if facts.weights == "own" else "random"),
@@ -118,11 +117,6 @@ def _check_layers(axes: Axes, model: str, facts: Facts) -> None:
         raise UsageError(f"--layers {beyond[0]} is beyond the depth of {model}, which has {facts.depth} blocks")
 
 
-def _check_data(axes: Axes, model: str, facts: Facts) -> None:
-    if axes.data is not None and facts.weights == "own":
-        raise UsageError(f"--data does not apply to {model}: your function makes the inputs")
-
-
 def _check_removal(axes: Axes, model: str, facts: Facts) -> None:
     if axes.removal and not facts.removals and len(axes.model) == 1:
         raise UsageError(f"--removal applies to grids (a CNN's), and {model} has none")
@@ -138,14 +132,6 @@ def _protecting(axes: Axes, model: str, facts: Facts) -> Facts:
     if more >= facts.tokens:
         raise UsageError(f"--protect leaves none of the {facts.tokens} tokens of {model} to drop")
     return replace(facts, tokens=facts.tokens - more, prefix=facts.prefix + more)
-
-
-def _batches(axes: Axes, model: str, facts: Facts) -> tuple[int, ...]:
-    if facts.batch is None:
-        return axes.batch or (1,)
-    if axes.batch not in ((), (facts.batch,)):
-        raise UsageError(f"--batch does not apply to {model}: its own inputs have a batch of {facts.batch}")
-    return (facts.batch,)
 
 
 def _cells(axes: Axes, base: Case, facts: Facts, methods: Methods) -> Iterator[Case]:

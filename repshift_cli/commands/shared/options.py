@@ -180,6 +180,11 @@ Hbm = Annotated[
         rich_help_panel=MEASURE,
     ),
 ]
+MOST_CASES = 10_000
+MaxCases = Annotated[
+    int,
+    typer.Option(metavar="N", min=1, help="Refuse a sweep of more cases than this.", rich_help_panel=MEASURE),
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),

@@ -38,6 +38,7 @@ def subject_of(
         sites=found.sites,
         companions=found.companions,
         spread=found.spread,
+        biased=found.biased,
         prefix=prefix,
         suffix=suffix,
         central=central,

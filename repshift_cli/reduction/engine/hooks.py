@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repshift_cli.kernels.along import along
+from repshift_cli.kernels.along import along, biased_along
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
 from repshift_cli.reduction import Method
@@ -31,10 +32,13 @@ def pruned(subject: Subject, method: Method | None, case: Case) -> Iterator[Drop
     handles: list[Any] = []
     dropped = Dropped(subject)
     try:
-        if method is not None and case.keep < 1 and case.layers:
-            for handle in _hooked(subject, method, case, dropped):
-                handles.append(handle)
-        yield dropped
+        with ExitStack() as stack:
+            if method is not None and case.keep < 1 and case.layers:
+                if subject.biased:
+                    stack.enter_context(watched_by(dropped.biased))
+                for handle in _hooked(subject, method, case, dropped):
+                    handles.append(handle)
+            yield dropped
     finally:
         for handle in handles:
             handle.remove()
@@ -101,6 +105,12 @@ class Dropped:
         shorter = along(value, name, self._tokens, prefix, positions, subject.spread, len(hidden))
         self._done.append((value, shorter))
         return shorter
+
+    def biased(self, call: AttentionCall, answer: Answer) -> Tensor:
+        """Watcher of attention calls: biases between all tokens, cut to those still there."""
+        if not self._cuts:
+            return answer(call)
+        return answer(biased_along(call, self._tokens, self._positions(call.query.device)))
 
     def _positions(self, device: torch.device, cuts: int | None = None) -> Tensor:
         """The tokens still there (after that many cuts), by their places at the first block: (B | 1, k)."""
