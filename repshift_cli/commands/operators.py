@@ -17,7 +17,7 @@ from repshift_cli.benchmark import engine, signals
 from repshift_cli.benchmark.engine import Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
-from repshift_cli.commands.shared import launching, options
+from repshift_cli.commands.shared import consent, launching, options
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -160,13 +160,14 @@ def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Ite
         path = out or store.default_path(datetime.now(UTC), [OPERATORS])
         yield Order(OperatorAxes.from_options({"budget": BUDGET} | given)), path, None
         return
-    if given or out is not None:
-        named = [f"--{name.replace('_', '-')}" for name in given] or ["--out"]
+    if given.keys() - {"model"} or out is not None:
+        named = [f"--{name.replace('_', '-')}" for name in given if name != "model"] or ["--out"]
         raise UsageError(f"--resume takes the options of the run file; leave out {named[0]}")
     with contextlib.closing(Journal.open(resume)) as journal:
         order = engine.order_of(journal.run)
         if not isinstance(order.sweep, OperatorAxes):
             raise UsageError(f"{resume} is no run of operators; go on with it by repshift bench --resume {resume}")
+        consent.check_consent(resume, [m for m in (order.sweep.model,) if m], [str(given.get("model"))])
         yield order, resume, journal
 
 
