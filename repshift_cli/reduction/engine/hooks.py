@@ -118,7 +118,7 @@ def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropp
             yield _watch(site, name, subject, seen)
 
     def choose(hidden: Tensor) -> Cut:
-        seen["rows"] = _free(hidden, subject)
+        seen["rows"] = next(iter(seen.values())) if seen else _free(hidden, subject)
         length = hidden.shape[1]
         cut, dropped.roles = chosen(subject, method, case, seen, length, dropped.roles, share)
         dropped.add(cut, length)
