@@ -27,7 +27,7 @@ from repshift_cli.commands.models import models
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.show import show
-from repshift_cli.records import RepshiftError, one_line
+from repshift_cli.records import RepshiftError, UsageError, one_line, visible
 
 
 class Command(TyperCommand):
@@ -109,11 +109,13 @@ def run(arguments: list[str], debug: bool) -> int:
 
 
 def _report(error: Exception, debug: bool) -> int:
+    if isinstance(error, OSError) and error.filename is not None:  # a name too long, a folder without permission
+        error = UsageError(f"{error.strerror}: {str(error.filename)[:200]}")
     known = isinstance(error, RepshiftError)
     if debug:
         traceback.print_exception(error)
     if known:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
     elif not debug:
         what = f"{type(error).__name__}: {one_line(error)}"
         print(f"internal error: {what}; run again with --debug for the traceback", file=sys.stderr)

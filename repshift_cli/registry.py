@@ -3,20 +3,24 @@
 A room is a folder of this package; each of its files is a part, named like the file and described by the first line of
 its docstring. Other packages add parts through the entry point groups `repshift.attention`, `repshift.models` and
 `repshift.reduction` (or `repshift.pruning`, its older name). What planning needs of a part stands as literals at its
-top level and is read from the source.
+top level and is read from the source. What a part must have is the Protocol in its room's `__init__`, against which it
+is checked when it is loaded.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import difflib
 import importlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from repshift_cli.machine.packages import find_spec
 from repshift_cli.records import Option, RepshiftError, UsageError, one_line
@@ -24,16 +28,29 @@ from repshift_cli.records import Option, RepshiftError, UsageError, one_line
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+
+class Room(NamedTuple):
+    """What a room's parts are called, the command that says more, and the Protocol in its `__init__` that they fulfil.
+
+    Of the members `one_of`, which have the default None there, a part has one.
+    """
+
+    what: str
+    command: str
+    contract: str | None
+    one_of: tuple[str, ...] = ()
+
+
 ROOMS = {
-    "attention": ("attention back end", "repshift backends"),
-    "reduction": ("pruning method", "repshift methods"),
-    "models": ("model family", "repshift models"),
-    "operators": ("attention operator", "repshift operators --list"),
-    "probes": ("probe", "repshift doctor"),
-    "benchmark.launchers": ("launcher", "repshift bench --help"),
-    "renderers": ("renderer", "repshift show --help"),
+    "attention": Room("attention back end", "repshift backends", "Backend"),
+    "reduction": Room("pruning method", "repshift methods", "Method", one_of=("score", "choose")),
+    "models": Room("model family", "repshift models", "Family"),
+    "operators": Room("attention operator", "repshift operators --list", "Operator"),
+    "counters": Room("counter", "repshift doctor --counters", "Instrument"),
+    "probes": Room("probe", "repshift doctor", None),
+    "benchmark.launchers": Room("launcher", "repshift bench --help", "Launcher"),
+    "renderers": Room("renderer", "repshift show --help", "Renderer"),
 }
-"""Each room with what its parts are called and the command that says more."""
 
 OPEN_ROOMS = ("attention", "reduction", "models", "operators", "renderers")
 """The rooms that other packages can add parts to."""
@@ -66,17 +83,21 @@ def parts(room: str) -> dict[str, Part]:
 
 
 def load(part: Part) -> Any:
-    """Import a part: its module, or the attribute that its entry point names."""
+    """Import a part: its module, or the attribute that its entry point names.
+
+    What it leaves out and its room's contract has a default for is set to that. RepshiftError for a part that cannot be
+    imported, or that lacks something.
+    """
     module, _, attribute = part.target.partition(":")
+    what = f"the {ROOMS[part.room].what} {part.name!r}"
     try:
         value = importlib.import_module(module)
         for name in filter(None, attribute.split(".")):
             value = getattr(value, name)
     except Exception as error:
-        what = ROOMS[part.room][0]
-        raise RepshiftError(
-            f"the {what} {part.name!r} cannot be imported from {part.target}: {one_line(error)}"
-        ) from error
+        raise RepshiftError(f"{what} cannot be imported from {part.target}: {one_line(error)}") from error
+    if faults := list(_faults(part, value)):
+        raise RepshiftError(f"{what} from {part.target} cannot be used: {'; '.join(faults)}")
     return value
 
 
@@ -87,8 +108,9 @@ def find(room: str, name: str) -> Part:
     for part in known.values():
         if part.name.replace("-", "_") == plain:
             return part
-    what, command = ROOMS[room]
-    raise UsageError(f"unknown {what} {name!r}: {nearest(name, known)}`{command}` lists all of them")
+    raise UsageError(
+        f"unknown {ROOMS[room].what} {name!r}: {nearest(name, known)}`{ROOMS[room].command}` lists all of them"
+    )
 
 
 def find_variant(text: str) -> tuple[Part, Part | None]:
@@ -97,51 +119,9 @@ def find_variant(text: str) -> tuple[Part, Part | None]:
     return find("attention", backend), find("reduction", method) if plus else None
 
 
-def method_options() -> dict[str, Option]:
-    """The options that belong to reduction methods, by name, as the methods' files declare them.
-
-    The tool's own come first; what is declared wrongly is left out, and its method is refused when it is loaded.
-    """
-    found: dict[str, Option] = {}
-    for part in sorted(parts("reduction").values(), key=lambda part: not part.target.startswith("repshift_cli.")):
-        for name, told in _declared(part):
-            if isinstance(told, Option) and found.setdefault(name, told) == told:
-                found[name] = replace(found[name], methods=(*found[name].methods, part.name))
-    return found
-
-
-def options_of(method: Part) -> dict[str, Option]:
-    """The options that one method takes; RepshiftError says what is wrong with its declarations."""
-    if faults := list(_option_faults(method)):
-        raise RepshiftError(f"the pruning method {method.name!r} cannot be used: {'; '.join(faults)}")
-    known = method_options()
-    return {name: known[name] for name, _ in _declared(method)}
-
-
-def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:
-    """Each name in a method's OPTIONS with the option, or with what is wrong with its declaration.
-
-    A method's name in the place of a declaration is the one that stands there; a tuple of names, as OPTIONS was before
-    there were declarations, means those of `repshift`.
-    """
-    told = method.constants.get("OPTIONS", {})
-    for name, literal in (told if isinstance(told, dict) else dict.fromkeys(told, "repshift")).items():
-        if isinstance(literal, str):
-            owner = parts("reduction").get(literal)
-            literal = owner and dict(owner.constants.get("OPTIONS", {})).get(name)
-        try:
-            yield name, Option.declared(name, literal)
-        except (TypeError, ValueError) as error:
-            yield name, one_line(error)
-
-
-def _option_faults(method: Part) -> Iterator[str]:
-    known = method_options()
-    for name, told in _declared(method):
-        if isinstance(told, str):
-            yield told
-        elif known[name] != told:
-            yield f"--{name} is declared otherwise by {known[name].methods[0]}"
+def ranked(room: str) -> tuple[str, ...]:
+    """The names of a room's parts in the order of the RANK that each states, the lowest first."""
+    return tuple(sorted(parts(room), key=lambda name: parts(room)[name].constants.get("RANK", math.inf)))
 
 
 def aliases() -> dict[str, Part]:
@@ -180,11 +160,124 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {', '.join(near)}? " if near else ""
 
 
+# --- the options of reduction methods ---------------------------------------------------------------------------------
+
+
+def method_options() -> dict[str, Option]:
+    """The options that belong to reduction methods, by name, as the methods' files declare them.
+
+    The tool's own come first; what is declared wrongly is left out, and its method is refused when it is loaded.
+    """
+    found: dict[str, Option] = {}
+    for part in sorted(parts("reduction").values(), key=lambda part: not part.target.startswith("repshift_cli.")):
+        for name, told in _declared(part):
+            if isinstance(told, Option) and found.setdefault(name, told) == told:
+                found[name] = replace(found[name], methods=(*found[name].methods, part.name))
+    return found
+
+
+def options_of(method: Part) -> dict[str, Option]:
+    """The options that one method takes; RepshiftError says what is wrong with its declarations."""
+    if faults := list(_option_faults(method)):
+        raise RepshiftError(f"the pruning method {method.name!r} cannot be used: {'; '.join(faults)}")
+    known = method_options()
+    return {name: known[name] for name, _ in _declared(method)}
+
+
+def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:
+    """Each name in a method's OPTIONS with the option, or with what is wrong with its declaration.
+
+    A method's name in the place of a declaration is the one that stands there; a tuple of names, as OPTIONS was before
+    there were declarations, means those of `repshift`.
+    """
+    for name, literal in _stated(method).items():
+        if isinstance(literal, str):
+            literal = _stated(parts("reduction").get(literal)).get(name)
+        try:
+            yield name, Option.declared(name, literal)
+        except (TypeError, ValueError) as error:
+            yield name, one_line(error)
+
+
+def _stated(method: Part | None) -> dict[str, Any]:
+    told = method.constants.get("OPTIONS") if method else None
+    told = dict.fromkeys(told, "repshift") if isinstance(told, tuple) else told
+    return told if isinstance(told, dict) else {}
+
+
+def _option_faults(method: Part) -> Iterator[str]:
+    known = method_options()
+    for name, told in _declared(method):
+        if isinstance(told, str):
+            yield told
+        elif known[name] != told:
+            yield f"--{name} is declared otherwise by {', '.join(known[name].methods)}"
+
+
+# --- contracts --------------------------------------------------------------------------------------------------------
+
+
+def _faults(part: Part, value: Any) -> Iterator[str]:
+    """Sets an imported part's defaults, and tells what it lacks of its room's contract or has of the wrong kind."""
+    room = ROOMS[part.room]
+    if room.contract is None:
+        return
+    contract = vars(importlib.import_module(f"repshift_cli.{part.room}"))[room.contract]
+    kinds, defaults = _members(contract)
+    for name in defaults.keys() - set(dir(value)):
+        setattr(value, name, defaults[name])
+    lacking = [name for name in kinds if name not in dir(value)]
+    if room.one_of and all(getattr(value, name) is None for name in room.one_of):
+        lacking.append(" or ".join(room.one_of))
+    if lacking:
+        yield f"it lacks {', '.join(lacking)} (see {room.contract} in repshift_cli.{part.room})"
+    for name in [name for name in kinds if name in dir(value)]:
+        if not _fits(getattr(value, name), kinds[name]):
+            yield f"its {name} is {type(getattr(value, name)).__name__}, not {_in_words(kinds[name])}"
+    if part.room == "reduction" and part.constants.get("OPTIONS", {}) != value.OPTIONS:
+        yield "its OPTIONS cannot be read from the source: write them out as a literal"
+    yield from _option_faults(part) if part.room == "reduction" else ()
+
+
+def _members(contract: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The kind of each member of a Protocol, and the defaults of those that are annotated with a value."""
+    stated = {name: member for name, member in vars(contract).items() if not name.startswith("_")}
+    names = _Names(vars(builtins) | vars(importlib.import_module(contract.__module__)))
+    annotated = get_type_hints(contract, localns=names)
+    kinds = annotated | {name: Callable for name in stated if name not in annotated}
+    return kinds, {name: stated[name] for name in annotated if name in stated}
+
+
+class _Names(dict[str, Any]):
+    """What a contract's annotations are read by: a name that is imported for type checkers only is anything."""
+
+    def __missing__(self, name: str) -> Any:
+        return Any
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    return kind is Any or isinstance(value, get_origin(kind) or kind)
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_in_words, get_args(kind)))
+    return "None" if kind is NoneType else (get_origin(kind) or kind).__name__
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
 def _entry_points(room: str) -> Iterable[EntryPoint]:
     from importlib.metadata import entry_points
 
-    names = (room, *(old for old, new in OLDER_GROUPS.items() if new == room)) if room in OPEN_ROOMS else ()
-    return [entry for name in reversed(names) for entry in entry_points(group=f"repshift.{name}")]
+    if room not in OPEN_ROOMS:
+        return ()
+    names = (room, *(old for old, new in OLDER_GROUPS.items() if new == room))
+    found: Any = entry_points()  # of all groups at once: looking for them takes longer than all the rest here
+    return [entry for name in reversed(names) for entry in found.select(group=f"repshift.{name}")]
 
 
 def _from_entry_point(entry: EntryPoint) -> Part:

@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, here and in child pr
 import pytest
 from fake_machine import FakeNvml, fake_torch
 
+from repshift_cli.commands.shared import launching
 from repshift_cli.machine import device as devices
 
 
@@ -20,6 +21,22 @@ from repshift_cli.machine import device as devices
 def no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A width that a shell or a test runner exports must not change what is tested."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def measured_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands called here measure here, so that tests can put fakes in the way; a process of its own has workers."""
+    monkeypatch.setattr(launching, "DEFAULT", launching.IN_PROCESS)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mutants", type=int, default=5000, help="hostile files per campaign (default: 5000)")
+
+
+@pytest.fixture
+def mutants(request: pytest.FixtureRequest) -> int:
+    """How many hostile files a campaign makes."""
+    return int(request.config.getoption("--mutants"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,13 @@
 """The parts of the pages that are made by the program: `python tests/generated.py --write` writes all of them anew.
 
 They stand between `<!-- generated: NAME -->` and `<!-- end -->`: the reference of the commands from the program's own
-options, and the tables of results from the run files that they came from.
+options, what a part supplies from the Protocol in its room's `__init__`, the tables of results from their run files.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -16,10 +18,19 @@ from pages import PAGES, Page
 from results import TABLES
 
 from repshift_cli.cli import app
+from repshift_cli.registry import ROOMS
 
 WRITE = "python tests/generated.py --write"
 PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(^<!-- end -->$)", re.DOTALL | re.MULTILINE)
 PANEL = "Options"
+CHECKS = {
+    "models": "test_models.py tests/test_along.py",
+    "attention": "test_attention.py",
+    "reduction": "test_reduction.py",
+    "probes": "test_probes.py",
+    "renderers": "test_renderers.py",
+}
+"""The tests that try every part of a room, beside those of the registry."""
 
 
 def reference() -> str:
@@ -60,7 +71,32 @@ def _row(option: Any) -> str:
     return f"| `{names}{takes}` | {text} |".replace("NAME|FILE", "NAME\\|FILE").replace("FILE|-", "FILE\\|-")
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"reference": reference, **TABLES}
+def contracts() -> str:
+    """What one file supplies, room by room; where a room states no Protocol yet, nothing is said of it."""
+    lines = ["| a new | is a file of | that supplies | checked by |", "|---|---|---|---|"]
+    for room, (what, *_) in ROOMS.items():
+        if protocol := _protocol(room):
+            tests = f"`pytest tests/{CHECKS.get(room, 'test_registry.py')}`"
+            lines.append(f"| {what} | `{room.replace('.', '/')}/` | {', '.join(_members(protocol))} | {tests} |")
+    return "\n".join(lines)
+
+
+def _protocol(room: str) -> type | None:
+    """The contract of a room's parts, the last Protocol in its `__init__`: those before it are what a part is given."""
+    module = importlib.import_module(f"repshift_cli.{room}")
+    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    return next((c for c in reversed(own) if getattr(c, "_is_protocol", False)), None)
+
+
+def _members(protocol: type) -> list[str]:
+    """The names that a part has, functions with their arguments; what has a default in the contract may be left out."""
+    named, members = inspect.get_annotations(protocol), vars(protocol)
+    names = [f"`{name}`{' (or none)' if name in members else ''}" for name in named]
+    functions = {n: f for n, f in members.items() if inspect.isfunction(f) and n not in named and n[0] != "_"}
+    return names + [f"`{name}({', '.join([*inspect.signature(f).parameters][1:])})`" for name, f in functions.items()]
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"reference": reference, "contracts": contracts, **TABLES}
 
 
 def parts(page: Page) -> dict[str, str]:

@@ -34,7 +34,8 @@ def value(record: Record, metric: str) -> float:
 
 def method(case: Case) -> str:
     """The method, with the form of the score where it has one."""
-    return case.pruning + (f", {case.form}" if case.form else "")
+    form = case.option("form")
+    return case.pruning + (f", {form}" if form else "")
 
 
 def dinov2_photos() -> str:

@@ -45,9 +45,7 @@ REPSHIFT: dict[str, Any] = {
     "pruning": "repshift",
     "keep": 0.6,
     "layers": (3,),
-    "operation": "mlp",
-    "distance": "l2",
-    "form": "update",
+    "options": (("operation", "mlp"), ("distance", "l2"), ("form", "update")),
 }
 RANDOM: dict[str, Any] = {"pruning": "random", "keep": 0.6, "layers": (3,)}
 KERNELS = {"vanilla": "matmul softmax matmul", "flash": "_scaled_dot_product_flash_attention_for_cpu"}
@@ -167,7 +165,8 @@ def sweep_run() -> Run:
             planned += [vanilla, flash]
             records += [ran(vanilla, 61.8, 61.8, 40.2), ran(flash, 40.2, 61.8, 40.2)]
             for keep, layers, form in ((0.3, (3,), "update"), (0.7, (1, 4, 7), "update"), (0.7, (1, 4, 7), "paper")):
-                case = replace(flash, **REPSHIFT | {"keep": keep, "layers": layers, "form": form})
+                options = (*REPSHIFT["options"][:2], ("form", form))
+                case = replace(flash, **REPSHIFT | {"keep": keep, "layers": layers, "options": options})
                 planned.append(case)
                 records.append(ran(case, 50.1 * keep**0.5, 61.8, 40.2, tokens=(197, 158, 127, 102)[: len(layers) + 1]))
     return Run(CUDA, {}, tuple(planned), tuple(records[:-1]), (), "2026-11-22T05:12:00+00:00", "repshift 0.1.0")

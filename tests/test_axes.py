@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repshift_cli.records import UsageError
-from repshift_cli.sweep.axes import PARSERS, Axes, integers, merge, numbers, parse, schedules
+from repshift_cli import registry
+from repshift_cli.records import Option, UsageError
+from repshift_cli.sweep import parsing
+from repshift_cli.sweep.axes import Axes, merge
+from repshift_cli.sweep.parsing import PARSERS, integers, numbers, parse, schedules
 
 
 def test_a_decimal_range_has_both_ends_and_no_dust() -> None:
@@ -46,7 +49,7 @@ def test_layers_with_commas_are_one_schedule_and_a_range_sweeps_single_layers() 
 def test_defaults_are_those_of_the_main_command() -> None:
     axes = Axes.from_options({"model": None, "keep": [], "layers": ()})
     assert axes == Axes()
-    assert (axes.model, axes.keep, axes.form) == (("vit_b",), (0.6,), ("paper",))
+    assert (axes.model, axes.keep, axes.options) == (("vit_b",), (0.6,), ())
 
 
 def test_options_of_every_kind() -> None:
@@ -74,7 +77,7 @@ def test_options_of_every_kind() -> None:
 
 
 def test_every_axis_has_a_parser() -> None:
-    assert set(PARSERS) == set(Axes.__dataclass_fields__)
+    assert {*PARSERS, "options"} == set(Axes.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,56 @@ def test_bad_values_get_one_sentence(name: str, value: Any, sentence: str) -> No
     with pytest.raises(UsageError, match=sentence) as caught:
         parse(name, value)
     assert "\n" not in str(caught.value)
+
+
+def test_options_of_methods_are_axes_like_the_others(own_options: None) -> None:
+    given = {"power": "0.5:1.5:0.5", "steps": ["1:3", 7], "fused": [True, "false"], "word": "a,b", "distance": "l1"}
+    axes = Axes.from_options({"keep": 0.5, **given})
+    assert dict(axes.options) == {
+        "power": (0.5, 1.0, 1.5),
+        "steps": (1, 2, 3, 7),
+        "fused": (True, False),
+        "word": ("a", "b"),
+        "distance": ("l1",),
+    }
+    stored = axes.as_options()
+    assert stored["steps"] == [1, 2, 3, 7] and stored["keep"] == [0.5] and "options" not in stored
+    assert Axes.from_options(stored) == axes
+    assert hash(axes) == hash(axes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("power", "3", "^--power: 3.0 is too large; it must be at most 2"),
+        ("power", "true", "'true' is not a number"),
+        ("steps", "0", "0 is too small; it must be at least 1"),
+        ("steps", "1.5", "not a whole number"),
+        ("fused", "yes", "'yes' is neither true nor false"),
+        ("steps", True, "neither text nor a number"),
+        ("powr", 1, "unknown option; did you mean power"),
+    ],
+)
+def test_bad_values_of_methods_options_get_one_sentence(
+    own_options: None, name: str, value: Any, sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        parse(name, value)
+
+
+@pytest.fixture
+def own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of every type, as methods may declare them."""
+    known = {
+        "power": {"type": "float", "help": "", "least": 0, "most": 2},
+        "steps": {"type": "int", "help": "", "least": 1},
+        "fused": {"type": "bool", "help": ""},
+        "word": {"type": "str", "help": ""},
+        "keep": {"type": "int", "help": ""},
+    }
+    declared = {name: Option(name, **told) for name, told in known.items()}
+    everything = {**registry.method_options(), **declared}
+    monkeypatch.setattr(parsing, "method_options", lambda: everything)
 
 
 def test_explicit_options_go_before_the_profile() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from repshift_cli.attention import eager, sdpa
 from repshift_cli.benchmark import builder
 from repshift_cli.kernels.sdpa import heard_by
 from repshift_cli.models.base.transformers import eager_attention
-from repshift_cli.probes.kernels import WrongKernel, judge, verify, verify_library
+from repshift_cli.probes.kernels import WrongKernel, judge, verify, verify_library, verify_none
 from repshift_cli.records import Facts, Step, call
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Backend, expand
@@ -65,10 +66,23 @@ def test_attention_that_is_torchs_after_all_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    given = replace(plain, module=Nothing(), inputs=(torch.zeros(1, 2, 3),))
-    bare = Step(case(), given, torch.inference_mode, lambda: given.module(*given.inputs), given.module)  # type: ignore[arg-type]
+    given: Any = SimpleNamespace(module=Nothing(), inputs=(torch.zeros(1, 2, 3),))
+    bare = Step(case(), given, torch.inference_mode, lambda: given.module(*given.inputs), given.module)
     with pytest.raises(WrongKernel, match="ran no softmax"):
         verify_library(bare, eager.OPS)
+
+
+def test_attention_written_by_hand_is_named_so() -> None:
+    class ByHand(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ x.transpose(-1, -2)).softmax(-1) @ x
+
+    module, x = ByHand(), torch.randn(1, 3, 4)
+    given: Any = SimpleNamespace(module=module, inputs=(x,))
+    made = Step(case(attention="none"), given, torch.inference_mode, lambda: module(x), module)
+    assert verify_none(made) == "written by hand: softmax ×1"
+    still = replace(made, forward=lambda: torch.relu(x))
+    assert verify_none(still) == "no attention"
 
 
 def test_what_torch_picks_is_recorded() -> None:

@@ -27,7 +27,8 @@ import torch
 from repshift_cli import cli
 from repshift_cli.commands.shared import progress
 from repshift_cli.machine import device as devices
-from repshift_cli.records import Progress, Run, store
+from repshift_cli.records import Progress, Record, Run, store
+from repshift_cli.records.journal import Journal
 
 MODELS = """
 import os
@@ -187,6 +188,11 @@ def bench(model: str, *more: object) -> tuple[object, ...]:
     return ("bench", "--model", models, "--device", "cpu", "--rounds", "6", "--out", "run.json", *more)
 
 
+def own(model: str) -> tuple[str, str]:
+    """The word with which a run file's own model may be imported again."""
+    return "--model", f"{NAME}:{model}"
+
+
 def environment(**more: str) -> dict[str, str]:
     """For a process in another directory: the very package that is tested here."""
     return os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent), "OMP_NUM_THREADS": "1", **more}
@@ -270,13 +276,13 @@ def test_the_default_place_of_the_run_file(repshift: Any, here: Path) -> None:
 
 
 def test_the_file_is_written_after_every_case(repshift: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    written, write = [], store.write_text
+    written, add = [], Journal.add
 
-    def watched(path: Path, text: str) -> None:
-        write(path, text)
+    def watched(journal: Journal, record: Record) -> None:
+        add(journal, record)
         written.append(outcomes(the_run()))
 
-    monkeypatch.setattr(store, "write_text", watched)
+    monkeypatch.setattr(Journal, "add", watched)
     repshift(*bench("tiny", "--keep", "0.5,0.25", "--variant", "cudnn,flash,flash+repshift"))
     all_of_them = [
         ("cudnn", 1.0, "skipped"),
@@ -284,7 +290,8 @@ def test_the_file_is_written_after_every_case(repshift: Any, monkeypatch: pytest
         ("flash+repshift", 0.5, "ok"),
         ("flash+repshift", 0.25, "ok"),
     ]
-    assert written == [all_of_them[:n] for n in (1, 2, 3, 4)]
+    assert written == [all_of_them[:n] for n in (2, 3, 4)]
+    assert json.loads(Path("run.json").read_text())["records"][3]["status"] == "ok", "at the end it is one document"
 
 
 def test_a_sweep_measures_each_case_once_and_the_references_with_every_schedule(repshift: Any) -> None:
@@ -341,7 +348,6 @@ def test_a_dry_run_when_piped_has_one_line_for_each_case(repshift: Any) -> None:
     [
         ("failing", "KeyError: 'lost'"),
         ("nan", "the output holds NaN or infinity"),
-        ("handmade", "the model never calls torch's scaled_dot_product_attention"),
     ],
 )
 def test_a_model_that_cannot_be_measured_fails_its_rows_and_no_others(repshift: Any, model: str, reason: str) -> None:
@@ -350,6 +356,12 @@ def test_a_model_that_cannot_be_measured_fails_its_rows_and_no_others(repshift: 
     assert table.code == 1 and [r.status for r in run.records] == ["failed"] * 3 + ["ok"] * 3
     assert all((r.reason or "").startswith(reason) for r in run.records[:3])
     assert reason in " ".join(table.split()) and "Traceback" not in table + table.errors
+
+
+def test_attention_written_by_hand_is_measured_without_a_back_end(repshift: Any) -> None:
+    table = " ".join(repshift(*bench("handmade")).split())
+    assert [(r.case.variant, r.status) for r in the_run().records] == [("none", "ok"), ("none+repshift", "ok")]
+    assert "--variant none,none+repshift" in table
 
 
 @pytest.mark.parametrize(
@@ -431,10 +443,10 @@ def test_retry_failed_repeats_what_failed_and_nothing_else(repshift: Any, monkey
     assert repshift(*bench("troubled", "--keep", "0.25,0.5")).code == 1
     before = the_run()
     assert [r.status for r in before.records] == ["ok", "ok", "failed", "ok"]
-    assert repshift("bench", "--resume", "run.json").code == 1 and the_run() == before
+    assert repshift("bench", "--resume", "run.json", *own("troubled")).code == 1 and the_run() == before
 
     monkeypatch.setenv("TROUBLE", "interrupt")
-    stopped = repshift("bench", "--resume", "run.json", "--retry-failed")
+    stopped = repshift("bench", "--resume", "run.json", *own("troubled"), "--retry-failed")
     assert stopped.code == 130 and the_run() == before, "the failure and its reason are still there"
     assert "3 of 4 cases" in stopped.errors and "--retry-failed" in resume_command(stopped.errors)
 
@@ -468,16 +480,33 @@ def test_what_resume_refuses(repshift: Any, place: tuple[str, ...], value: objec
     repshift(*bench("tiny", "--variant", "flash+random"))
     changed(place, value)
     before = Path("run.json").read_text()
-    assert one_sentence(repshift("bench", "--resume", "run.json")).startswith(sentence)
+    assert one_sentence(repshift("bench", "--resume", "run.json", *own("tiny"))).startswith(sentence)
     assert Path("run.json").read_text() == before
 
 
 def test_resume_takes_its_options_from_the_file(repshift: Any) -> None:
     repshift(*bench("tiny", "--variant", "flash"))
     for more, name in ((("--keep", "0.5"), "--keep"), (("--profile", "quick"), "--profile"), (("--out", "x"), "--out")):
-        said = one_sentence(repshift("bench", "--resume", "run.json", *more))
+        said = one_sentence(repshift("bench", "--resume", "run.json", *own("tiny"), *more))
         assert said == f"--resume takes the options of the run file; leave out {name}"
-    assert repshift("bench", "--resume", "run.json", "--csv", "-").startswith("variant,")
+    assert repshift("bench", "--resume", "run.json", *own("tiny"), "--csv", "-").startswith("variant,")
+
+
+def test_a_files_own_model_is_not_imported_unasked(repshift: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's file could name os:abort; here the module would leave a mark."""
+    repshift(*bench("tiny", "--variant", "flash"))
+    Path("marked.py").write_text("open('ran', 'w').close()\ndef model(): raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(".")
+    text = Path("run.json").read_text()
+    Path("run.json").write_text(text.replace(f"{NAME}:tiny", "marked:model"))
+    said = one_sentence(repshift("bench", "--resume", "run.json"))
+    assert said.startswith("run.json names marked:model, and going on imports that module and runs it; if you want")
+    assert one_sentence(repshift("bench", "--resume", "run.json", "--model", "vit_t")).endswith("has no model vit_t")
+    assert repshift("show", "run.json").code == 0 and not Path("ran").exists()
+    Path("p.toml").write_text('title = "theirs"\nmodel = "marked:model"\n')
+    assert (
+        "profile p.toml imports and runs marked:model" in repshift("bench", "--profile", "p.toml", "--dry-run").errors
+    )
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -554,9 +583,11 @@ def test_bad_input_gets_one_sentence_before_torch_is_imported(here: Path) -> Non
     ("arguments", "sentence"),
     [
         ("--layers 5", f"--layers 5 is beyond the depth of {NAME}:tiny, which has 4 blocks"),
-        ("--batch 3", f"--batch does not apply to {NAME}:tiny: its own inputs have a batch of 2"),
         ("--image-size 32", f"--image-size does not apply to {NAME}:tiny"),
-        ("--data photo.png", f"--data does not apply to {NAME}:tiny: your function makes the inputs"),
+        (
+            "--data photo.png",
+            f"--data gives {NAME}:tiny pictures, and its inputs hold no pixels",
+        ),
         (f"--model {NAME}:nosuch", f"cannot import {NAME}:nosuch: "),
         ("--model nosuch.module:f", "cannot import nosuch.module:f: No module named 'nosuch'"),
         (f"--model {NAME}:broken", f"{NAME}:broken cannot be built or run: RuntimeError: "),

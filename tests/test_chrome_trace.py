@@ -123,7 +123,7 @@ def test_what_is_no_trace_gets_one_sentence(tmp_path: Path, content: bytes, word
 def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         digest.read(tmp_path / "absent.json")
-    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+    with pytest.raises(UsageError, match="cannot be read: it is a folder"):
         digest.read(tmp_path)
 
 

@@ -19,6 +19,7 @@ from tiny import BATCH, case, one_thread, pixels, roughen  # noqa: F401
 from torch import Tensor
 from typer.testing import CliRunner
 
+from repshift_cli import registry
 from repshift_cli.benchmark import builder
 from repshift_cli.cli import app
 from repshift_cli.models import convnext, resnet
@@ -194,7 +195,10 @@ def reference(plain: Plain, given: Case, sign: int = 1) -> Tensor:
         samples = []
         for before, after in zip(origin, out, strict=True):
             scores = [
-                [sign * D(after[:, r, c].tolist(), before[:, r, c].tolist(), given.distance or "l2") for c in range(w)]
+                [
+                    sign * D(after[:, r, c].tolist(), before[:, r, c].tolist(), given.option("distance") or "l2")
+                    for c in range(w)
+                ]
                 for h, w in [after.shape[1:]]
                 for r in range(h)
             ]
@@ -413,9 +417,8 @@ def test_macs_of_the_paper(name: str, exact: tuple[float, float], printed: tuple
     profile = load_profile("paper-resnet")
     (layers,) = profile["layers"]
     plain = case(model=name, attention="none", batch=1, image_size=224)
-    cut = replace(
-        plain, pruning="repshift", keep=profile["keep"], layers=tuple(layers), operation="block", removal="line"
-    )
+    cut = replace(plain, pruning="repshift", keep=profile["keep"], layers=tuple(layers), removal="line")
+    cut = cut.with_options(operation="block")
     step_builder = builder.StepBuilder("cpu")
     counted = []
     for given in (plain, cut, replace(cut, removal="token")):
@@ -429,7 +432,7 @@ def test_macs_of_the_paper(name: str, exact: tuple[float, float], printed: tuple
 
 # --- planning and bad input -------------------------------------------------------------------------------------------
 
-METHODS = {"repshift": repshift.OPTIONS, "oracle": ()}
+METHODS = {name: registry.options_of(registry.find("reduction", name)) for name in ("repshift", "oracle")}
 
 
 def planned(**options: Any) -> Any:
@@ -446,7 +449,7 @@ def planned(**options: Any) -> Any:
 
 def test_variants_without_attention_and_both_removals() -> None:
     found = planned(removal="line,token", keep="0.72", layers="1,2")
-    assert [(p.case.variant, p.case.removal, p.case.operation, p.tokens) for p in found] == [
+    assert [(p.case.variant, p.case.removal, p.case.option("operation"), p.tokens) for p in found] == [
         ("none", None, None, (3136,)),
         ("none+repshift", "line", "block", (3136, 2304, 400)),
         ("none+repshift", "token", "block", (3136, 2304, 400)),
@@ -455,7 +458,7 @@ def test_variants_without_attention_and_both_removals() -> None:
 
 @pytest.mark.parametrize("operation", ["mlp", "attention"])
 def test_a_stage_has_no_other_operation(operation: str) -> None:
-    (refused,) = [p.refused for p in planned(operation=operation) if p.case.operation]
+    (refused,) = [p.refused for p in planned(operation=operation) if p.case.options]
     assert "lets the shift of block be scored" in refused
 
 
@@ -481,11 +484,8 @@ def test_bad_input_is_refused_in_words(options: dict[str, str], words: str) -> N
         planned(**options)
 
 
-@pytest.mark.parametrize(
-    "method", [SimpleNamespace(merge=None), SimpleNamespace(needs=lambda c: ("resid_pre", "mlp_out"), score=None)]
-)
-def test_a_method_that_wants_more_than_a_grid_has_is_refused(method: Any) -> None:
-    plain = FAMILIES["basic"]()
+def test_a_method_that_wants_more_than_a_grid_has_is_refused() -> None:
+    plain, method = FAMILIES["basic"](), SimpleNamespace(needs=lambda c: ("resid_pre", "mlp_out"), score=len)
     with pytest.raises(UsageError, match="cannot cut the grid"), pruning(subject(plain), method, shifted()):
         pass
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.module.modules())

@@ -1,4 +1,4 @@
-"""A package of others, `tests/example_package`, is installed and its three parts are used like the tool's own."""
+"""A package of others, `tests/example_package`, is installed and its parts are used like the tool's own."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ def repshift(tmp_path_factory: pytest.TempPathFactory) -> Repshift:
     assert done.returncode == 0, done.stderr
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(place))), "COLUMNS": "160"}
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        """One command line; several commands without options run one after the other in one process."""
-        several = [a for a in arguments if a in ("models", "backends", "methods")]
-        code = f"from repshift_cli.cli import run; raise SystemExit(max(run([c], True) for c in {several}))"
-        command = [sys.executable, *(("-c", code) if several else ("-m", "repshift_cli", *arguments))]
+    def run(*arguments: str, together: bool = False) -> subprocess.CompletedProcess[str]:
+        """One command line; or `together` one in each argument, one after the other in one process."""
+        code = f"from repshift_cli.cli import run; raise SystemExit(max(run(c.split(), False) for c in {arguments}))"
+        command = [sys.executable, *(("-c", code) if together else ("-m", "repshift_cli", *arguments))]
         return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
     return run
 
 
 def test_the_lists_have_them(repshift: Repshift) -> None:
-    done = repshift("models", "backends", "methods")
+    done = repshift("models", "backends", "methods", together=True)
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
     assert "example Example family: a small vision transformer that is defined here. example_vit" in printed
@@ -66,3 +65,51 @@ def test_the_family_is_explained(repshift: Repshift) -> None:
     assert done.returncode == 0, done.stderr
     assert "4: blocks.0 ... blocks.3 (Block)" in done.stdout
     assert "65 → 33 after block 1 → 17 after block 3" in done.stdout
+
+
+# --- a method's own option --------------------------------------------------------------------------------------------
+
+VARIANTS = "flash,flash+example_powered,flash+example_method"
+
+
+def test_a_methods_own_option_is_listed(repshift: Repshift) -> None:
+    done = repshift("methods", "bench --help", "profile --help", together=True)
+    printed = " ".join(done.stdout.replace("│", " ").split())
+    assert "with the shortest. takes --power" in printed
+    assert (
+        "--power Exponent of a state's length. (default: 1.0) float from -4 to 4; taken by example_powered" in printed
+    )
+    assert printed.count("--power LIST Exponent of a state's length. (default: 1.0)") == 2
+
+
+def test_a_methods_own_option_is_an_axis_a_column_and_part_of_the_key(repshift: Repshift, tmp_path: Path) -> None:
+    profile, out = tmp_path / "powers.toml", tmp_path / "run.json"
+    profile.write_text('title = "both ends"\nmodel = "example_vit"\nkeep = 0.5\npower = [-1, 1]\n')
+    done = repshift("bench", "--profile", str(profile), "--variant", VARIANTS, "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert any(line.split()[:4] == ["variant", "keep", "layers", "power"] for line in done.stdout.splitlines())
+    run = json.loads(out.read_text())
+    assert run["options"]["power"] == [-1.0, 1.0]
+    assert [r["case"]["options"] for r in run["records"]] == [{}, {"power": -1.0}, {"power": 1.0}, {}]
+    _, short, long, other = [
+        next(m for m in r["measurements"] if m["metric"] == "fidelity_kl")["samples"] for r in run["records"]
+    ]
+    assert short != long == other, "the option reached the method"
+
+    shown = repshift(f"show {out} --csv -", f"export {out} --format bencher", f"bench --resume {out}", together=True)
+    assert shown.returncode == 0, shown.stderr
+    heading, *rows = [line.split(",") for line in shown.stdout.splitlines()[:5]]
+    assert [row[heading.index("power")] for row in rows] == ["", "-1", "1", ""]
+    assert shown.stdout.count(" power=-1.0 ") == 1, "a name of its own for dashboards"
+    assert len(json.loads(out.read_text())["records"]) == 4
+
+
+def test_a_methods_own_option_is_refused_where_it_means_nothing(repshift: Repshift) -> None:
+    start = "bench --variant flash+random --power "
+    done = repshift(start + "5", start + "many", start + "2", together=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: --power: 5.0 is too large; it must be at most 4",
+        "error: --power: 'many' is not a number",
+        "error: --power applies to methods that take it (`repshift methods`), and no variant has one",
+    ]

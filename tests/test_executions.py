@@ -195,6 +195,6 @@ def test_pruning_never_waits_for_the_device(family: str, method: str) -> None:
         ]
     subject = subject_of(family)
     for chosen in options:
-        step = builder._eager(Case(**{**vars(given), **chosen}), subject)
+        step = builder._eager(given.with_options(**chosen), subject)
         with step.active(), Waits():
             step.forward()

@@ -32,15 +32,13 @@ REPSHIFT = {
     "pruning": "repshift",
     "keep": 0.7,
     "layers": (1, 4, 7),
-    "operation": "mlp",
-    "distance": "l2",
-    "form": "update",
+    "options": (("operation", "mlp"), ("distance", "l2"), ("form", "update")),
 }
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
     "repshift": REPSHIFT,
-    "cosine": {**REPSHIFT, "distance": "cosine", "form": "paper"},
-    "block": {**REPSHIFT, "operation": "block", "distance": "l1", "form": None},
+    "cosine": {**REPSHIFT, "options": (("operation", "mlp"), ("distance", "cosine"), ("form", "paper"))},
+    "block": {**REPSHIFT, "options": (("operation", "block"), ("distance", "l1"))},
     "lowest": {**REPSHIFT, "pruning": "lowest"},
     "random": {"pruning": "random", "keep": 0.7, "layers": (1, 4, 7)},
     "stride": {"pruning": "stride", "keep": 0.7, "layers": (1, 4, 7)},

@@ -48,9 +48,7 @@ PRUNED: dict[str, Any] = {
     "pruning": "repshift",
     "keep": 0.6,
     "layers": (3,),
-    "operation": "mlp",
-    "distance": "l2",
-    "form": "update",
+    "options": (("operation", "mlp"), ("distance", "l2"), ("form", "update")),
 }
 
 

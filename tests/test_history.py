@@ -72,7 +72,7 @@ def test_too_few_runs_no_change_or_a_small_one_is_no_step(values: list[float]) -
 def test_without_ruptures_the_rest_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "is_installed", lambda name: False)
     (own,) = history.series(runs([1.0] * 8), ["latency"])
-    assert own.steps is None and "repshift[history]" in (history.why_no_steps() or "")
+    assert own.steps is None and "ruptures>=1.1.10" in (history.why_no_steps() or "")
     (sheet,) = sheet_of.sheets([own], [])
     assert next(c for c in sheet.columns if c.title == "steps").cells[0].text == "–"
 

@@ -582,7 +582,7 @@ def test_own_model_with_a_tuple(own_module: Callable[[str], str]) -> None:
     assert (len(subject.sites), subject.tokens, subject.prefix, subject.units) == (tiny.DEPTH, 12, 1, "sample")
     with torch.inference_mode(), pruned(subject, repshift, own_case("x", keep=0.5, layers=(1,))):
         output = call(subject.module, subject.inputs)
-    assert subject.logits(output) is None
+    assert subject.logits(output).shape == (4, 5)
     assert subject.pooled(output).shape == (4, 5)
 
 
@@ -664,7 +664,7 @@ def test_options_that_do_not_apply_to_an_own_model(own_module: Callable[[str], s
 
 
 def test_data_does_not_apply_to_an_own_model(own_module: Callable[[str], str]) -> None:
-    with pytest.raises(UsageError, match="--data does not apply"):
+    with pytest.raises(UsageError, match=r"--data gives .* pictures, and its inputs hold no pixels"):
         own.build(case(model=own_module("model"), input="photos", weights="own"))
 
 
@@ -822,6 +822,17 @@ def test_a_folder_that_is_no_checkpoint(content: str | None, tmp_path: Path) -> 
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UsageError, match=r"no checkpoint|names no architecture"):
         hf.facts(f"hf:{tmp_path}")
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hf.hub_answers.cache_clear()
+    with pytest.raises(UsageError, match=r"the hub does not answer within 4 s; copy the checkpoint here"):
+        hf.facts("hf:somebody/something")
+    hf.hub_answers.cache_clear()
 
 
 def test_a_language_model_is_refused(tmp_path: Path) -> None:

@@ -10,13 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repshift_cli.records import Facts, Offers, UsageError
+from repshift_cli import registry
+from repshift_cli.records import Facts, Offers, Option, UsageError
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Backend, Planned, comparisons, default_dtype, default_layers, expand
 
 FACTS = Facts(depth=12, tokens=196, prefix=1, head_dim=64, image_size=224)
-OPTIONS = ("operation", "distance", "form")
-METHODS = {"repshift": OPTIONS, "lowest": OPTIONS, "random": (), "oracle": (), "near": ("distance",)}
+REPSHIFT = registry.options_of(registry.find("reduction", "repshift"))
+METHODS = {
+    "repshift": REPSHIFT,
+    "lowest": REPSHIFT,
+    "random": {},
+    "oracle": {},
+    "near": {"distance": REPSHIFT["distance"]},
+}
 EVERYWHERE = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16")}
 BACKENDS = {
     "vanilla": Backend(None),
@@ -33,15 +40,14 @@ def planned(facts: Facts | dict[str, Facts] = FACTS, device: str = "cpu", **axes
         own = replace(own, length=length or own.length)
         return replace(own, image_size=size or own.image_size, frames=frames or own.frames)
 
-    return expand(Axes(**axes), device, facts_of, BACKENDS, METHODS)
+    options = tuple((name, axes.pop(name)) for name in REPSHIFT if name in axes)
+    return expand(Axes(**axes, options=options), device, facts_of, BACKENDS, METHODS)
 
 
 def short(p: Planned) -> str:
     c = p.case
     words = [c.variant, *([f"{c.keep:g}@{','.join(map(str, c.layers))}"] if c.layers else [])]
-    return " ".join(
-        [*words, *filter(None, (c.operation, c.distance, c.form)), *([] if c.execution == "eager" else "g")]
-    )
+    return " ".join([*words, *(value for _, value in c.options), *([] if c.execution == "eager" else "g")])
 
 
 def the_reason(**changes: Any) -> str:
@@ -102,6 +108,23 @@ def test_a_method_gets_the_options_that_it_takes_and_no_others() -> None:
     assert [short(p) for p in planned(variant=("flash+random",), **axes)] == ["flash+random 0.6@3"]
     near = planned(variant=("flash+near",), **axes)
     assert [short(p) for p in near] == ["flash+near 0.6@3 l2", "flash+near 0.6@3 cosine"]
+
+
+def test_an_option_has_its_default_or_none_and_is_left_out_where_it_means_nothing() -> None:
+    taken = {
+        "margin": Option("margin", "float", "", default=0.75),
+        "mode": Option("mode", "str", "", choices=("a", "b")),
+        "steps": Option("steps", "int", "", default=3, unless=(("mode", "a"),)),
+    }
+
+    def options(**given: tuple[Any, ...]) -> list[dict[str, Any]]:
+        axes = Axes(variant=("flash+own",), options=tuple(given.items()))
+        return [dict(p.case.options) for p in expand(axes, "cpu", lambda *_: FACTS, BACKENDS, {"own": taken})]
+
+    assert options() == [{"margin": 0.75, "steps": 3}]
+    assert options(mode=("a",), steps=(1, 2)) == [{"margin": 0.75, "mode": "a"}]
+    both = options(margin=(0.0, 1.0), mode=("b",))
+    assert both == [{"margin": m, "mode": "b", "steps": 3} for m in (0.0, 1.0)]
 
 
 @given(
@@ -205,15 +228,11 @@ def test_a_layer_beyond_the_depth_of_any_model() -> None:
     assert planned(models, model=("a", "b"), layers=((4,),))
 
 
-def test_your_own_inputs_have_their_batch_and_take_no_data() -> None:
+def test_your_own_inputs_have_their_batch_where_none_is_asked_for() -> None:
     own = replace(FACTS, weights="own", batch=4)
-    with pytest.raises(UsageError, match=r"^--batch does not apply to vit_b: its own inputs have a batch of 4$"):
-        planned(own, batch=(8,))
-    with pytest.raises(UsageError, match="--batch does not apply"):
-        planned(own, batch=(4, 8))
-    assert {p.case.batch for p in planned(own, batch=(4,))} == {4}
-    with pytest.raises(UsageError, match=r"^--data does not apply to vit_b: your function makes the inputs$"):
-        planned(own, data="photos")
+    assert {p.case.batch for p in planned(own)} == {4}
+    assert {p.case.batch for p in planned(own, batch=(4, 8))} == {4, 8}
+    assert {p.case.input for p in planned(own)} == {"own"} and {p.case.input for p in planned(own, data="a")} == {"a"}
 
 
 # --- measured together ------------------------------------------------------------------------------------------------

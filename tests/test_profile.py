@@ -72,7 +72,7 @@ def recorded(step: Step, folder: Path, steps: int = 2) -> tuple[Breakdown, list[
 
 
 PRUNED: dict[str, Any] = {"attention": "flash", "pruning": "repshift", "keep": 0.5, "layers": (2,)}
-PRUNED |= {"operation": "mlp", "distance": "l2", "form": "update"}
+PRUNED |= {"options": (("operation", "mlp"), ("distance", "l2"), ("form", "update"))}
 
 
 # --- ranges -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from repshift_cli.records.profile import Breakdown
 pytestmark = pytest.mark.gpu
 
 PRUNED: dict[str, Any] = {"pruning": "repshift", "keep": 0.5, "layers": (3,)}
-PRUNED |= {"operation": "mlp", "distance": "l2", "form": "update"}
+PRUNED |= {"options": (("operation", "mlp"), ("distance", "l2"), ("form", "update"))}
 
 
 def profiled(folder: Path, **changes: Any) -> Breakdown:

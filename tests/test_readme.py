@@ -128,7 +128,8 @@ def test_the_options_that_are_named_exist(page: Page) -> None:
         if words[1:] and words[1] in known:
             given = {word for word in words[2:] if OPTION.fullmatch(word)}
             assert given <= known[words[1]] | {"--help", "--debug"}, f"{page.name}: {line}"
-    everything = set().union(*known.values(), OTHER_TOOLS, {"--help", "--debug", "--install-completion"})
+    examples = {f"--{name}" for block in page.blocks("python") for name in re.findall(r'"([a-z-]+)":', block)}
+    everything = set().union(*known.values(), examples, OTHER_TOOLS, {"--help", "--debug", "--install-completion"})
     named = {option for code in inline(page) if code.startswith("--") for option in OPTION.findall(code)}
     assert named <= everything, f"{page.name} names {named - everything}"
 

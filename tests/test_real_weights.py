@@ -95,7 +95,8 @@ def test_minilm_finds_the_sentence_that_means_the_same(
     """Lines 2n - 1 and 2n mean the same, and are each other's nearest, tokens dropped after block 2 or not."""
     place = str(real_folder / "minilm")
     given = case(model=f"hf:{place}", weights=place, input=str(SENTENCES), batch=8, keep=keep, layers=(2,))
-    given = replace(given, length=hf.facts(given.model, data=given.input).length, operation="mlp", form="paper")
+    given = replace(given, length=hf.facts(given.model, data=given.input).length)
+    given = given.with_options(operation="mlp", form="paper")
     subject = hf.build(given)
     assert (len(subject.sites), len(subject.evaluation), subject.warnings) == (6, 6, ())
     with torch.inference_mode(), pruned(subject, method, given):

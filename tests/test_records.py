@@ -35,7 +35,11 @@ def test_numbers_of_a_list_stand_on_one_line_and_brackets_in_strings_stay() -> N
         (("planned", 1, "layers"), 3, "run.planned[1].layers: expected list, found int"),
         (("machine", "packages", "torch"), 2, "run.machine.packages.torch: expected str, found int"),
         (("records", 0, "measurements", 0, "reason"), None, None),
-        (("records", 1, "measurements", 0, "reason"), None, "speedup_vs_flash: no samples and no reason"),
+        (
+            ("records", 1, "measurements", 0, "reason"),
+            None,
+            "run.records[1].measurements[0]: speedup_vs_flash: no samples and no reason",
+        ),
     ],
 )
 def test_an_error_names_the_place(path: tuple[str | int, ...], value: object, message: str | None) -> None:
@@ -74,6 +78,49 @@ def test_variant_group_and_key() -> None:
     assert len({c.key for c in sweep_run().planned}) == len(sweep_run().planned)
     assert "layers=1,4,7" in replace(case, layers=(1, 4, 7)).key
     assert "frames" not in case.key
+
+
+OLDER = (
+    "model=vit_b input=random weights=random image_size=224 batch=1 dtype=fp32 device=cpu attention=flash "
+    "pruning=repshift keep=0.6 layers=3 operation=mlp distance=l2 form=update execution=eager seed=0"
+)
+"""The key of a case as the first three schemas had it."""
+
+
+def test_options_are_part_of_a_case_in_one_order() -> None:
+    case = replace(ON_CPU, attention="flash", **REPSHIFT)
+    assert case.key == OLDER
+    turned = replace(case, options=tuple(reversed(case.options)))
+    assert turned == case and hash(turned) == hash(case)
+    more = case.with_options(zeal=1, distance="l1", fused=True, margin=0.5)
+    assert [name for name, _ in more.options] == ["distance", "fused", "margin", "zeal"]
+    assert " layers=3 distance=l1 fused=true margin=0.5 zeal=1 execution=eager " in more.key
+    assert (more.option("margin"), more.option("operation")) == (0.5, None)
+    assert to_plain(more)["options"] == {"distance": "l1", "fused": True, "margin": 0.5, "zeal": 1}
+    assert from_plain(Case, json.loads(to_json(more))) == more
+
+
+def test_cases_of_older_schemas_are_those_of_today() -> None:
+    case = replace(ON_CPU, attention="flash", **REPSHIFT)
+    older = {k: v for k, v in to_plain(case).items() if k != "options"}
+    assert from_plain(Case, older | {"operation": "mlp", "distance": "l2", "form": "update"}) == case
+    block = from_plain(Case, older | {"operation": "block", "distance": "l2", "form": None})
+    assert block == case.with_options(operation="block", distance="l2")
+    assert from_plain(Case, older) == replace(case, options=())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([["a", 1]], "run.options: expected dict, found list"),
+        ({"a": [1]}, "run.options.a: expected a text, a number, true or false, found list"),
+        ({"a": None}, "run.options.a: expected a text, a number, true or false, found NoneType"),
+    ],
+)
+def test_options_that_are_none_are_told(options: object, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        from_plain(Case, to_plain(ON_CPU) | {"options": options})
+    assert str(caught.value) == message
 
 
 def test_no_value_needs_a_reason() -> None:

@@ -1,15 +1,19 @@
 """Parts are found by file name and by entry point, and nothing is imported to list them."""
 
+import importlib
+import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from repshift_cli import registry
-from repshift_cli.records import RepshiftError, UsageError
+from repshift_cli.records import OPERATIONS, Option, RepshiftError, UsageError
 from repshift_cli.registry import Part, aliases, find, find_variant, load, parts, resolve_model
 
 
@@ -85,9 +89,157 @@ def test_a_part_with_a_syntax_error_is_still_listed(plugin: Path) -> None:
     assert parts("models")["retnet"].help.startswith("cannot be read: ")
 
 
-def test_load_gives_the_module_or_the_attribute() -> None:
-    assert isinstance(load(Part("decoder", "models", "", "json.decoder")), ModuleType)
-    assert load(Part("loads", "models", "", "json:loads.__name__")) == "loads"
+def test_load_gives_the_module_or_the_attribute(plugin: Path) -> None:
+    write = (plugin / "__init__.py").write_text
+    write("def facts(*a): ...\ndef build(case): ...\nclass Named:\n    facts, build = facts, build\n")
+    assert isinstance(load(Part("p", "models", "", "strange_parts")), ModuleType)
+    named = load(Part("p", "models", "", "strange_parts:Named"))
+    assert named.__name__ == "Named" and named.ALIASES == {}, "what the contract has a default for is there"
+
+
+# --- contracts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [name for name, room in registry.ROOMS.items() if room.contract])
+def test_the_parts_here_keep_their_contract(room: str) -> None:
+    assert parts(room)
+    for part in parts(room).values():
+        load(part)
+
+
+GOOD = {
+    "models": "ALIASES = {'a': 1}\ndef facts(*given): ...\ndef build(case): ...\n",
+    "attention": "from contextlib import nullcontext as session\nfrom repshift_cli.records import Offers\n"
+    "OFFERS, OPS, KERNELS, attend = Offers({}), (), '', None\ndef unavailable(device): ...\n",
+    "reduction": "OPTIONS = {'margin': {'type': 'float', 'help': 'Margin.'}}\ndef score(seen, case): ...\n",
+    "counters": "LABEL, RANK = 'counter', 9\ndef unavailable(d): ...\ndef identity(): ...\ndef command(w, f): ...\n"
+    "def collect(c, f, r): ...\ndef counting(d): ...\n",
+}
+
+
+NUMBERS = itertools.count()
+"""Every module has a name of its own: what is imported once is not imported again."""
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Loads a part of a room from source text, as another package's."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def load_source(room: str, source: str) -> Any:
+        name = f"strange_{room}_{next(NUMBERS)}"
+        (tmp_path / f"{name}.py").write_text(source)
+        importlib.invalidate_caches()
+        point = EntryPoint(name, name, f"repshift.{room}")
+        monkeypatch.setattr(registry, "_entry_points", lambda wanted: [point] if wanted == room else ())
+        parts.cache_clear()
+        return load(parts(room)[name])
+
+    yield load_source
+    parts.cache_clear()
+
+
+@pytest.mark.parametrize("room", GOOD)
+def test_a_part_with_all_of_its_contract_is_loaded(loaded: Any, room: str) -> None:
+    loaded(room, GOOD[room])
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "said"),
+    [
+        ("models", "", r"it lacks facts, build \(see Family in repshift_cli.models\)$"),
+        ("attention", "", "it lacks OFFERS, OPS, KERNELS, attend, session, unavailable "),
+        ("reduction", "", "it lacks score or choose "),
+        ("counters", "", "it lacks LABEL, RANK, unavailable, identity, command, collect, counting "),
+        ("models", "ALIASES = ['a']\ndef build(case): ...", "it lacks facts .*; its ALIASES is list, not Mapping$"),
+        ("models", GOOD["models"] + "build = 3", "used: its build is int, not Callable$"),
+        ("attention", GOOD["attention"] + "OFFERS = {}", "used: its OFFERS is dict, not Offers$"),
+        ("attention", GOOD["attention"] + "attend = 1", "used: its attend is int, not Callable or None$"),
+        ("reduction", "score = 'high'", "used: its score is str, not Callable or None$"),
+        (
+            "reduction",
+            GOOD["reduction"] + "OPTIONS = OPTIONS | {'more': OPTIONS['margin']}",
+            "OPTIONS cannot be read from the source",
+        ),
+        ("models", "1 / 0", "cannot be imported from strange_models_[0-9]+: division by zero$"),
+    ],
+)
+def test_a_part_that_lacks_something_is_refused_in_one_sentence(loaded: Any, room: str, source: str, said: str) -> None:
+    with pytest.raises(RepshiftError, match=said) as caught:
+        loaded(room, source)
+    assert str(caught.value).startswith(f"the {registry.ROOMS[room].what} 'strange_{room}_")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_method_may_leave_out_what_has_a_default(loaded: Any) -> None:
+    method = loaded("reduction", "def choose(tokens, count): ...\n")
+    assert (method.OPTIONS, method.score, method.needs(None)) == ({}, None, ())
+
+
+# --- the options of methods -------------------------------------------------------------------------------------------
+
+
+def options(loaded: Any, declared: str) -> dict[str, Option]:
+    loaded("reduction", f"OPTIONS = {declared}\ndef score(seen, case): ...\n")
+    return registry.options_of(next(p for name, p in parts("reduction").items() if name.startswith("strange")))
+
+
+def test_options_are_read_from_the_source_without_importing() -> None:
+    code = (
+        "import sys; from repshift_cli import registry\n"
+        "print(*registry.method_options())\n"
+        "sys.exit(' '.join(m for m in sys.modules if m == 'torch' or m.startswith('repshift_cli.reduction')) or None)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout.split()[:3]) == (0, ["operation", "distance", "form"]), run.stderr
+
+
+def test_a_methods_options_are_its_own_and_what_it_shares(loaded: Any) -> None:
+    margin = {"type": "float", "default": 0.75, "least": 0, "most": 1, "help": "Margin."}
+    found = options(loaded, repr({"margin": margin, "distance": "repshift"}))
+    assert found["margin"] == Option("margin", "float", "Margin.", 0.75, least=0, most=1)
+    assert found["margin"].text == "Margin. (default: 0.75)"
+    assert found["distance"].methods[:2] == ("lowest", "repshift") and len(found["distance"].methods) == 3
+    assert list(registry.method_options()) == ["operation", "distance", "form", "margin"]
+
+
+def test_the_older_tuple_of_names_means_those_of_repshift(loaded: Any) -> None:
+    assert list(options(loaded, "('distance', 'form')")) == ["distance", "form"]
+
+
+def test_the_choices_of_operation_are_those_of_the_sites() -> None:
+    assert registry.method_options()["operation"].choices == OPERATIONS
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"keep": {"type": "int", "help": ""}}, "'keep' is what every case has; call the option otherwise"),
+        ({"Margin": {"type": "int", "help": ""}}, "'Margin' is no name for an option; write it in small letters"),
+        ({"margin": {"type": "int"}}, "margin is declared by a dict with type, help and, where needed, default"),
+        ({"margin": {"type": "int", "help": "", "colour": 1}}, "margin is declared by a dict"),
+        ({"margin": {"type": "complex", "help": ""}}, "margin: type is one of str, int, float, bool"),
+        ({"margin": {"type": "float", "help": "", "default": 1}}, "margin: 1 is no float"),
+        ({"margin": {"type": "int", "help": "", "default": True}}, "margin: True is no int"),
+        ({"margin": {"type": "str", "help": "", "choices": ("a",), "default": "b"}}, "unknown value 'b'"),
+        ({"margin": {"type": "int", "help": "", "default": 7, "most": 3}}, "7 is too large; it must be at most 3"),
+        ({"margin": {"type": "int", "help": "", "least": "a"}}, "margin: least and most are numbers"),
+        ({"margin": {"type": "int", "help": "", "choices": 3}}, "'int' object is not iterable"),
+        ({"margin": "no_such_method"}, "margin is declared by a dict"),
+        ({"margin": "repshift"}, "margin is declared by a dict"),
+        ({"distance": {"type": "str", "help": "Mine."}}, "--distance is declared otherwise by lowest, repshift"),
+        (("margin",), "margin is declared by a dict"),
+        (3, "its OPTIONS is int, not Mapping or tuple"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_with_its_method_and_left_out(loaded: Any, declared: Any, said: str) -> None:
+    with pytest.raises(RepshiftError, match=said):
+        options(loaded, repr(declared))
+    assert list(registry.method_options()) == ["operation", "distance", "form"]
+    (part,) = (p for name, p in parts("reduction").items() if name.startswith("strange"))
+    if isinstance(declared, dict):
+        with pytest.raises(RepshiftError, match=said):
+            registry.options_of(part)
 
 
 def test_hyphen_and_underscore_are_alike() -> None:

@@ -233,6 +233,17 @@ def test_what_is_alike_in_all_pruned_rows_is_said_once() -> None:
     assert "repshift: operation mlp, distance l2, form update" in sheets(small_run())[0].notes
 
 
+def test_the_options_of_different_methods_are_said_apart() -> None:
+    base = replace(ON_CPU, **REPSHIFT)
+    other = replace(base, pruning="other").with_options(margin=0.75, fused=True)
+    run = Run(CPU, {}, (base, replace(base, pruning="lowest"), other))
+    run = replace(run, records=tuple(Record(case, "skipped", "no time") for case in run.planned))
+    notes = sheets(run)[0].notes
+    assert notes[0] == "repshift, lowest: operation mlp, distance l2, form update"
+    assert notes[1] == "other: fused true, margin 0.75"
+    assert not {"margin", "fused"} & {column.title for column in sheets(run)[0].columns}
+
+
 def test_many_rows_in_a_note_are_counted() -> None:
     base = replace(ON_CPU, attention="cudnn")
     cases = [replace(base, **REPSHIFT | {"keep": k / 10}) for k in range(3, 9)]

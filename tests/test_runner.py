@@ -14,7 +14,7 @@ import pytest
 
 from repshift_cli.analysis.stats import estimate, hodges_lehmann
 from repshift_cli.benchmark import runner
-from repshift_cli.benchmark.runner import Parts, Settings, compare, reason_of
+from repshift_cli.benchmark.runner import ContextLost, Parts, Settings, compare, reason_of
 from repshift_cli.records import Case, Measurement, Metric, Progress, Record, Step, Subject, UsageError
 
 VANILLA = Case("m", "random", "random", 224, None, 2, "fp32", "cpu", "vanilla")
@@ -509,15 +509,17 @@ def test_a_reference_that_failed_before_is_not_tried_again() -> None:
 
 # --- what passes through ----------------------------------------------------------------------------------------------
 
+LOST = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`")
 
-@pytest.mark.parametrize("error", [UsageError("no such photo"), KeyboardInterrupt()])
+
+@pytest.mark.parametrize("error", [LOST, KeyboardInterrupt()])
 @pytest.mark.parametrize("place", ["prepare_fails", "verify_fails", "probe_fails"])
-def test_usage_errors_and_interrupts_pass_the_passes(error: BaseException, place: str) -> None:
-    with pytest.raises(type(error)):
+def test_a_lost_context_and_an_interrupt_pass_the_passes(error: BaseException, place: str) -> None:
+    with pytest.raises(ContextLost if error is LOST else KeyboardInterrupt):
         Bench({FLASH: 30.0, PRUNED: 25.0}, **{place: {PRUNED: error}}).run(PRECISE)
 
 
-@pytest.mark.parametrize("error", [UsageError("no such photo"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [LOST, KeyboardInterrupt()])
 @pytest.mark.parametrize("round", [0, 3])
 def test_they_pass_the_timing_and_garbage_is_collected_again(error: BaseException, round: int) -> None:
     def breaks(now: int, call: int) -> float:
@@ -525,9 +527,18 @@ def test_they_pass_the_timing_and_garbage_is_collected_again(error: BaseExceptio
             raise error
         return 30.0
 
-    with pytest.raises(type(error)):
+    with pytest.raises(ContextLost if error is LOST else KeyboardInterrupt) as caught:
         Bench({FLASH: 30.0, PRUNED: breaks}).run(PRECISE)
     assert gc.isenabled()
+    if error is LOST:
+        assert isinstance(caught.value, ContextLost) and caught.value.case == PRUNED
+        assert "illegal memory access" in caught.value.reason
+
+
+@pytest.mark.parametrize("error", [UsageError("no such photo"), SystemExit(0), GeneratorExit()])
+def test_a_model_that_refuses_or_exits_in_the_middle_fails_its_row(error: BaseException) -> None:
+    flash, pruned = Bench({FLASH: 30.0, PRUNED: 25.0}, prepare_fails={PRUNED: error}).run(PRECISE)
+    assert (flash.status, pruned.status) == ("ok", "failed")
 
 
 def test_garbage_collection_rests_in_the_rounds_only() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repshift_cli.kernels.select import top
 from repshift_cli.records import Subject, dropped_share
 from repshift_cli.reduction import stride
-from repshift_cli.reduction.engine.hooks import _Dropped
+from repshift_cli.reduction.engine.hooks import Dropped
 from repshift_cli.reduction.engine.selection import Cut, fixed, marked, marked_choice, scored
 
 NAN = float("nan")
@@ -145,7 +145,7 @@ def test_a_padded_batch_keeps_what_each_sample_keeps_alone(keep: float) -> None:
 
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.9])
 def test_a_fixed_choice_counts_each_samples_own_tokens(keep: float) -> None:
-    scores = marked_choice(stride, ROLES, dropped_share(keep))
+    scores = marked_choice(stride.choose, ROLES, dropped_share(keep))
     cut, roles = marked(scores, ROLES, subject(marks=2, free=8), dropped_share(keep))
     for sample, row in enumerate(places(cut, 10, 3)):
         words = [i for i, role in enumerate(ROLES[sample].tolist()) if role == 0]
@@ -166,7 +166,7 @@ class Reads(nn.Module):
 def test_later_blocks_are_told_the_places_at_the_first(cuts: tuple[str, str]) -> None:
     batch, length = tiny.BATCH, 11
     given = subject(prefix=1, suffix=1)
-    dropped = _Dropped(given)
+    dropped = Dropped(given)
     dropped.begin(None, (), {})
     expected = [list(range(length))] * batch
     for seed, kind in enumerate(cuts):
@@ -177,7 +177,7 @@ def test_later_blocks_are_told_the_places_at_the_first(cuts: tuple[str, str]) ->
         chosen = [highest(s, 0.6) if kind == "scored" else [0, 2, 3] for s in scores.tolist()]
         rows = [[0, *(i + 1 for i in c), now - 1] for c in chosen]
         expected = [[e[i] for i in row] for e, row in zip(expected, rows, strict=True)]
-        dropped.add(cut, now)
+        dropped.add(cut, torch.zeros(batch, now, 4))
     x, mask = torch.zeros(batch, len(expected[0]), 4), torch.randn(batch, length)
     (same, shorter), names = dropped.rest(Reads(), (x, mask), {"ids": torch.arange(length)[None]})
     assert same is x
@@ -186,8 +186,8 @@ def test_later_blocks_are_told_the_places_at_the_first(cuts: tuple[str, str]) ->
 
 
 def test_a_new_forward_has_dropped_nothing() -> None:
-    dropped = _Dropped(subject())
+    dropped = Dropped(subject())
     dropped.begin(None, (), {})
-    dropped.add(fixed([0], subject(), 9), 9)
+    dropped.add(fixed([0], subject(), 9), torch.zeros(1, 9, 4))
     dropped.begin(None, (), {})
     assert dropped.rest(Reads(), (torch.zeros(1, 9, 4), torch.zeros(1, 9)), {}) is None

@@ -13,53 +13,35 @@ import pytest
 from synthetic import small_run, sweep_run
 
 import repshift_cli
-from repshift_cli.records import Record, UsageError, store
+from repshift_cli.records import UsageError, store
 from repshift_cli.records.json_codec import json_schema, to_plain
 
 SCHEMA = Path(repshift_cli.__file__).parent / "records" / "run.schema.json"
 
 
-def test_append_adds_replaces_and_keeps_the_order(tmp_path: Path) -> None:
-    path, full = tmp_path / "deep" / "er" / "run.json", small_run()
-    run = replace(full, records=())
-    store.create(path, run)
-    assert store.load(path) == run
-    for record in full.records:
-        run = store.append(path, run, record)
-        assert store.load(path) == run
-    assert run == full
-    again = Record(full.records[3].case, "ok", rounds=1)
-    run = store.append(path, run, again)
-    assert run.records[3] == again and len(run.records) == len(full.records)
-    assert store.load(path) == run
-    assert [p.name for p in path.parent.iterdir()] == ["run.json"]
-
-
-@pytest.mark.parametrize("step", ["replace", "fsync"])
-def test_killed_on_the_way_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    path, full = tmp_path / "run.json", small_run()
-    run = replace(full, records=full.records[:1])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = tmp_path / "run.json", small_run()
     store.create(path, run)
     before = path.read_bytes()
 
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, step, killed)
-    with pytest.raises(KeyboardInterrupt):
-        store.append(path, run, full.records[1])
-    assert path.read_bytes() == before
-    assert store.load(path) == run
-    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    for step in ("replace", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                store.create(path, replace(run, records=()))
+        assert path.read_bytes() == before
+        assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_link_to_a_run_file_stays_a_link(tmp_path: Path) -> None:
     real, link = tmp_path / "real.json", tmp_path / "link.json"
-    store.create(real, small_run())
+    store.create(real, replace(small_run(), records=()))
     link.symlink_to(real)
-    store.append(link, small_run(), Record(small_run().planned[0], "failed", "again"))
-    assert link.is_symlink()
-    assert store.load(real).records[0].reason == "again"
+    store.create(link, small_run())
+    assert link.is_symlink() and store.load(real) == small_run()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +55,7 @@ def test_a_link_to_a_run_file_stays_a_link(tmp_path: Path) -> None:
         ("[1, 2]", "is JSON but no repshift run file"),
         ('{"benchmarks": []}', "is JSON but no repshift run file"),
         ('{"schema": 1, "machine": NaN, "records": []}', "it holds NaN"),
-        ('{"schema": 99, "machine": {}, "records": []}', "has schema version 99 and this repshift reads up to 3"),
+        ('{"schema": 99, "machine": {}, "records": []}', "has schema version 99 and this repshift reads up to 4"),
         ('{"schema": "1", "machine": {}, "records": []}', "is a damaged run file: run.options: missing"),
         (
             '{"schema": 1, "machine": {"device": 5, "device_name": "x"}, "options": {}, "records": []}',

@@ -147,8 +147,6 @@ REFUSED = {
     "efficientformer_l1": "no repeated block",
     "mixer_s32_224": r"MixerBlock \(they do not run on a part",
     "xcit_nano_12_p16_224": r"XCABlock \(they do not run on a part",
-    "beit_base_patch16_224": "positions of its size",
-    "vit_srelpos_small_patch16_224": "positions of its size",
     "convit_tiny": "whole grid",
     "pit_ti_224": "stages or branches",
     "crossvit_tiny_240": "stages or branches",
@@ -186,10 +184,10 @@ Parts = tuple[Tensor, Tensor, Tensor]
 """What the branch is added to, the branch, and the block's output."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, N, heads * d) each, to the same."""
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """(B, N, heads * d) each, to the same; `bias` is (B, heads, N, N)."""
     q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (q, k, v))
-    weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+    weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
@@ -263,7 +261,29 @@ def mixed_block(b: Any, x: Tensor, rope: Tensor | None) -> Parts:
     return middle, update, middle + update
 
 
+def beit_block(b: Any, x: Tensor, bias: Tensor | None) -> Parts:
+    """BEiT (arXiv 2106.08254): keys without bias, a bias for every pair of places in every block, branches scaled."""
+    assert bias is not None
+    a = b.attn
+    q, k, v = (b.norm1(x) @ a.qkv.weight.T + torch.cat((a.q_bias, torch.zeros_like(a.q_bias), a.v_bias))).chunk(3, -1)
+    middle = x + b.gamma_1 * a.proj(attend(q, k, v, bias))
+    update = b.gamma_2 * b.mlp.fc2(torch.nn.functional.gelu(b.mlp.fc1(b.norm2(middle))))
+    return middle, update, middle + update
+
+
+def relpos_block(b: Any, x: Tensor, bias: Tensor | None) -> Parts:
+    assert bias is not None
+    q, k, v = b.attn.qkv(b.norm1(x)).chunk(3, -1)
+    q, k = (n(t.unflatten(-1, (HEADS, -1))).flatten(2) for n, t in ((b.attn.q_norm, q), (b.attn.k_norm, k)))
+    middle = x + b.ls1(b.attn.proj(attend(q, k, v, bias)))
+    update = b.ls2(b.mlp.fc2(torch.nn.functional.gelu(b.mlp.fc1(b.norm2(middle)))))
+    return middle, update, middle + update
+
+
 def embedded(m: Any, images: Tensor) -> Tensor:
+    if not hasattr(m, "_pos_embed"):
+        x = m.patch_embed(images)
+        return x if m.cls_token is None else torch.cat((m.cls_token.expand(len(x), -1, -1), x), 1)
     x = m._pos_embed(m.patch_embed(images))
     return m.norm_pre(x[0] if isinstance(x, tuple) else x)
 
@@ -288,16 +308,47 @@ def own_rope(m: Any, layer: int) -> Tensor:
     return m.rope.get_embed()[layer - 1].transpose(0, 1)
 
 
+def library_head(m: Any, x: Tensor) -> Tensor:
+    return m.forward_head(m.norm(x))
+
+
+def beit_bias(m: Any, layer: int) -> Tensor:
+    """(1, heads, N, N) from the table of distances, with places of its own for the class token."""
+    a = m.blocks[layer - 1].attn
+    return a.relative_position_bias_table[a.relative_position_index].permute(2, 0, 1).unsqueeze(0)
+
+
+def block_bias(m: Any, layer: int) -> Tensor:
+    return m.blocks[layer - 1].attn.rel_pos.get_bias()
+
+
+def shared_bias(m: Any, layer: int) -> Tensor:
+    return m.shared_rel_pos.get_bias()
+
+
 PLAIN: dict[str, tuple[Callable[..., Parts], Callable[..., Tensor], Callable[..., Any], str]] = {
     "vit_tiny_patch16_224": (plain_block, token_head, no_rope, "mlp"),
     "deit3_small_patch16_224": (scaled_block, token_head, no_rope, "mlp"),
     "vit_small_patch14_reg4_dinov2": (scaled_block, token_head, no_rope, "mlp"),
     "eva02_tiny_patch14_224": (eva_block, mean_head, shared_rope, "mlp"),
     "vit_small_patch16_rope_mixed_224": (mixed_block, token_head, own_rope, "mlp"),
+    "beit_base_patch16_224": (beit_block, library_head, beit_bias, "mlp"),
+    "vit_relpos_small_patch16_224": (relpos_block, library_head, block_bias, "mlp"),
+    "vit_relpos_base_patch16_clsgap_224": (relpos_block, library_head, block_bias, "mlp"),
+    "vit_srelpos_small_patch16_224": (relpos_block, library_head, shared_bias, "mlp"),
     "vit_base_patch16_xp_224": (parallel_block, token_head, no_rope, "block"),
     "vit_small_patch16_18x2_224": (double_block, token_head, no_rope, "block"),
 }
-"""Architecture -> its block, its head, its rotary embeddings (N, heads or 1, 2 d), what is scored."""
+"""Architecture -> its block, its head, its rotary embeddings (N, heads or 1, 2 d) or biases (1, heads, N, N), what is
+scored."""
+
+
+def of_places(table: Tensor | None, places: list[list[int]], prefix: int) -> Tensor | None:
+    """Each sample's entries of what belongs to places."""
+    if table is None or table.ndim < 4:
+        return None if table is None else torch.stack([table[rows] for rows in places])
+    all_of = [[*range(prefix), *(prefix + i for i in rows)] for rows in places]
+    return torch.stack([table[0][:, rows][:, :, rows] for rows in all_of])
 
 
 def written_out(name: str, made: Subject, keep: float, layers: tuple[int, ...]) -> Tensor:
@@ -307,8 +358,7 @@ def written_out(name: str, made: Subject, keep: float, layers: tuple[int, ...]) 
     x = embedded(m, made.inputs[0])
     places = [list(range(made.tokens)) for _ in x]
     for layer, b in enumerate(m.blocks, start=1):
-        rope = rope_of(m, layer)
-        own = None if rope is None else torch.stack([rope[rows] for rows in places])
+        own = of_places(rope_of(m, layer), places, p)
         origin, moved, out = block(b, x, own)
         if layer in layers:
             scores = (moved - origin).square().sum(-1).sqrt()[:, p:]
@@ -360,6 +410,16 @@ def test_the_places_of_rotary_embeddings_matter() -> None:
     given = case(pruning="repshift", keep=0.5, layers=(1,), operation="mlp")
     with pytest.raises(RuntimeError):
         output(wrong, given)
+
+
+def test_biases_need_a_back_end_that_takes_them() -> None:
+    assert facts("beit_base_patch16_224").mask == "relative position biases"
+    assert not facts("beit_base_patch16_224").eager and facts("vit_tiny_patch16_224").eager
+    made = subject("beit_base_patch16_224")
+    assert made.biased and made.companions == ()
+    given = case(pruning="repshift", keep=0.5, layers=(1,), operation="mlp")
+    with pytest.raises(RuntimeError):
+        output(replace(made, biased=False), given)
 
 
 # --- from the command line --------------------------------------------------------------------------------------------

@@ -153,7 +153,8 @@ NAMED = ("attention", "pruning", "keep", "layers", "operation", "distance", "for
 
 
 def name_of(case: dict[str, Any]) -> str:
-    values = {name: case[name] for name in NAMED if case[name] not in (None, [], "none", 1.0)}
+    told = case | dict(case["options"])
+    values = {name: told[name] for name in NAMED if told.get(name) not in (None, [], "none", 1.0)}
     return " ".join(f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()) or "none"
 
 
@@ -163,7 +164,7 @@ def places_kept() -> Iterator[dict[str, list[Any]]]:
 
     No command prints them, so that this, alone in this file, reaches into the package: a cut of tokens is made by
     `chosen(subject, method, case, seen, length, ...)`, which gives the rows that stay; a cut of a grid by
-    `picked(grid, places, size)`, within the hooks that `hooks(site, method, case)` sets.
+    `picked(grid, places, size)`, within the hooks that `hooks(site, method, case, note)` sets.
     """
     from repshift_cli.reduction.engine import grid as grid_cuts
     from repshift_cli.reduction.engine import hooks as token_cuts
@@ -183,9 +184,9 @@ def places_kept() -> Iterator[dict[str, list[Any]]]:
         note(case, cut.rows(torch.arange(length).view(1, -1, 1)).squeeze(-1))
         return cut, roles
 
-    def noting_hooks(site: Any, method: Any, case: Any) -> Any:
+    def noting_hooks(site: Any, method: Any, case: Any, note: Any) -> Any:
         active[:] = [case]
-        return hooks(site, method, case)
+        return hooks(site, method, case, note)
 
     def noting_picked(grid: Any, places: Any, size: Any) -> Any:
         note(active[0], places)

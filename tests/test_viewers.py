@@ -31,7 +31,7 @@ Get = Callable[..., Any]
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Get]:
     """A server on the folder; `get(path, **query)` asks the plugin once it has loaded all runs."""
-    pytest.importorskip("torch_tb_profiler", reason="torch-tb-profiler is not installed: repshift[tensorboard]")
+    pytest.importorskip("torch_tb_profiler", reason="torch-tb-profiler is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

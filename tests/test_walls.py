@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "repshift_cli"
-TENSORS = {"torch", "numpy", "PIL", "transformers", "safetensors"}
+TENSORS = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}
 WALLS: dict[str, set[str]] = {
     "records": {"records"},
     "registry": {"records", "machine.packages"},
-    "sweep": {"records", "sweep"},
+    "sweep": {"records", "registry", "sweep"},
     "analysis": {"records", "analysis", "machine.packages", "numpy", "ruptures"},
     "gate": {"records", "analysis", "gate"},
     "profiling": {"records", "kernels", "profiling", "torch"},
@@ -44,7 +44,7 @@ WALLS: dict[str, set[str]] = {
 }
 """What each room may import besides the standard library and the package's own version: rooms, or a module of one."""
 
-FREE = {"benchmark", "commands", "cli", "__init__", "__main__"}
+FREE = {"benchmark", "commands", "cli", "pruning", "__init__", "__main__"}
 """The rooms that assemble the others; but `benchmark` knows neither commands nor renderers."""
 
 

@@ -77,7 +77,7 @@ def rows_among(few: Tensor, many: Tensor) -> Tensor:
 
 
 def case(**changes: Any) -> Case:
-    """A case on the CPU, by default unpruned under vanilla attention."""
+    """A case on the CPU, by default unpruned under vanilla attention; repshift's options by their names."""
     given: dict[str, Any] = {
         "model": "tiny",
         "input": "random",
@@ -89,7 +89,9 @@ def case(**changes: Any) -> Case:
         "device": "cpu",
         "attention": "vanilla",
     }
-    return Case(**{**given, **changes})
+    own = {name: changes.pop(name, None) for name in ("operation", "distance", "form")}
+    options = tuple((name, value) for name, value in own.items() if value is not None)
+    return Case(**{**given, "options": options, **changes})
 
 
 def subject(module: Module, inputs: Any) -> Subject:

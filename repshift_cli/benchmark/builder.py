@@ -26,6 +26,7 @@ from repshift_cli.kernels.select import not_finite
 from repshift_cli.machine import nvml
 from repshift_cli.machine.cpu_state import CpuWatch
 from repshift_cli.machine.device import free_memory
+from repshift_cli.models.base.subjects import protecting
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
 from repshift_cli.probes.energy import EnergyProbe
@@ -49,7 +50,6 @@ from repshift_cli.records import (
     Subject,
     UsageError,
     call,
-    protection,
 )
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.selection import listening
@@ -194,13 +194,7 @@ def lone_step(case: Case) -> Step:
 def _built(case: Case) -> Subject:
     """The model's subject, with what --protect adds to its protected tokens."""
     subject: Subject = registry.load(registry.resolve_model(case.model)).build(case)
-    first, last = protection(case.protect)
-    if not first + last:
-        return subject
-    if subject.roles is not None or subject.central or subject.grid:
-        raise UsageError(f"--protect does not apply to {case.model}: its tokens are not a row from first to last")
-    prefix, suffix, rest = subject.prefix + first, subject.suffix + last, subject.tokens - first - last
-    return replace(subject, prefix=prefix, suffix=suffix, tokens=rest, own_prefix=subject.prefix)
+    return protecting(subject, case.protect, case.model)
 
 
 def _step(case: Case, subject: Subject) -> Step:

@@ -6,173 +6,294 @@ It prints nothing and knows no terminal: whoever calls it gives the launcher and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from repshift_cli import __version__, registry
-from repshift_cli.benchmark.launchers import Launcher, Observer, Task
+from repshift_cli import __version__
+from repshift_cli.benchmark.launchers import Carrier, Death, Event, Listed, Observer, Task
 from repshift_cli.benchmark.runner import Settings
-from repshift_cli.benchmark.tasks import Comparison, Station
-from repshift_cli.machine.describe import describe
-from repshift_cli.records import SCHEMA_VERSION, WITHOUT_ATTENTION, Case, Machine, Record, Run, UsageError, store
-from repshift_cli.records.json_codec import to_plain
-from repshift_cli.sweep import plan
+from repshift_cli.benchmark.tasks import Comparison, Equipment, Equipping, Plan, Planning, Station
+from repshift_cli.records import Case, Record, Run, UsageError
+from repshift_cli.records.journal import Journal
+from repshift_cli.sweep import axes
+from repshift_cli.sweep import plan as plans
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Planned
 
 PRECISION = {"cuda": 0.005, "cpu": 0.01}
 BUDGET = {"cuda": 5.0, "cpu": 6.0}
 NOTHING_MEASURED = 5
+MOST_DEATHS = 2
+"""A case that took as many processes with it is not tried again."""
+CRASHED = "crashed: repshift ended while this case was being measured"
 ON_A_CPU = "measured on a CPU: there is no HBM, clock or GPU memory to measure"
 CPU_FLASH = ", and `flash` is torch's CPU flash kernel"
 
+Block = Sequence[Planned]
+"""The cells of one comparison."""
+
 Observing = Callable[[int], AbstractContextManager[Observer]]
 """Makes the observer of that many tasks."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a sweep is measured, beside what it asks for: stored in the run file, so that `--resume` goes on alike."""
+
+    timing_only: bool = False
+    delay: float = 0.0
+    memory_snapshot: str | None = None
+
+    def as_options(self) -> dict[str, Any]:
+        """What is set, by name."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for and how."""
+
+    sweep: Axes
+    manner: Manner = Manner()
 
 
 @dataclass
 class Session:
     """A run on its way: the file, what it holds, and what is still to do. `again` are failed cases to repeat."""
 
-    path: Path
-    run: Run
+    journal: Journal
     planned: tuple[Planned, ...]
     settings: Settings
     station: Station
     again: frozenset[Case] = frozenset()
     done: set[Case] = field(default_factory=set)
+    failed: set[Case] = field(default_factory=set)
+    tokens: dict[Case, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.done = {record.case for record in self.run.records} - self.again
+        records = self.journal.run.records
+        self.done = {record.case for record in records} - self.again
+        self.failed = {record.case for record in records if record.status == "failed"}
+        self.tokens = {p.case: p.tokens for p in self.planned}
 
     def add(self, record: Record) -> None:
         """The record in the run and on the disk."""
-        self.run = store.append(self.path, self.run, record)
         self.done.add(record.case)
+        (self.failed.add if record.status == "failed" else self.failed.discard)(record.case)
+        self.journal.add(record)
 
 
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
-    """The sweep's cells, `sweep.variant` being full names."""
-    from repshift_cli.benchmark import builder
-
-    parts = [registry.find_variant(variant) for variant in sweep.variant]
-    names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
-    backends = {name: builder.backend_for(name, device) for name in names}
-    methods = {method.name: method.constants.get("OPTIONS", ()) for _, method in parts if method}
-    facts_of = partial(builder.facts_of, sweep.weights, data=sweep.data)
-    planned = plan.expand(sweep, device, facts_of, backends, methods)
-    if sweep.data is not None:
-        for frames in dict.fromkeys(p.case.frames for p in planned if p.case.length is None):
-            builder.check_data(sweep.data, frames)
-    return planned
+def plan_sweep(sweep: Axes, most: int, carrier: Carrier, observing: Observing) -> Plan:
+    """The sweep's cells, `sweep.variant` being full names; UsageError where a model cannot be planned."""
+    plan: Plan = _asked(Planning(sweep, most), carrier, observing)
+    return plan
 
 
-def settings_of(sweep: Axes, device: str, passes: bool) -> Settings:
+def equip(order: Order, device: str, carrier: Carrier, observing: Observing) -> Equipment:
+    """The machine as it is, and what measures HBM traffic on it."""
+    hbm = "off" if order.manner.timing_only else order.sweep.hbm
+    equipment: Equipment = _asked(Equipping(device, hbm, order.sweep.threads), carrier, observing)
+    return equipment
+
+
+def _asked(task: Task, carrier: Carrier, observing: Observing) -> Any:
+    """The one result of a task."""
+    (event,) = carry_out([task], carrier, observing)
+    if isinstance(event.value, Death):
+        raise UsageError(f"this cannot be planned: {event.value.reason}")
+    return event.value
+
+
+def settings_of(order: Order, device: str) -> Settings:
     """When to stop, with the device's defaults."""
-    kind = device.partition(":")[0]
-    return Settings(sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind], sweep.rounds, sweep.seed, passes)
+    kind, sweep = device.partition(":")[0], order.sweep
+    precision, budget = sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind]
+    return Settings(precision, budget, sweep.rounds, sweep.seed, passes=not order.manner.timing_only)
 
 
-def stored_options(sweep: Axes) -> dict[str, Any]:
-    """The sweep as a run file holds it: what was set."""
-    return {k: v for k, v in to_plain(sweep).items() if v not in (None, [], False)}
-
-
-def sweep_of(run: Run) -> Axes:
-    """The sweep that a stored run was made of."""
-    known = {f.name for f in dataclasses.fields(Axes)}
-    return Axes.from_options({name: value for name, value in run.options.items() if name in known})
+def order_of(run: Run) -> Order:
+    """What a stored run was asked for."""
+    known, kept = axes.names(), {f.name for f in dataclasses.fields(Manner)}
+    sweep = Axes.from_options({name: value for name, value in run.options.items() if name in known})
+    return Order(sweep, Manner(**{name: value for name, value in run.options.items() if name in kept}))
 
 
 # --- starting and resuming --------------------------------------------------------------------------------------------
 
 
-def start(path: Path, sweep: Axes, planned: tuple[Planned, ...], settings: Settings, station: Station) -> Session:
-    """A new run file as it stands before the first case; its options hold the settings that really apply."""
-    sweep = dataclasses.replace(sweep, precision=settings.precision, budget=settings.budget, threads=station.threads)
+def start(
+    path: Path, order: Order, plan: Plan, equipment: Equipment, instead: Callable[[], Path] | None = None
+) -> Session:
+    """A new run file as it stands before the first case; its options hold the settings that really apply.
+
+    Where there is such a file, `instead` names the next place to try; without it UsageError says what to do.
+    """
+    settings = settings_of(order, plan.device)
+    sweep = dataclasses.replace(order.sweep, precision=settings.precision, budget=settings.budget)
+    sweep = dataclasses.replace(sweep, threads=equipment.threads)
     run = Run(
-        machine=_machine(station),
-        options=stored_options(sweep),
-        planned=tuple(p.case for p in planned),
-        records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in planned if p.refused),
-        warnings=() if station.device.startswith("cuda") else (_on_a_cpu(planned),),
+        machine=equipment.machine,
+        options=sweep.as_options() | order.manner.as_options(),
+        planned=tuple(p.case for p in plan.planned),
+        records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in plan.planned if p.refused),
+        warnings=() if plan.device.startswith("cuda") else (_on_a_cpu(plan.planned),),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"repshift {__version__}",
-        calibrations=station.choice.calibrations if station.choice else (),
+        calibrations=equipment.choice.calibrations,
     )
-    store.create(path, run)
-    return Session(path, run, planned, settings, station)
+    return Session(Journal.create(path, run, instead), plan.planned, settings, _station(order, plan, equipment))
 
 
 def resume(
-    path: Path, earlier: Run, planned: tuple[Planned, ...], settings: Settings, station: Station, retry_failed: bool
+    journal: Journal, order: Order, plan: Plan, equipment: Equipment, retry_failed: bool, isolated: bool
 ) -> Session:
-    """The earlier run, where this machine and this version measure the same: UsageError otherwise."""
-    here = describe(station.device)
+    """The earlier run, where this machine and this version measure the same: UsageError otherwise.
+
+    A case that was begun and never recorded has crashed where nothing stood between it and the command, or where that
+    happened twice; a case that took two processes with it is not tried a third time.
+    """
+    here, earlier, path = equipment.machine, journal.run, journal.path
     for name in ("device_name", "uuid", "driver", "cpu"):
         if getattr(earlier.machine, name) != getattr(here, name):
             raise UsageError(f"{path} was begun on another machine ({name}: {getattr(earlier.machine, name)})")
     if earlier.machine.packages.get("torch") != here.packages.get("torch"):
         raise UsageError(f"{path} was begun with torch {earlier.machine.packages.get('torch')}; use that, or a new run")
-    if tuple(p.case for p in planned) != earlier.planned:
+    if tuple(p.case for p in plan.planned) != earlier.planned:
         raise UsageError(f"{path} has other cases than its options give now: the model or repshift changed; start anew")
-    calibrations = station.choice.calibrations if station.choice else ()
-    run = dataclasses.replace(earlier, calibrations=calibrations, schema=SCHEMA_VERSION)
-    again = frozenset(r.case for r in run.records if retry_failed and r.status == "failed")
-    return Session(path, run, planned, settings, station, again)
+    journal.run = dataclasses.replace(earlier, calibrations=equipment.choice.calibrations)
+    again = frozenset(
+        r.case for r in earlier.records if retry_failed and r.status == "failed" and r.deaths < MOST_DEATHS
+    )
+    settings = settings_of(order, plan.device)
+    session = Session(journal, plan.planned, settings, _station(order, plan, equipment), again)
+    for case, tokens in session.tokens.items():
+        times = journal.unfinished.get(case.key, 0)
+        if case not in session.done and (times >= MOST_DEATHS or (times and not isolated)):
+            session.add(Record(case, "failed", CRASHED, tokens, deaths=times))
+    return session
 
 
-def _on_a_cpu(planned: tuple[Planned, ...]) -> str:
+def _station(order: Order, plan: Plan, equipment: Equipment) -> Station:
+    file = order.manner.memory_snapshot
+    snapshots = snapshot_files(Path(file), plan.planned) if file else {}
+    return Station(plan.device, equipment.choice, order.manner.delay, snapshots, equipment.threads)
+
+
+def _on_a_cpu(planned: Sequence[Planned]) -> str:
     return ON_A_CPU + CPU_FLASH * any(p.case.attention == "flash" for p in planned)
-
-
-def _machine(station: Station) -> Machine:
-    here = describe(station.device)
-    return here if station.threads is None else dataclasses.replace(here, threads=station.threads)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(session: Session, launcher: Launcher, observing: Observing) -> Run:
+def measure(session: Session, carrier: Carrier, observing: Observing) -> Run:
     """Every comparison that is not yet in the run or has a case to measure again, each record on disk at once."""
-    blocks = [b for b in plan.comparisons(session.planned) if any(p.case not in session.done for p in b)]
-    for record in carry_out(_comparisons(session, blocks), len(blocks), launcher, observing):
-        session.add(record)
-    return session.run
+    source = Comparisons(session)
+    with observing(source.count) as observer:
+        for event in carrier.carry_out(source, observer):
+            if isinstance(event.value, Death):
+                source.bury(event.task.subjects, event.value)
+            else:
+                session.add(event.value)
+    return session.journal.snapshot()
 
 
-def carry_out(tasks: Iterator[Task], count: int, launcher: Launcher, observing: Observing) -> Iterator[Any]:
-    """The results of `count` tasks, each as it is made."""
-    with observing(count) as observer:
-        yield from launcher.launch(tasks, observer)
+def carry_out(tasks: Sequence[Task], carrier: Carrier, observing: Observing) -> list[Event]:
+    """What comes of these tasks."""
+    with observing(len(tasks)) as observer:
+        return list(carrier.carry_out(Listed(list(tasks)), observer))
 
 
-def _comparisons(session: Session, blocks: Sequence[Sequence[Planned]]) -> Iterator[Comparison]:
-    """The tasks, each made when it is asked for: what failed before is broken in the next."""
-    for block in blocks:
-        wanted = frozenset(p.case for p in block) - session.done
-        broken = _failed(session.run.records) - wanted
+class Comparisons:
+    """The comparisons still to be measured, each made a task when a worker is free: what failed before is broken in it.
+
+    A worker gets the next one with the model that it holds; else one of a model that nobody holds, so that few models
+    are built twice; else it helps with the model that has most left.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._left: dict[tuple[Any, ...], deque[Block]] = {}
+        self._deaths: Counter[tuple[Any, ...]] = Counter()
+        for block in plans.comparisons(session.planned):
+            if any(p.case not in session.done for p in block):
+                self._left.setdefault(block[0].case.group, deque()).append(block)
+        self._unheld = deque(self._left)
+        self.count = sum(map(len, self._left.values()))
+
+    def take(self, near: Task | None) -> Comparison | None:
+        """The next comparison with anything left to measure, noted in the run file as begun."""
+        while self._left:
+            group = self._next_group(near)
+            block = self._left[group].popleft()
+            if not self._left[group]:
+                del self._left[group]
+            wanted = frozenset(p.case for p in block) - self._session.done
+            if wanted:
+                self._session.journal.begin(sorted(wanted, key=lambda case: case.key))
+                return self._comparison(block, wanted)
+        return None
+
+    def bury(self, cases: tuple[Case, ...], death: Death) -> None:
+        """The case at which a process died has failed; the others of its comparison are measured without it.
+
+        A model at whose building a process died twice is not built again.
+        """
+        group = cases[0].group
+        if death.case is not None:
+            self._fail(death.case, death)
+        else:
+            self._deaths[group] += 1
+            if self._deaths[group] > 1 or not death.again:
+                for case in (*cases, *(p.case for block in self._left.pop(group, ()) for p in block)):
+                    self._fail(case, death)
+        self._put_back(group, cases)
+
+    def _next_group(self, near: Task | None) -> tuple[Any, ...]:
+        if near is not None and near.subjects and near.subjects[0].group in self._left:
+            return near.subjects[0].group
+        while self._unheld:
+            group = self._unheld.popleft()
+            if group in self._left:
+                return group
+        return max(self._left, key=lambda group: len(self._left[group]))
+
+    def _comparison(self, block: Block, wanted: frozenset[Case]) -> Comparison:
+        session = self._session
+        broken = frozenset(p.case for p in block if p.case in session.failed) - wanted
         cases = tuple((p.case, p.tokens) for p in block)
-        yield Comparison(session.station, session.settings, cases, wanted, broken)
+        return Comparison(session.station, session.settings, cases, wanted, broken)
 
+    def _fail(self, case: Case, death: Death) -> None:
+        """A row for a case that was still to be measured; one that was measured before is a reference no more."""
+        session = self._session
+        if case in session.done:
+            session.failed.add(case)
+            return
+        earlier = session.journal.record_of(case)
+        deaths = 1 + (earlier.deaths if earlier else 0)
+        tokens = session.tokens[case]
+        session.add(Record(case, "failed", death.reason, tokens, deaths=deaths, stack=death.stack))
 
-def _failed(records: Collection[Record]) -> frozenset[Case]:
-    return frozenset(r.case for r in records if r.status == "failed")
+    def _put_back(self, group: tuple[Any, ...], cases: tuple[Case, ...]) -> None:
+        if any(case not in self._session.done for case in cases):
+            block = [Planned(case, self._session.tokens[case]) for case in cases]
+            self._left.setdefault(group, deque()).appendleft(block)
 
 
 def exit_code(run: Run) -> int:
-    """0 measured, 1 at least one case failed, 5 nothing measured."""
+    """0 every planned case measured or refused, 1 one failed or is missing, 5 nothing measured."""
     statuses = {record.status for record in run.records}
-    return 1 if "failed" in statuses else 0 if "ok" in statuses else NOTHING_MEASURED
+    missing = {case.key for case in run.planned} - {record.case.key for record in run.records}
+    return 1 if "failed" in statuses or missing else 0 if "ok" in statuses else NOTHING_MEASURED
 
 
 def snapshot_files(file: Path, planned: Sequence[Planned]) -> Mapping[Case, Path]:

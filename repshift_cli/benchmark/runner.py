@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Contender, Derive, Rounds, record, references
-from repshift_cli.records import Case, Measurement, Progress, Record, Step, UsageError
+from repshift_cli.records import Case, Measurement, Progress, Record, Step
 
 PREPARED = ("eager", "compile", "graph")
 """The executions in the order in which cases are made ready: what is captured comes last."""
@@ -34,6 +34,31 @@ MOST_RETRIES = 10
 
 
 Observe = Callable[[Progress], None]
+
+
+POISON = (
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "device-side assert",
+    "unspecified launch failure",
+    "hardware stack error",
+    "uncorrectable ecc error",
+    "launch timed out",
+)
+"""What CUDA says when its context is lost: every later call in the process fails (CUDA's runtime API, cudaError)."""
+
+
+CAUGHT = (Exception, SystemExit, GeneratorExit)
+"""What a model may raise without taking more than its case with it; Ctrl-C is the user's."""
+
+
+class ContextLost(Exception):
+    """A case took the CUDA context with it; nothing more can be measured in this process."""
+
+    def __init__(self, case: Case | None, reason: str) -> None:
+        super().__init__(case, reason)
+        self.case, self.reason = case, reason
 
 
 class Timer(Protocol):
@@ -73,7 +98,8 @@ class Parts:
     `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
     `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
-    said of its scores.
+    said of its scores. `at(case)` is told, outside the timed regions, which case is worked on; `settle()` puts right
+    what a case has changed in the process, and says what that was.
     """
 
     prepare: Callable[[Case], Step]
@@ -86,6 +112,8 @@ class Parts:
     before: Callable[[], Any] = lambda: None
     look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
     memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
+    at: Callable[[Case], None] = lambda _: None
+    settle: Callable[[], tuple[str, ...]] = lambda: ()
 
 
 def compare(
@@ -100,7 +128,7 @@ def compare(
 
     A case that fails (out of memory, an exception, NaN, the wrong kernel) gives a record with the reason, the others go
     on. A reference that failed in an earlier comparison is `broken`: it is not tried again and nothing is compared with
-    it. UsageError and KeyboardInterrupt pass through.
+    it. KeyboardInterrupt passes through; ContextLost ends all.
     """
     contenders = [
         Contender(case, tokens, failure="failed before" if case in broken else None) for case, tokens in cases
@@ -121,12 +149,21 @@ def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
 
 def reason_of(error: BaseException) -> str:
     """One line: out of memory in plain words, else the error's class and first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    try:
+        told = str(error).encode("utf-8", "replace").decode()
+    except Exception:
+        told = ""
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if memory or "can't allocate memory" in text or "out of memory" in text.lower():
         return f"out of memory: {text}; try a smaller batch"
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
+
+
+def is_poison(reason: str) -> bool:
+    """Whether an error's reason means that CUDA's context is lost."""
+    return "cuda" in reason.lower() and any(word in reason.lower() for word in POISON)
 
 
 # --- making ready, and what is measured apart -------------------------------------------------------------------------
@@ -166,25 +203,33 @@ def _passes(contenders: list[Contender], parts: Parts, wanted: set[Case], observ
 def _verify_and_probe(contender: Contender, parts: Parts, probed: bool) -> None:
     assert contender.step is not None
     contender.kernel = parts.verify(contender.step)
-    contender.paths, contender.words = parts.look(contender.step)
+    contender.paths, words = parts.look(contender.step)
+    contender.words += words
     for probe in parts.probes(contender.step) if probed else ():
         contender.measurements += probe.measure(contender.step)
 
 
-def _guarded(contender: Contender, work: Callable[..., None], *arguments: Any) -> None:
+def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arguments: Any) -> None:
     """The work on a contender that has not failed; what it raises fails the contender."""
     if contender.failure is not None:
         return
+    parts.at(contender.case)
     try:
-        work(contender, *arguments)
-    except UsageError:
-        raise
-    except Exception as error:
+        work(contender, parts, *arguments)
+    except CAUGHT as error:
         _drop(contender, error)
+    _settle(contender, parts)
+
+
+def _settle(contender: Contender, parts: Parts) -> None:
+    """What this case has changed in the process is put back before the next one's turn."""
+    contender.words = tuple(dict.fromkeys((*contender.words, *parts.settle())))
 
 
 def _drop(contender: Contender, error: BaseException) -> None:
     contender.failure, contender.step = reason_of(error), None
+    if is_poison(contender.failure):
+        raise ContextLost(contender.case, f"{contender.failure}; it took the CUDA context with it") from error
 
 
 # --- timed rounds -----------------------------------------------------------------------------------------------------

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repshift_cli.benchmark import runner
 from repshift_cli.benchmark.launchers import Observer
 from repshift_cli.benchmark.runner import Settings, reason_of
-from repshift_cli.counters.base.choice import Choice
-from repshift_cli.machine.cores import set_threads
-from repshift_cli.records import Case, Progress, Record, UsageError
+from repshift_cli.counters.base.choice import Choice, choose
+from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import choose_threads, set_threads
+from repshift_cli.machine.describe import describe
+from repshift_cli.records import Case, Machine, Progress, Record
 from repshift_cli.records.profile import Breakdown
 
 if TYPE_CHECKING:
     from repshift_cli.benchmark.builder import StepBuilder
+    from repshift_cli.benchmark.guard import Guard
     from repshift_cli.profiling.chrome_trace import Recorded
+    from repshift_cli.sweep.axes import Axes
+    from repshift_cli.sweep.plan import Planned
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,76 @@ def step_builder(station: Station) -> StepBuilder:
 
     if station.threads is not None:
         set_threads(station.threads)
+        guard().before["threads"] = station.threads
     snapshot = station.snapshots.__getitem__ if station.snapshots else None
     return builder.StepBuilder(station.device, station.delay, station.choice, snapshot)
+
+
+@lru_cache(maxsize=1)
+def guard() -> Guard:
+    """What this process was like before the first model."""
+    from repshift_cli.benchmark.guard import Guard
+
+    return Guard()
+
+
+def start_afresh() -> None:
+    """Forget what earlier tasks have left in this process: the built model, and how the process was."""
+    step_builder.cache_clear()
+    guard.cache_clear()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep, and the device that they are for."""
+
+    device: str
+    planned: tuple[Planned, ...]
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """The machine that measures, what measures HBM traffic on it, and the threads that torch computes with."""
+
+    machine: Machine
+    choice: Choice
+    threads: int
+
+
+@dataclass(frozen=True)
+class Planning:
+    """The cells of a sweep, worked out where they will be measured: a model may have to be built for its facts."""
+
+    sweep: Axes
+    most: int
+    subjects: tuple[Case, ...] = ()
+
+    def perform(self, observer: Observer) -> Iterator[Plan]:
+        """The plan."""
+        from repshift_cli.benchmark import planning
+
+        guard()
+        device = devices.choose_device(self.sweep.device)
+        observer.phase("planning")
+        planned = planning.plan_cases(self.sweep, device, self.most)
+        guard().settle()
+        yield Plan(device, planned)
+
+
+@dataclass(frozen=True)
+class Equipping:
+    """The machine described, and the instrument of HBM traffic chosen, where it will measure."""
+
+    device: str
+    hbm: str
+    threads: int | None
+    subjects: tuple[Case, ...] = ()
+
+    def perform(self, observer: Observer) -> Iterator[Equipment]:
+        """The machine, and what measures HBM traffic on it, calibrated where it has to be."""
+        threads = choose_threads(self.threads)
+        machine = replace(describe(self.device), threads=threads)
+        yield Equipment(machine, choose(self.hbm, self.device, observer.phase), threads)
 
 
 @dataclass(frozen=True)
@@ -57,20 +130,28 @@ class Comparison:
     wanted: frozenset[Case]
     broken: frozenset[Case] = frozenset()
 
+    @property
+    def subjects(self) -> tuple[Case, ...]:
+        """Its cases, in order."""
+        return tuple(case for case, _ in self.cases)
+
     def perform(self, observer: Observer) -> Iterator[Record]:
         """Build the model and compare; a model that cannot be built fails its cases, not the sweep."""
-        builder = step_builder(self.station)
-        observer.phase(f"building {self.cases[0][0].model}")
+        first = self.cases[0][0]
+        guarded, builder = guard(), step_builder(self.station)
+        observer.at(None)
+        observer.phase(f"building {first.model}")
         try:
-            builder.subject(self.cases[0][0])
-        except UsageError:
-            raise
-        except Exception as error:
+            builder.subject(first)
+        except runner.CAUGHT as error:
+            if runner.is_poison(reason_of(error)):
+                raise runner.ContextLost(None, reason_of(error)) from error
             yield from (runner.failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
             return
-        yield from runner.compare(
-            self.cases, set(self.wanted), builder.parts, self.settings, observer.update, self.broken
-        )
+        words = guarded.settle(first.seed)
+        parts = replace(builder.parts, at=observer.at, settle=partial(guarded.settle, first.seed))
+        for record in runner.compare(self.cases, set(self.wanted), parts, self.settings, observer.update, self.broken):
+            yield replace(record, warnings=tuple(dict.fromkeys((*words, *record.warnings)))) if words else record
 
 
 @dataclass(frozen=True)
@@ -84,14 +165,18 @@ class Recording:
     stacks: bool = False
     memory: bool = False
 
+    @property
+    def subjects(self) -> tuple[Case, ...]:
+        """Its one case."""
+        return (self.about.case,) if self.about.case else ()
+
     def perform(self, observer: Observer) -> Iterator[tuple[Breakdown, Recorded | None]]:
         """The case's breakdown and its trace; one that fails gives the reason."""
+        observer.at(self.about.case)
         observer.phase(f"{self.about.name}: building and warming up")
         try:
             yield self._recorded(observer)
-        except UsageError:
-            raise
-        except Exception as error:
+        except runner.CAUGHT as error:
             yield replace(self.about, status="failed", reason=reason_of(error)), None
 
     def _recorded(self, observer: Observer) -> tuple[Breakdown, Recorded]:

@@ -17,9 +17,8 @@ def backends() -> None:
 
 
 def _row(part: Part, device: str) -> Row:
-    module, reason = loaded(part, device)
-    offers = getattr(module, "OFFERS", None)
-    accepts = f"\ntakes {_in_words(offers, device)}" if isinstance(offers, Offers) and not reason else ""
+    module, reason = loaded(part, lambda backend: backend.unavailable(device))
+    accepts = "" if reason else f"\ntakes {_in_words(module.OFFERS, device)}"
     return part.name, part.help + accepts, reason
 
 

@@ -6,96 +6,113 @@ import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from repshift_cli import registry
-from repshift_cli.benchmark import engine
-from repshift_cli.benchmark.tasks import Station
-from repshift_cli.commands.shared import options
+from repshift_cli.benchmark import engine, signals
+from repshift_cli.benchmark.engine import Manner, Order, Session
+from repshift_cli.benchmark.launchers import Carrier
+from repshift_cli.benchmark.tasks import Plan
+from repshift_cli.commands.shared import consent, launching, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
-from repshift_cli.machine import device as devices
-from repshift_cli.machine.cores import choose_threads
-from repshift_cli.records import Run, UsageError, store
+from repshift_cli.records import UsageError, store
+from repshift_cli.records.journal import Journal, StoreError, exists_already
 from repshift_cli.renderers import document_of
+from repshift_cli.sweep.axes import Axes
 
-if TYPE_CHECKING:
-    from repshift_cli.benchmark.engine import Session
-    from repshift_cli.counters.base.choice import Choice
-    from repshift_cli.sweep.axes import Axes
-    from repshift_cli.sweep.plan import Planned
+MemorySnapshot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write torch's history of allocations during one forward to this file, for the viewer at "
+        "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+TimingOnly = Annotated[
+    bool,
+    typer.Option(
+        "--timing-only",
+        help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
+        rich_help_panel=options.MEASURE,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Run file, written after every case. (default: in repshift-runs/)",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Go on with an interrupted run file; its own options apply.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=options.OUTPUT)
+]
 
 
 @options.sweep_options()
 @output_options("run")
 def bench(
     asked: Asked,
-    memory_snapshot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write torch's history of allocations during one forward to this file, for the viewer at "
-            "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    timing_only: Annotated[
-        bool,
-        typer.Option(
-            "--timing-only",
-            help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
-            rich_help_panel=options.MEASURE,
-        ),
-    ] = False,
+    memory_snapshot: MemorySnapshot = None,
+    timing_only: TimingOnly = False,
     delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
     dry_run: options.DryRun = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Run file, written after every case. (default: in repshift-runs/)",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Go on with an interrupted run file; its own options apply.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: repeat what failed.", rich_help_panel=options.OUTPUT)
-    ] = False,
+    max_cases: options.MaxCases = options.MOST_CASES,
+    case_timeout: launching.CaseTimeout = None,
+    in_process: launching.InProcess = False,
+    out: Out = None,
+    resume: Resume = None,
+    retry_failed: RetryFailed = False,
     *,
     outputs: Outputs,
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
-    order = _order(asked, _File(out, resume, retry_failed), timing_only, delay)
-    outputs.check({"--out": order.path})
-    if not dry_run:
-        order.check()
-    device = devices.choose_device(order.sweep.device)
-    planned = engine.plan_cases(order.sweep, device)
-    if dry_run:
-        options.list_cases(planned)
-        return
-    session = _session(order, device, planned, memory_snapshot)
-    with _said_when_interrupted(session):
-        run = engine.measure(session, registry.load(registry.find("benchmark.launchers", "inline")), Bar)
-    outputs.emit(document_of(run))
-    _say_where(session)
+    manner = Manner(timing_only, delay, str(memory_snapshot) if memory_snapshot else None)
+    file = _File(out, resume, retry_failed)
+    with signals.ending_in_order(), file.opened(asked, manner) as (order, place):
+        outputs.check({"--out": place.path})
+        if not dry_run:
+            file.check(place)
+        with launching.launched(in_process, case_timeout, order.sweep.budget) as carrier:
+            plan = engine.plan_sweep(order.sweep, max_cases, carrier, Bar)
+            if dry_run:
+                options.list_cases(plan.planned)
+                return
+            session = _session(order, plan, place, carrier, retry_failed)
+            with _said_where_it_stopped(session, outputs):
+                engine.measure(session, carrier, Bar)
+        run = session.journal.snapshot()
+        session.journal.close()
+        outputs.emit(document_of(run))
+        _say_where(session)
     raise typer.Exit(engine.exit_code(run))
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """The run file: its path, the next one to try where it was not named, and the journal of one to go on with."""
+
+    path: Path
+    instead: Callable[[], Path] | None = None
+    journal: Journal | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,85 +123,99 @@ class _File:
     resume: Path | None
     retry_failed: bool
 
+    @contextlib.contextmanager
+    def opened(self, asked: Asked, manner: Manner) -> Iterator[tuple[Order, _Place]]:
+        """What the options come to, every name in it checked, and where it goes; a file to go on with is locked."""
+        if self.resume is not None:
+            named = [f"--{name.replace('_', '-')}" for name in asked.names if name != "model"]
+            named += [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(manner) if getattr(manner, f.name)]
+            if named or self.out is not None:
+                raise UsageError(f"--resume takes the options of the run file; leave out {(named or ['--out'])[0]}")
+            with contextlib.closing(Journal.open(self.resume)) as journal:
+                order = engine.order_of(journal.run)
+                _check_models(self.resume, order.sweep, asked)
+                sweep = options.with_full_names(order.sweep)
+                yield dataclasses.replace(order, sweep=sweep), _Place(self.resume, journal=journal)
+            return
+        if self.retry_failed:
+            raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
+        sweep = options.checked_sweep(asked)
+        consent.say_imports(asked.profile, sweep.model, _named(asked))
 
-@dataclasses.dataclass(frozen=True)
-class _Order:
-    """The run file, the sweep, and the run to go on with."""
+        def free() -> Path:
+            return store.default_path(datetime.now(UTC), sweep.model)
 
-    path: Path
-    sweep: Axes
-    earlier: Run | None
-    retry_failed: bool
-    timing_only: bool
-    delay: float
+        yield Order(sweep, manner), _Place(self.out or free(), None if self.out else free)
 
-    def check(self) -> None:
+    def check(self, place: _Place) -> None:
         """UsageError where the run file cannot be written, or where a new one would take the place of a file."""
-        if self.earlier is None and self.path.is_file():
-            there = f"{self.path} exists already"
-            raise UsageError(f"{there}; go on with it by --resume {self.path}, or choose another --out")
-        store.check_writable(self.path)
+        if place.journal is None and place.path.is_file():
+            raise exists_already(place.path)
+        store.check_writable(place.path)
 
 
-def _order(asked: Asked, file: _File, timing_only: bool, delay: float) -> _Order:
-    """What the options come to, every name in it checked."""
-    earlier = None
-    if file.resume is not None:
-        named = [f"--{name.replace('_', '-')}" for name in asked.names]
-        if named or file.out is not None:
-            raise UsageError(f"--resume takes the options of the run file; leave out {(named or ['--out'])[0]}")
-        earlier = store.load(file.resume)
-    elif file.retry_failed:
-        raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
-    sweep = options.with_full_names(engine.sweep_of(earlier)) if earlier else options.checked_sweep(asked)
-    path = file.resume or file.out or store.default_path(datetime.now(UTC), sweep.model)
-    return _Order(path, sweep, earlier, file.retry_failed, timing_only, delay)
+def _named(asked: Asked) -> tuple[str, ...]:
+    """The models on the command line."""
+    return Axes.from_options({"model": asked.given.get("model")}).model if "model" in asked.given else ()
 
 
-def _session(order: _Order, device: str, planned: tuple[Planned, ...], memory_snapshot: Path | None) -> Session:
+def _check_models(file: Path, sweep: Axes, asked: Asked) -> None:
+    """UsageError for a --model that is not the file's, and for code of the file's that nobody asked to run."""
+    named = _named(asked)
+    if strange := [model for model in named if model not in sweep.model]:
+        raise UsageError(f"--resume takes the options of the run file; {file} has no model {strange[0]}")
+    consent.check_consent(file, sweep.model, named)
+
+
+def _session(order: Order, plan: Plan, place: _Place, carrier: Carrier, retry_failed: bool) -> Session:
     """The run made ready: a new one, or the earlier one."""
-    if memory_snapshot is not None:
-        if not device.startswith("cuda"):
+    if order.manner.memory_snapshot is not None:
+        if not plan.device.startswith("cuda"):
             why = "torch keeps a history of CUDA allocations only"
             raise UsageError(f"--memory-snapshot needs a GPU: {why}; leave it out")
-        store.check_writable(memory_snapshot)
-    snapshots = engine.snapshot_files(memory_snapshot, planned) if memory_snapshot else {}
-    choice = _choice("off" if order.timing_only else order.sweep.hbm, device)
-    station = Station(device, choice, order.delay, snapshots, choose_threads(order.sweep.threads))
-    settings = engine.settings_of(order.sweep, device, passes=not order.timing_only)
-    if order.earlier is None:
-        return engine.start(order.path, order.sweep, planned, settings, station)
-    return engine.resume(order.path, order.earlier, planned, settings, station, order.retry_failed)
-
-
-def _choice(asked: str, device: str) -> Choice:
-    """What measures HBM traffic in this run, calibrated where it has to be."""
-    from repshift_cli.counters.base.choice import choose
-
-    with Bar(1) as bar:
-        return choose(asked, device, bar.phase)
+        store.check_writable(Path(order.manner.memory_snapshot))
+    equipment = engine.equip(order, plan.device, carrier, Bar)
+    if place.journal is None:
+        return engine.start(place.path, order, plan, equipment, place.instead)
+    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _said_when_interrupted(session: Session) -> Iterator[None]:
-    """After Ctrl-C: how far the run came, and the command that goes on with it."""
+def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]:
+    """However measuring ends before its end: how far the run came, and the command that goes on with it.
+
+    Where the disk took no more, what was measured is shown too.
+    """
     try:
         yield
-    except KeyboardInterrupt:
-        retry = ["--retry-failed"] if session.again - session.done else []
-        command = shlex.join(["repshift", "bench", "--resume", str(session.path), *retry])
-        counts = f"{len(session.done)} of {len(session.run.planned)}"
-        print(f"\ninterrupted; {counts} cases are in the run file", file=sys.stderr)
-        print(f"go on with: {command}", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit):
+        session.journal.close()
+        _say_how_to_go_on(session, "\ninterrupted")
+        raise
+    except StoreError:
+        session.journal.close()
+        outputs.emit(document_of(session.journal.snapshot()))
+        _say_how_to_go_on(session, "stopped")
         raise
 
 
+def _say_how_to_go_on(session: Session, what: str) -> None:
+    retry = ["--retry-failed"] if session.again - session.done else []
+    own = consent.own_models(dict.fromkeys(p.case.model for p in session.planned))
+    named = ["--model", ",".join(own)] if own else []
+    command = shlex.join(["repshift", "bench", "--resume", str(session.journal.path), *named, *retry])
+    counts = f"{len(session.done)} of {len(session.planned)}"
+    print(f"{what}; {counts} cases are in the run file", file=sys.stderr)
+    print(f"go on with: {command}", file=sys.stderr)
+
+
 def _say_where(session: Session) -> None:
-    print(f"run file: {session.path}", file=sys.stderr)
+    print(f"run file: {session.journal.path}", file=sys.stderr)
     files = session.station.snapshots
-    written = " ".join(str(files[r.case]) for r in session.run.records if r.status == "ok" and r.case in files)
+    records = session.journal.snapshot().records
+    written = " ".join(str(files[r.case]) for r in records if r.status == "ok" and r.case in files)
     if written:
         print(f"memory snapshots: {written} (open them at pytorch.org/memory_viz)", file=sys.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from repshift_cli.benchmark import engine
 from repshift_cli.commands.shared import options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options, prepare_stdout
@@ -51,17 +50,16 @@ def explain(
 
 def _found(sweep: Axes) -> dict[str, Any]:
     """What was found, with the tokens along every schedule, from a forward of the first block at batch 1."""
-    planned = engine.plan_cases(sweep, "cpu")
-    from repshift_cli.benchmark import builder
+    from repshift_cli.benchmark import builder, planning
     from repshift_cli.models.discovery.explain import explained
 
-    cases = [p for p in planned if p.case.layers]
+    cases = [p for p in planning.plan_cases(sweep, "cpu") if p.case.layers]
     case = cases[0].case
     schedules = [{"keep": p.case.keep, "layers": list(p.case.layers), "tokens": list(p.tokens)} for p in cases]
     return {
         "model": case.model,
         **explained(builder.lone_step(case).subject, protection(case.protect)),
-        "default": case.operation,
+        "default": case.option("operation"),
         "attention": case.attention != WITHOUT_ATTENTION,
         "schedules": schedules,
     }

@@ -17,5 +17,5 @@ def models() -> None:
 
 def _row(part: Part) -> Row:
     names = ", ".join(family_aliases(part)) or OPEN_NAMES.get(part.name, "no names")
-    _, reason = loaded(part, "cpu")
+    _, reason = loaded(part)
     return part.name, f"{part.help}\n{names}", reason

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repshift_cli import __version__, registry
+from repshift_cli import __version__
 from repshift_cli.benchmark import engine
+from repshift_cli.benchmark.launchers import Terms, inline
 from repshift_cli.benchmark.tasks import Recording, Station
 from repshift_cli.commands.shared import options
 from repshift_cli.commands.shared.options import Asked
@@ -186,8 +187,10 @@ def _read(path: Path) -> ProfileRun:
 def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
     """The sweep's profile; None where its cases were only to be listed."""
     sweep = options.checked_sweep(asked)
+    from repshift_cli.benchmark import planning
+
     device = devices.choose_device(sweep.device)
-    planned = engine.plan_cases(sweep, device)
+    planned = planning.plan_cases(sweep, device)
     if dry_run:
         options.list_cases(planned)
         return None
@@ -201,7 +204,7 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     run = ProfileRun(
         machine=dataclasses.replace(describe(device), threads=sweep.threads),
-        options=engine.stored_options(sweep) | {"steps": steps},
+        options=sweep.as_options() | {"steps": steps},
         breakdowns=(),
         warnings=() if device.startswith("cuda") else (ON_A_CPU,),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -209,8 +212,8 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
     )
     with TemporaryDirectory(prefix="repshift-") as folder, _said_when_interrupted():
         tasks = _tasks(planned, Station(device, threads=sweep.threads), steps, Path(folder), files)
-        launcher = registry.load(registry.find("benchmark.launchers", "inline"))
-        made = list(engine.carry_out(iter(tasks.values()), len(tasks), launcher, Bar))
+        events = engine.carry_out(list(tasks.values()), inline.start(Terms()), Bar)
+        made = [event.value for event in events]
         found = dict(zip(tasks, made, strict=True))
         names = labels(p.case for p in planned)
         refused = {p.case: Breakdown(names[p.case], p.case, tokens=p.tokens) for p in planned if p.refused}

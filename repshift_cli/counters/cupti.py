@@ -21,6 +21,7 @@ from repshift_cli.counters.base.traffic import CounterError, Traffic
 from repshift_cli.machine import device as devices
 
 LABEL = "counter"
+RANK = 1
 METRICS = (b"dram__bytes_read.sum", b"dram__bytes_write.sum")
 LIBRARY = re.compile(r"libcupti\.so\.\d+$")
 

@@ -18,6 +18,7 @@ from repshift_cli.machine import nvml
 from repshift_cli.records import one_line
 
 LABEL = "sampled"
+RANK = 3
 LOOP_SECONDS = 3.0
 """The work is repeated for at least this long between two samples; NVML asks for more than 0.1 s."""
 

@@ -20,6 +20,7 @@ from repshift_cli.counters.base.traffic import CounterError, Traffic
 from repshift_cli.machine import device as devices
 
 LABEL = "counter"
+RANK = 2
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 PROGRAMS = ("ncu", "/usr/local/cuda/bin/ncu")
 LOG = "ncu.csv"

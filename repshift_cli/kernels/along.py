@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repshift_cli.kernels.sdpa import AttentionCall
+
 
 def along(
     value: Any, name: str, tokens: int, prefix: int, positions: Tensor, spread: int = 0, batch: int | None = None
@@ -36,6 +38,17 @@ def along(
     return value
 
 
+def biased_along(call: AttentionCall, tokens: int, positions: Tensor) -> AttentionCall:
+    """The call with a bias for every pair of all `tokens` cut to the pairs of those still there, each sample's own.
+
+    Attention that makes its biases itself (relative positions) makes them for all: (1, H, N, N) -> (B, H, k, k).
+    """
+    bias = call.attn_mask
+    if bias is None or bias.shape[-2:] != (tokens, tokens):
+        return call
+    return call._replace(attn_mask=along(bias, "bias", tokens, 0, positions, 0, len(call.query)))
+
+
 def token_dims(value: Tensor, name: str, tokens: int, prefix: int, batch: int) -> tuple[int, ...]:
     """The dimensions of `value`, counted from its end, that count tokens.
 
@@ -45,7 +58,7 @@ def token_dims(value: Tensor, name: str, tokens: int, prefix: int, batch: int) -
     """
     sizes = {n for n in (tokens, tokens - prefix) if n > 1}
     fits = tuple(d for d in (-2, -1) if d >= -value.ndim and value.shape[d] in sizes)
-    is_mask = value.dtype == torch.bool or "mask" in name or "bias" in name
+    is_mask = value.dtype == torch.bool or any(word in name for word in ("mask", "bias", "rel_pos"))
     whole = not value.is_floating_point() and value.dtype != torch.bool
     if value.ndim == 2 and -1 in fits and (len(value) in (1, batch) or (whole and not is_mask)):
         return (-1,)

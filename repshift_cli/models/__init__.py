@@ -1,1 +1,25 @@
-"""One file per model family: how to build it, where its blocks are, which tokens are protected."""
+"""One file per model family, and what a family is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from repshift_cli.records import Case, Facts, Subject
+
+
+class Family(Protocol):
+    """A model family: a file of this room, or of another package by the entry point group `repshift.models`."""
+
+    ALIASES: Mapping[str, Any] = {}
+    """The names that `--model` takes, a literal, with what the family makes of them. A family of another package
+    without any is called by the name of its entry point."""
+
+    def facts(self, name: str, image_size: int | None, frames: int | None, weights: str | None) -> Facts:
+        """What planning must know of a model before it is built; UsageError for sizes that it cannot have.
+
+        A family of sequences takes two arguments more: `length` (their tokens) and `data` (where they come from).
+        """
+
+    def build(self, case: Case) -> Subject:
+        """The model with its weights and inputs, on the case's device and in its dtype."""

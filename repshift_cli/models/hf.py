@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import urllib.error
+import urllib.request
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from repshift_cli.models.base import decoder, text
 from repshift_cli.models.base.transformers import Recipe, family, first_line, weights_file
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
+from repshift_cli.models.inputs.trust import check_code, check_size
 from repshift_cli.models.videomae import place_positions
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
-_DECODERS = ("llama", "qwen2")
+DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-_ENCODERS = {
+ENCODERS = {
     "bert": "BertModel",
     "electra": "ElectraModel",
     "modernbert": "ModernBertModel",
@@ -22,6 +27,8 @@ _ENCODERS = {
     "xlm-roberta": "XLMRobertaModel",
 }
 """The text encoders, by what their configurations call them."""
+PATIENCE = 4
+"""Seconds to wait for the hub."""
 LENGTH = 512
 """The most random tokens of a sequence where nothing else is said."""
 
@@ -53,10 +60,46 @@ def _config(place: str) -> Any:
 
     if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
         weights_file(place)
+    local = Path(place).is_dir() or not hub_answers()
     try:
-        return AutoConfig.from_pretrained(place)
+        check_code(place, local)
+        config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if local and not Path(place).is_dir():
+            raise UsageError(
+                f"no checkpoint {place!r}: there is no such folder, nothing of it in the cache, and the hub does not "
+                f"answer within {PATIENCE} s; copy the checkpoint here and name its folder, hf:FOLDER"
+            ) from error
         raise UsageError(f"no checkpoint {place!r} (neither a folder nor a hub id): {first_line(error)}") from error
+    check_size(place, config)
+    return config
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be reached, asked once and for a few seconds: the library itself tries for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answered: list[bool] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE):
+                answered.append(True)
+        except urllib.error.HTTPError:
+            answered.append(True)
+        except (OSError, ValueError):
+            pass
+
+    # in a thread, for a name server that does not answer keeps the caller longer than any timeout
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    constants.HF_HUB_OFFLINE = not answered  # tokenizers and the like are looked for in the cache alone, too
+    return bool(answered)
 
 
 def _class_name(config: Any, place: str) -> str:
@@ -88,7 +131,7 @@ def _encoder(name: str) -> text.Encoder:
 
     place = name.removeprefix("hf:")
     config = _config(place)
-    model = getattr(transformers, _ENCODERS[config.model_type])
+    model = getattr(transformers, ENCODERS[config.model_type])
     positions = config.max_position_embeddings
     if "roberta" in config.model_type:
         positions -= config.pad_token_id + 1  # it counts positions from behind the padding's
@@ -118,9 +161,9 @@ def facts(
 ) -> Facts:
     """What planning must know, by the family that the checkpoint's configuration names."""
     kind = _kind(name)
-    if kind in _ENCODERS:
+    if kind in ENCODERS:
         return _TEXT[0](name, image_size, frames, weights, length, data)
-    if kind in _DECODERS:
+    if kind in DECODERS:
         return _CAUSAL[0](name, image_size, frames, weights, length)
     if length is not None:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
@@ -130,5 +173,5 @@ def facts(
 def build(case: Case) -> Subject:
     """The checkpoint's model and its inputs."""
     kind = _kind(case.model)
-    made = _TEXT if kind in _ENCODERS else _CAUSAL if kind in _DECODERS else _IMAGES
+    made = _TEXT if kind in ENCODERS else _CAUSAL if kind in DECODERS else _IMAGES
     return made[1](case)

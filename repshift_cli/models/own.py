@@ -6,75 +6,140 @@ Where its blocks cannot be found, the function returns an adapter too, a dict of
     blocks = "encoder.layers"
     attention = "attn"
     prefix = 1
+
+`output = "logits"` or `"features"` says what the model puts out, where that is not found right. `--batch` repeats the
+function's inputs; `--data` puts images in the place of their pixels.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import tomllib
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from repshift_cli.models.base.outputs import reading_of
 from repshift_cli.models.base.subjects import subject_of
-from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, logits, pooled
-from repshift_cli.models.discovery.adapter import Adapter, named_sites
-from repshift_cli.models.discovery.blocks import Found, find_sites, prefix_tokens
+from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line
+from repshift_cli.models.discovery.adapter import Adapter
+from repshift_cli.models.discovery.blocks import NoSites
+from repshift_cli.models.discovery.located import Located, located
+from repshift_cli.models.inputs.images import batches, load_images
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
+FAMILIES = {
+    "ResNet": "resnet18, resnet34 or resnet50, a CNN cut between its stages",
+    "ConvNeXt": "convnext_t, convnext_s or convnext_b, a CNN cut between its stages",
+    "VisionMamba": "vim_t or vim_s",
+    "MambaLMHeadModel": "mamba_130m or mamba2_130m and larger ones",
+}
+"""Classes of other libraries whose blocks cannot be found, with the aliases of the same architecture here."""
 
 
-def facts(name: str, image_size: int | None = None, frames: int | None = None, weights: str | None = None) -> Facts:
+def facts(
+    name: str,
+    image_size: int | None = None,
+    frames: int | None = None,
+    weights: str | None = None,
+    data: str | None = None,
+) -> Facts:
     """What planning must know, from the model itself, which is kept for the first `build`."""
     for option, value in (("--image-size", image_size), ("--frames", frames), ("--weights", weights)):
         if value is not None:
             raise UsageError(f"{option} does not apply to {name}: your function makes the model and its inputs")
     made = _made(name)
+    if data is not None:
+        _pixels(name, made.inputs)
     batch = _batch(name, made.inputs)
-    found, prefix, suffix = _located(name, made.module, made.inputs, made.adapter)
+    at = _located(name, made)
     return Facts(
-        depth=len(found.sites),
-        tokens=found.entering - prefix - suffix,
-        prefix=prefix + suffix,
+        depth=len(at.found.sites),
+        tokens=at.free,
+        prefix=at.prefix + at.suffix,
+        head_dim=at.head_dim,
         weights="own",
         batch=batch,
-        operations=found.sites[0].operations,
+        operations=at.found.sites[0].operations,
+        attention=at.attention,
     )
 
 
 def build(case: Case) -> Subject:
     """The user's module and inputs on the case's device, floating point in the case's dtype."""
-    if case.input not in ("own", "random"):
-        raise UsageError(f"--data does not apply to {case.model}: your function makes the inputs")
     made = _made(case.model)
     _made.cache_clear()  # it is converted in place: the next dtype starts from the function's own weights
     dtype = TORCH_DTYPES[case.dtype]
     module = made.module.to(device=case.device, dtype=dtype)
-    inputs = _placed(made.inputs, case.device, dtype)
-    found, prefix, suffix = _located(case.model, module, inputs, made.adapter)
+    given = _placed(made.inputs, case.device, dtype)
+    at = _located(case.model, replace(made, inputs=given))
+    told = None if made.adapter is None else made.adapter.output
+    read = reading_of(module, given, at.found.entering, told)
     return subject_of(
-        module, (inputs,), found, "sample", logits, pooled, prefix=prefix, suffix=suffix, warnings=found.warnings
+        module,
+        _evaluation(case, given),
+        at.found,
+        "sample",
+        read.logits,
+        read.pooled,
+        prefix=at.prefix,
+        suffix=at.suffix,
+        warnings=at.warnings,
     )
 
 
-def _located(name: str, module: nn.Module, inputs: Any, adapter: Adapter | None) -> tuple[Found, int, int]:
-    """The blocks, and the numbers of leading and of trailing tokens that stay."""
-    prefix, suffix = prefix_tokens(module), 0
-    if adapter is None:
-        found = find_sites(module, inputs)
-    else:
-        prefix, suffix = prefix if adapter.prefix is None else adapter.prefix, adapter.suffix
-        found = named_sites(module, inputs, adapter, prefix)
-    if prefix + suffix >= found.entering:
-        raise UsageError(f"{name}: {prefix + suffix} of {found.entering} tokens are protected, so none can be dropped")
-    return found, prefix, suffix
+def _located(name: str, made: _Made) -> Located:
+    """Its blocks and tokens; a refusal that an adapter could mend shows the TOML file with it."""
+    try:
+        return located(made.module, made.inputs, made.adapter)
+    except NoSites as error:
+        if hint := FAMILIES.get(type(made.module).__name__):
+            raise NoSites(f"{error}; this architecture is built in: --model {hint}", error.looked) from error
+        if made.adapter is not None or not error.adapter:
+            raise
+        lines = [f'model = "{name}"', *(f"{key} = {json.dumps(value)}" for key, value in error.adapter.items())]
+        toml = "\n".join(f"    {line}" for line in lines)
+        raise NoSites(f"{error}; this TOML file as --model would do:\n{toml}", error.looked, error.adapter) from error
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def _evaluation(case: Case, given: Any) -> list[Any]:
+    """Batches of the case's size: the function's own inputs, repeated as often as needed; with --data the images of a
+    file or a folder in the place of their pixels."""
+    own = _batch(case.model, given)
+    rows = torch.arange(case.batch) % own
+
+    def fitted(t: Tensor) -> Tensor:
+        return t[rows.to(t.device)] if t.ndim and len(t) == own != case.batch else t
+
+    if case.input in ("own", "random"):
+        return [_mapped(given, fitted)]
+    pixels = _pixels(case.model, given)
+    groups = batches(load_images(case.input, pixels.shape[-1]).to(pixels), case.batch)
+    return [_mapped(given, partial(_instead, pixels, group, fitted)) for group in groups]
+
+
+def _instead(pixels: Tensor, group: Tensor, fitted: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    return group if t is pixels else fitted(t)
+
+
+def _pixels(name: str, inputs: Any) -> Tensor:
+    """The input that holds pictures, (B, 3, H, H); UsageError where there is none."""
+    for value in _tensors(inputs):
+        if value.is_floating_point() and value.ndim == 4 and value.shape[1] == 3 and value.shape[2] == value.shape[3]:
+            return value
+    raise UsageError(f"--data gives {name} pictures, and its inputs hold no pixels (batch, 3, size, size)")
 
 
 @dataclass(frozen=True)
@@ -141,9 +206,13 @@ def _tensors(inputs: Any) -> list[Tensor]:
 
 
 def _placed(inputs: Any, device: str, dtype: torch.dtype) -> Any:
-    def place(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+    return _mapped(inputs, lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
 
-    return {k: place(v) for k, v in inputs.items()} if isinstance(inputs, dict) else tuple(map(place, inputs))
+
+def _mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The inputs with every tensor changed."""
+
+    def one(value: Any) -> Any:
+        return change(value) if isinstance(value, Tensor) else value
+
+    return {k: one(v) for k, v in inputs.items()} if isinstance(inputs, dict) else tuple(map(one, inputs))

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
     _check(name, whole, shape)
     sketch = _sketch(name, image_size)
     pixels = (random_pixels((2, *shape), 0),)
-    found, head_dim = _sites(name, sketch, pixels)
+    found, calls = _sites(name, sketch, pixels)
     prefix = prefix_tokens(sketch)
     path = next(path for path, module in sketch.named_modules() if module is found.sites[0].block)
     siblings = whole.get_submodule(path.rpartition(".")[0]).children()
@@ -54,10 +54,11 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
         depth=sum(type(m) is type(found.sites[0].block) for m in siblings),
         tokens=found.entering - prefix,
         prefix=prefix,
-        head_dim=head_dim,
+        head_dim=calls[0].head_dim,
         image_size=shape[1] if shape[1] == shape[2] else None,
         weights=weights or "random",
-        eager=bool(_fusing(whole)),
+        eager=bool(_fusing(whole)) and not found.biased,
+        mask="relative position biases" if any(call.masked for call in calls) else None,
         operations=found.sites[0].operations,
     )
 
@@ -169,11 +170,18 @@ def _check(name: str, module: Any, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
+class _Call(NamedTuple):
+    """One call of torch's attention in the first block."""
+
+    head_dim: int
+    masked: bool
+
+
+def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, list[_Call]]:
     """The blocks, one behind the other through the whole model, and their head dim; NoSites with the reason else."""
-    head_dims: list[int] = []
+    calls: list[_Call] = []
     try:
-        with heard_by(lambda call: head_dims.append(call.query.shape[-1])):
+        with heard_by(lambda call: calls.append(_Call(call.query.shape[-1], call.attn_mask is not None))):
             found = find_sites(module, pixels, undivided=True)
     except NoSites as error:
         raise NoSites(f"{name}: no token can be dropped. {first_line(error)}", error.looked) from error
@@ -189,13 +197,13 @@ def _sites(name: str, module: nn.Module, pixels: Any) -> tuple[Found, int]:
     if not successive(module, blocks, pixels):
         reason = "do not hand all tokens on to each other"
         raise NoSites(f"{name}: its blocks ({kind.__name__}) {reason}, one by one", [(where, f"they {reason}")])
-    if not head_dims:
+    if not calls:
         raise NoSites(
             f"{name}: its blocks ({kind.__name__}) compute their attention themselves, not by torch's "
             "scaled_dot_product_attention, so no back end can stand in for it",
             [(where, "they compute their attention themselves")],
         )
-    return found, head_dims[0]
+    return found, calls
 
 
 def _inputs(module: Any, case: Case) -> tuple[tuple[Tensor], ...]:

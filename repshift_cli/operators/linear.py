@@ -79,7 +79,7 @@ ENGINES = {
     "fla": Engine(
         with_fla,
         kernels=r"chunk_\w*",
-        unavailable=missing("fla", "pip install 'repshift[fla]'"),
+        unavailable=missing("fla", "pip install flash-linear-attention"),
         backward=("cuda",),
         refused=only_causal,
     ),

@@ -6,6 +6,9 @@ import re
 from collections import Counter
 from typing import Any
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from repshift_cli.kernels.sdpa import heard_by
 from repshift_cli.profiling import kineto
 from repshift_cli.records import Step
@@ -57,10 +60,30 @@ def verify_library(step: Step, ops: tuple[str, ...]) -> str:
 
 
 def verify_none(step: Step) -> str:
-    """Run one forward of a model that is said to have no attention; WrongKernel where it calls torch's after all."""
+    """Run one forward of a model whose attention cannot be chosen; WrongKernel where it calls torch's after all.
+
+    What is written by hand shows by its softmax over the last of three or more dimensions.
+    """
     if calls := _calls(step):
         raise WrongKernel(f"the model calls torch's attention {calls} times; name a back end such as flash")
-    return "no attention"
+    own = _Softmaxes()
+    with step.active(), own:
+        step.forward()
+    return f"written by hand: softmax ×{own.count}" if own.count else "no attention"
+
+
+class _Softmaxes(TorchDispatchMode):
+    """Counts the softmaxes that attention takes: over the last of three or more dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # in inference mode torch.softmax is seen whole, else as what it is made of
+        if func.overloadpacket in (torch.ops.aten.softmax, torch.ops.aten._softmax) and args[0].ndim > 2:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def judge(calls: int, names: Counter[str], device: Counter[str] | None, ops: tuple[str, ...], kernels: str) -> str:

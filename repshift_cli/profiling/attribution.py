@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from repshift_cli.profiling.annotations import BLOCK, PREFIX
+from repshift_cli.records import visible
 from repshift_cli.records.profile import OTHER, WAIT, Breakdown, KernelTime, OpTime, PartTime
 
 Span = tuple[int, int]
 """Start and end in nanoseconds."""
 Place = tuple[str, int | None]
 """A part, and its block from 1 or None."""
+
+MOST = 1e18
+"""Microseconds beyond which a number is no time."""
 
 SLACK = 10
 """Nanoseconds by which the clock readings of neighbours may overlap."""
@@ -33,6 +37,7 @@ RUNTIME = ("cuda_runtime", "cuda_driver", "runtime")
 OPERATORS = ("cpu_op", "operator")
 HOST_STEPS = ("user_annotation", *OPERATORS)
 """Where steps and ranges of the host stand; on the device the same names come again as gpu_user_annotation."""
+BLOCK_NUMBER = re.compile(rf"{BLOCK}\d{{1,6}}")
 LAUNCHES = re.compile(r"LaunchKernel|LaunchCooperativeKernel|GraphLaunch")
 SYNCHRONISES = re.compile(r"Synchronize|StreamWait|EventQuery")
 
@@ -138,7 +143,7 @@ class Tally:
         if event.get("ph") != "X" or start is None or length is None:
             return
         end, category = start + max(0, length), str(event.get("cat", "")).lower()
-        name = self._names.setdefault(str(event.get("name", "")), str(event.get("name", "")))
+        name = self._name(event.get("name", ""))
         if category in DEVICE_WORK:
             self._work.append(_Work(start, end, name, _correlation(event), DEVICE_WORK[category]))
         elif name.startswith(STEP) and category in HOST_STEPS:
@@ -154,8 +159,13 @@ class Tally:
         self.origin = start if self.origin is None else min(self.origin, start)
         self._end = max(self._end, end)
 
+    def _name(self, given: Any) -> str:
+        """The event's name, each held once: a trace repeats few names many times."""
+        text = visible(given) if isinstance(given, str) else f"a name of type {type(given).__name__}"
+        return self._names.setdefault(text, text)
+
     def _host(self, event: dict[str, Any]) -> _Host:
-        return self._threads[(event.get("pid"), event.get("tid"))]
+        return self._threads[str((event.get("pid"), event.get("tid")))]
 
     def breakdown(self, name: str) -> Breakdown:
         """The tables: means over the steps where the trace marks them, else of the whole trace as one."""
@@ -220,7 +230,7 @@ def _place(name: str, call: int, outside: Place | None) -> Place | None:
     if call != NO_CALL:
         return (WAIT, outside[1]) if SYNCHRONISES.search(name) else outside
     word = name.removeprefix(PREFIX)
-    if word.startswith(BLOCK) and word.removeprefix(BLOCK).isdecimal():
+    if BLOCK_NUMBER.fullmatch(word):
         return (OTHER, int(word.removeprefix(BLOCK)))
     return (word, outside[1])
 
@@ -288,15 +298,15 @@ def _outer_first(row: Row) -> tuple[int, int]:
 def _correlation(event: dict[str, Any]) -> int:
     arguments = event.get("args")
     value = arguments.get("correlation") if isinstance(arguments, dict) else None
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value < 2**63 else 0
 
 
 def nanoseconds(value: Any) -> int | None:
-    """A trace's microseconds as whole nanoseconds, None for no finite number.
+    """A trace's microseconds as whole nanoseconds, None for no number or one that is no time (over 30,000 years).
 
     Exact: at torch's 4e12 us a float keeps the third decimal only just, and only if it is taken by itself.
     """
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MOST <= value <= MOST:
         return None
     whole = int(value)
     return whole * 1000 + round((value - whole) * 1000)

@@ -138,7 +138,7 @@ def break_even_keep(own: Breakdown, reference: Breakdown) -> float | None:
     """
     case = own.case
     assert case is not None
-    if in_stages(own):
+    if in_stages(own) or not own.tokens:
         return None
     behind = [row for row in balance(own, reference) if row.layer > case.layers[0]]
     dropped = _dropped(case, own, case.keep)

@@ -20,6 +20,7 @@ from typing import IO, Any, TextIO
 from repshift_cli.profiling.annotations import PREFIX
 from repshift_cli.profiling.attribution import nanoseconds
 from repshift_cli.records import UsageError
+from repshift_cli.records.files import check_regular
 from repshift_cli.records.store import replacing
 
 Event = dict[str, Any]
@@ -51,6 +52,7 @@ class Trace:
         self.path, self.header, self._seen = path, dict[str, Any](), seen
 
     def __iter__(self) -> Iterator[Event]:
+        check_regular(self.path, largest=None)  # read piece by piece, whatever its size
         with _readable(self.path), self.path.open("rb") as file:
             text = _Text(_stream(file), self._share(file))
             yield from self._objects(text)
@@ -140,6 +142,8 @@ class _Text:
             except json.JSONDecodeError:
                 if self._done or len(self._text) - self._at > _LONGEST:
                     raise self._damaged() from None
+            except ValueError:  # a whole number of more digits than Python reads
+                raise self._damaged() from None
             else:
                 if end < len(self._text) or self._done:
                     self._at = end
@@ -306,7 +310,8 @@ def _renamed(event: Event, name: str, number: int, pids: Mapping[int, int]) -> E
     pid, kind = event["pid"], event.get("name")
     event = {**event, "pid": pids[pid]}
     event.pop("ts", None)
-    arguments = event.get("args", {})
+    arguments = event.get("args")
+    arguments = arguments if isinstance(arguments, dict) else {}
     if kind == "process_name":
         event["args"] = {"name": f"{number} {name}"}
     elif kind == "process_labels":

@@ -5,29 +5,28 @@ never reaches the disk.
 """
 
 from repshift_cli.records.case import (
-    DISTANCES,
     DTYPES,
     EXECUTIONS,
-    FORMS,
-    HBM_CHOICES,
     METHODS_WITHOUT_PRUNING,
     OPERATIONS,
     REMOVALS,
     WITHOUT_ATTENTION,
     Case,
+    Value,
+    names_of,
+    option_order,
+    written,
 )
-from repshift_cli.records.errors import RepshiftError, UsageError, one_line
-from repshift_cli.records.option import Option, written
+from repshift_cli.records.errors import RepshiftError, UsageError
+from repshift_cli.records.option import Option
 from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
+from repshift_cli.records.text import one_line, visible
 from repshift_cli.records.tokens import dropped_share, kept, left, lines_left, protection, tokens_along
 
 __all__ = [
-    "DISTANCES",
     "DTYPES",
     "EXECUTIONS",
-    "FORMS",
-    "HBM_CHOICES",
     "METHODS_WITHOUT_PRUNING",
     "OPERATIONS",
     "REMOVALS",
@@ -49,13 +48,17 @@ __all__ = [
     "Step",
     "Subject",
     "UsageError",
+    "Value",
     "call",
     "dropped_share",
     "kept",
     "left",
     "lines_left",
+    "names_of",
     "one_line",
+    "option_order",
     "protection",
     "tokens_along",
+    "visible",
     "written",
 ]

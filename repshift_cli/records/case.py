@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+Value = str | int | float | bool
+"""What an option of a reduction method can be."""
 
 METHODS_WITHOUT_PRUNING = "none"
 OPERATIONS = ("mlp", "attention", "block")
-DISTANCES = ("l2", "l1", "cosine")
-FORMS = ("paper", "update")
 REMOVALS = ("line", "token")
 WITHOUT_ATTENTION = "none"
 """The back end of models that have no attention to choose."""
 DTYPES = ("fp32", "bf16", "fp16")
 EXECUTIONS = ("eager", "graph", "compile")
-HBM_CHOICES = ("auto", "cupti", "ncu", "gpm", "model", "off")
+OLDER_OPTIONS = ("operation", "distance", "form")
+"""The options that were fields of a case up to schema 3: they come first, in this order, so that keys stay the same."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Case:
     `keep` is the share of the tokens still there (prefix tokens apart) that stays at each layer of `layers`; `layers`
     count blocks from 1 and the cut is at the block's end. `protect` names leading and trailing tokens that stay beside
     the model's own protected ones (`first:35,last:1`); `removal` says how a grid (of a CNN) gets smaller, `length`
-    how many tokens a sequence (of text) has.
+    how many tokens a sequence (of text) has. `options` are those that the reduction method takes and that apply here,
+    by name, in the order of `option_order`.
     """
 
     model: str
@@ -40,14 +44,24 @@ class Case:
     pruning: str = METHODS_WITHOUT_PRUNING
     keep: float = 1.0
     layers: tuple[int, ...] = ()
-    operation: str | None = None
-    distance: str | None = None
-    form: str | None = None
+    options: tuple[tuple[str, Value], ...] = field(default=(), metadata={"json": "object"})
     execution: str = "eager"
     seed: int = 0
     protect: str | None = None
     removal: str | None = None
     length: int | None = None
+
+    def __post_init__(self) -> None:
+        own = dict(self.options)
+        object.__setattr__(self, "options", tuple((name, own[name]) for name in option_order(own)))
+
+    def option(self, name: str) -> Any:
+        """The value of an option of the reduction method; None where it has none here."""
+        return dict(self.options).get(name)
+
+    def with_options(self, **values: Value) -> Case:
+        """The case with these options in the place of its own."""
+        return replace(self, options=tuple(values.items()))
 
     @property
     def variant(self) -> str:
@@ -79,10 +93,39 @@ class Case:
     @property
     def key(self) -> str:
         """A readable name, unique within a run: every field that was set, in the order of the declaration."""
-        parts = []
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if value is None or value == ():
-                continue
-            parts.append(f"{f.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
-        return " ".join(parts)
+        set_here = {name: value for name, value in self.values.items() if value is not None and value != ()}
+        return " ".join(f"{name}={written(value)}" for name, value in set_here.items())
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the case says, by name: every field in the order of the declaration, the options in their place."""
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: v for name, value in named.items() for k, v in (value if name == "options" else ((name, value),))}
+
+
+def names_of(cases: Iterable[Case]) -> list[str]:
+    """The names in the `values` of these cases, in order; what older schemas had as fields is always among them."""
+    options = option_order([*OLDER_OPTIONS, *(name for case in cases for name, _ in case.options)])
+    fields = (f.name for f in dataclasses.fields(Case))
+    return [name for field in fields for name in (options if field == "options" else (field,))]
+
+
+def from_older(plain: dict[str, Any]) -> dict[str, Any]:
+    """The JSON value of a case as this schema has it, from that of schema 1 to 3; this schema's own as it is."""
+    if "options" in plain:
+        return plain
+    options = {name: plain[name] for name in OLDER_OPTIONS if plain.get(name) is not None}
+    return {name: value for name, value in plain.items() if name not in OLDER_OPTIONS} | {"options": options}
+
+
+def option_order(names: Iterable[str]) -> list[str]:
+    """The names of options in the order that they have everywhere: those of older schemas, then by the alphabet."""
+    known = set(names)
+    return [*(name for name in OLDER_OPTIONS if name in known), *sorted(known.difference(OLDER_OPTIONS))]
+
+
+def written(value: Any) -> str:
+    """A value as it is typed and shown: `true`, `0.75`, `l2`, `1,4,7`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

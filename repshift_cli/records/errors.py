@@ -13,8 +13,3 @@ class UsageError(RepshiftError):
     """What the user typed or pointed at cannot be used; the sentence says what to do next."""
 
     exit_code = 2
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,20 +7,32 @@ import json
 import re
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
-from repshift_cli.records import SCHEMA_VERSION, Run
+from repshift_cli.records import SCHEMA_VERSION, Case, Run, visible
+from repshift_cli.records.case import from_older
+from repshift_cli.records.checks import CHECKS, leaf
+
+OLDER: dict[type, Callable[[dict[str, Any]], dict[str, Any]]] = {Case: from_older}
+"""What brings the JSON value of a record of an earlier schema into this one's shape."""
 
 
 def to_plain(value: Any) -> Any:
-    """A record as JSON values: dataclasses to dicts, tuples to lists."""
+    """A record as JSON values: dataclasses to dicts, tuples to lists, tuples of named values to dicts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        held = {f.name: (f, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: dict(v) if _is_object(f) else to_plain(v) for name, (f, v) in held.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(v) for v in value]
     if isinstance(value, dict):
         return {k: to_plain(v) for k, v in value.items()}
     return value
+
+
+def _is_object(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field holds named values as a tuple of pairs, for a tuple can be hashed, and is an object in JSON."""
+    return field.metadata.get("json") == "object"
 
 
 def to_json(run: Any) -> str:
@@ -39,7 +51,8 @@ def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
     if origin is tuple:
         return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
     if origin is dict:
-        return {k: from_plain(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+        return {visible(k): from_plain(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+    value = leaf(value, where)
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -54,7 +67,7 @@ def _expect(kind: type, value: Any, where: str) -> Any:
 
 
 def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
-    value = _expect(dict, value, where)
+    value = OLDER.get(kind, dict)(_expect(dict, value, where))
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     for name in value:
@@ -63,7 +76,28 @@ def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
     for name, f in known.items():
         if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}.{name}: missing")
-    return kind(**{name: from_plain(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+    fields = {name: _field_from(known[name], hints[name], v, f"{where}.{name}") for name, v in value.items()}
+    try:
+        record = kind(**fields)
+        complaint = CHECKS.get(kind, lambda _: None)(record)
+    except ValueError as error:
+        complaint = str(error)
+    if complaint:
+        raise ValueError(f"{where}: {complaint}")
+    return record
+
+
+def _field_from(field: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:
+    if not _is_object(field):
+        return from_plain(kind, value, where)
+    for name, held in _expect(dict, value, where).items():
+        if not isinstance(held, (str, int, float)):
+            raise ValueError(f"{where}.{name}: expected a text, a number, true or false, found {type(held).__name__}")
+    return tuple(leaf(value, where).items())
+
+
+NAMED_VALUES = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+"""The JSON Schema of a tuple of named values."""
 
 
 def json_schema(kind: Any = Run, title: str = f"repshift run file, version {SCHEMA_VERSION}") -> dict[str, Any]:
@@ -86,7 +120,10 @@ def _schema_of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
             defs[kind.__name__] = {
                 "type": "object",
                 "description": (kind.__doc__ or "").strip().split("\n")[0],
-                "properties": {f.name: _schema_of(hints[f.name], defs) for f in dataclasses.fields(kind)},
+                "properties": {
+                    f.name: NAMED_VALUES if _is_object(f) else _schema_of(hints[f.name], defs)
+                    for f in dataclasses.fields(kind)
+                },
                 "required": [f.name for f in dataclasses.fields(kind)],
                 "additionalProperties": False,
             }

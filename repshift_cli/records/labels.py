@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 
-from repshift_cli.records.case import METHODS_WITHOUT_PRUNING, Case
+from repshift_cli.records.case import METHODS_WITHOUT_PRUNING, Case, names_of, written
 
 WORDS = {
     "image_size": "{} px",
     "frames": "{} frames",
     "length": "{} tokens",
     "layers": "at {}",
-    **dict.fromkeys(("dtype", "device", "operation", "distance", "form", "removal", "execution"), "{}"),
+    **dict.fromkeys(("dtype", "device", "removal", "execution"), "{}"),
 }
 """What is said of a field where it is not `name value`: `224 px`, `keep 0.5 at 1,4,7`, and values that say what they
-are."""
+are, as the texts among a method's options do."""
 
-PRUNING_FIELDS = ("keep", "layers", "operation", "distance", "form", "removal")
+PRUNING_FIELDS = ("keep", "layers", "removal")
 """Fields that say nothing of an unpruned case."""
 
 
 def labels(cases: Iterable[Case]) -> dict[Case, str]:
     """How each case is called among the others: its variant and whatever tells them apart, the model first."""
     known = list(dict.fromkeys(cases))
-    varying = [f.name for f in dataclasses.fields(Case) if _varies(f.name, known)]
+    varying = [name for name in names_of(known) if _varies(name, known)]
     model = [] if "model" not in varying else ["model"]
     others = [name for name in varying if name not in ("model", "attention", "pruning")]
     return {case: " ".join([*(case.model for _ in model), case.variant, *words(case, others)]) for case in known}
@@ -34,16 +33,16 @@ def words(case: Case, names: Iterable[str]) -> list[str]:
     """What is said of these fields of a case: `224 px`, `batch 8`; nothing of those that are not set."""
     unpruned = case.pruning == METHODS_WITHOUT_PRUNING
     told = [name for name in names if not (unpruned and name in PRUNING_FIELDS)]
-    return [_word(name, getattr(case, name)) for name in told if getattr(case, name) is not None]
+    return [_word(case, name) for name in told if case.values.get(name) is not None]
 
 
-def _word(name: str, value: object) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return WORDS.get(name, f"{name.replace('_', ' ')} {{}}").format(text)
+def _word(case: Case, name: str) -> str:
+    speaks = isinstance(case.option(name), str)
+    return WORDS.get(name, "{}" if speaks else f"{name.replace('_', ' ')} {{}}").format(written(case.values[name]))
 
 
 def _varies(name: str, cases: Sequence[Case]) -> bool:
     """Whether cases are told apart by a field; one that a case does not have tells nothing, but for protect's."""
     concerned = [c for c in cases if name not in PRUNING_FIELDS or c.pruning != METHODS_WITHOUT_PRUNING]
-    values = {getattr(c, name) for c in concerned}
+    values = {c.values.get(name) for c in concerned}
     return len(values if name == "protect" else values - {None}) > 1

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Value = str | int | float | bool
+from repshift_cli.records.case import Case, Value, written
+
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -38,11 +39,15 @@ class Option:
         wrong with it."""
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"{name!r} is no name for an option; write it in small letters")
+        if name in {f.name for f in dataclasses.fields(Case)}:
+            raise ValueError(f"{name!r} is what every case has; call the option otherwise")
         known = {f.name for f in dataclasses.fields(cls)} - {"name", "methods"}
         if not isinstance(literal, Mapping) or not {"type", "help"} <= literal.keys() <= known:
             raise ValueError(f"{name} is declared by a dict with type, help and, where needed, {', '.join(_OPTIONAL)}")
         if literal["type"] not in TYPES:
             raise ValueError(f"{name}: type is one of {', '.join(TYPES)}")
+        if not all(isinstance(literal.get(end, 0), (int, float)) for end in ("least", "most")):
+            raise ValueError(f"{name}: least and most are numbers")
         unless = tuple(dict(literal.get("unless") or {}).items())
         option = cls(name, **{**literal, "choices": tuple(literal.get("choices") or ()), "unless": unless})
         for value in (*option.choices, option.default):
@@ -69,10 +74,3 @@ class Option:
 
 
 _OPTIONAL = ("default", "choices", "least", "most", "unless")
-
-
-def written(value: Value) -> str:
-    """A value as it is typed and shown: `true`, `0.75`, `l2`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)

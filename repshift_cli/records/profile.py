@@ -12,8 +12,9 @@ from typing import Any
 
 from repshift_cli.records import Case, Machine
 
-PROFILE_SCHEMA_VERSION = 2
-"""Version of the profile file. History: 1 the first; 2 adds `protect` and `removal` of a case."""
+PROFILE_SCHEMA_VERSION = 3
+"""Version of the profile file. History: 1 the first; 2 adds `protect` and `removal` of a case; 3 has `options` of a
+case, where `operation`, `distance` and `form` were fields of their own."""
 
 OTHER = "other"
 WAIT = "wait"

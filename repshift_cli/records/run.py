@@ -7,10 +7,11 @@ from typing import Any
 
 from repshift_cli.records.case import Case
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
-measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record. Older files are read: what they
-lack has its default."""
+measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record; 4 has `options` of a case, where
+`operation`, `distance` and `form` were fields of their own. Older files are read: what they lack has its default, and
+what has moved is moved (`case.from_older`)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Record:
 
     `tokens` are the tokens, prefix included, at the input and after each cut: (197, 119). `kernel` is what attention
     was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
-    `budget`; `warmup` counts the untimed forwards.
+    `budget`; `warmup` counts the untimed forwards. `deaths` is how often a process died at this case, or had to be
+    ended; `stack` the Python stack that it had then.
     """
 
     case: Case
@@ -109,6 +111,8 @@ class Record:
     stopped_by: str | None = None
     measurements: tuple[Measurement, ...] = ()
     warnings: tuple[str, ...] = ()
+    deaths: int = 0
+    stack: str | None = None
 
     def measurement(self, metric: str) -> Measurement | None:
         """The measurement of that name, or None."""

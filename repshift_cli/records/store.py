@@ -1,4 +1,4 @@
-"""One run file on disk: written whole and atomically after every case, checked when it is read back."""
+"""Run files on disk: written whole and atomically, or growing (see `journal`); checked when they are read back."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import dataclasses
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from repshift_cli.records import SCHEMA_VERSION, Record, Run, UsageError
+from repshift_cli.records import SCHEMA_VERSION, Run, UsageError
+from repshift_cli.records.files import check_regular
 from repshift_cli.records.json_codec import from_plain, to_json
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, ProfileRun
 
 FOLDER = Path("repshift-runs")
+
+JOURNAL = '{"journal":'
+"""How the text of a run file begins that is still being written, a line for each record."""
+
+STALE_SECONDS = 3600
+"""A temporary file older than this, whose process is gone, was left by a command that was killed."""
 
 
 def create(path: Path, run: Run) -> None:
@@ -25,21 +33,8 @@ def create(path: Path, run: Run) -> None:
     write_text(path, to_json(run))
 
 
-def append(path: Path, run: Run, record: Record) -> Run:
-    """The run with `record` added, in the place of an older record of the same case; the file holds it on return."""
-    records = list(run.records)
-    places = [i for i, old in enumerate(records) if old.case.key == record.case.key]
-    if places:
-        records[places[0]] = record
-    else:
-        records.append(record)
-    run = dataclasses.replace(run, records=tuple(records))
-    write_text(path, to_json(run))
-    return run
-
-
 def load(path: Path) -> Run:
-    """The run in the file, or UsageError with the one sentence that says what is wrong with it."""
+    """The run in the file, in this version's schema; or UsageError with the one sentence that says what is wrong."""
     plain = _parse(path)
     if _is_profile(plain):
         raise UsageError(f"{path} is a profile, no run file; `repshift show` renders it")
@@ -62,7 +57,7 @@ def _profile(path: Path, plain: dict[str, Any]) -> ProfileRun:
         run: ProfileRun = from_plain(ProfileRun, plain, "profile")
     except ValueError as error:
         raise UsageError(f"{path} is a damaged profile: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=PROFILE_SCHEMA_VERSION)
 
 
 def _check_version(path: Path, schema: Any, known: int) -> None:
@@ -78,12 +73,14 @@ def _run(path: Path, plain: Any) -> Run:
         run: Run = from_plain(Run, plain)
     except ValueError as error:
         raise UsageError(f"{path} is a damaged run file: {error}") from error
-    return run
+    return dataclasses.replace(run, schema=SCHEMA_VERSION)
 
 
 def _parse(path: Path) -> Any:
+    check_regular(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = path.read_text(encoding="utf-8")
+        return _merged(text) if text.startswith(JOURNAL) else json.loads(text, parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist; `repshift bench` writes run files into {FOLDER}/") from error
     except OSError as error:
@@ -92,6 +89,20 @@ def _parse(path: Path) -> Any:
         raise UsageError(f"{path} is not JSON, or was cut short (line {error.lineno}: {error.msg})") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise UsageError(f"{path} is not a run file: {error}") from error
+
+
+def _merged(journal: str) -> dict[str, Any]:
+    """A journal's text as the plain run that it amounts to; a last line without an end was never written."""
+    head, *lines = (json.loads(line, parse_constant=_refuse_constant) for line in journal.split("\n")[:-1])
+    records: dict[str, Any] = {}
+    run = head.get("run")
+    if not isinstance(run, dict) or not all(isinstance(line, dict) for line in lines):
+        raise ValueError("it was being written, and its lines are damaged")
+    for line in lines:
+        if isinstance(record := line.get("record"), dict):
+            records[json.dumps(record.get("case"))] = record
+        run |= line.get("changed", {})
+    return run | {"records": list(records.values())}
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -113,24 +124,62 @@ def check_writable(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file by `text` in one step: whoever is killed on the way leaves the old file as it was."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(text)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write; it takes the place of `path` at the end, and goes away after an error."""
+def replacing(path: Path, exclusive: bool = False) -> Iterator[Path]:
+    """A file beside `path` to write; it takes the place of `path` at the end, and goes away after an error.
+
+    `exclusive` refuses to take the place of a file that is there: FileExistsError.
+    """
     path = Path(os.path.realpath(path))
     temporary = _beside(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if exclusive:
+            _place_new(temporary, path)
+        else:
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Give the file its name, or FileExistsError: of two commands that want it, one gets it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Take away temporary files of commands that were killed: old ones whose process is gone."""
+    for file in folder.glob(".*.tmp"):
+        number = file.name.split(".")[-2]
+        with contextlib.suppress(OSError):
+            if number.isdecimal() and time.time() - file.stat().st_mtime > STALE_SECONDS and not _runs(int(number)):
+                file.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _beside(path: Path) -> Path:

@@ -31,7 +31,7 @@ class Facts:
     """The tokens of a sequence, where the inputs are sequences of tokens."""
     weights: str = "random"
     batch: int | None = None
-    """The batch that the inputs have, where the user's own function fixes it."""
+    """The batch that the inputs have where none is asked for, as the user's own function makes them."""
     operations: tuple[str, ...] = OPERATIONS
     attention: bool = True
     removals: tuple[str, ...] = ()
@@ -118,6 +118,9 @@ class Subject:
     """What every variant alike runs within (a scan put in the place of a library's); afterwards all is as it was."""
     eager: Callable[[], AbstractContextManager[Any]] | None = None
     """Within it the model's library computes attention as its models write it out, not by torch's function."""
+    biased: bool = False
+    """Whether attention adds biases for all pairs of tokens that it makes itself (relative positions), which are cut
+    along where it hands them to torch's function."""
     own_prefix: int | None = None
     """The leading tokens for which a companion may have no entry: those of the model, where --protect adds others."""
     grid: bool = False

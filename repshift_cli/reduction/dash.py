@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from repshift_cli.records import Case
 from repshift_cli.reduction import repshift
+
+choose = None
 
 
 def needs(case: Case) -> tuple[str, ...]:
@@ -25,4 +25,4 @@ def score(seen: dict[str, Tensor], case: Case) -> Tensor:
 
 
 def _preset(case: Case) -> Case:
-    return replace(case, operation="attention", distance="l2", form="update")
+    return case.with_options(operation="attention", distance="l2", form="update")

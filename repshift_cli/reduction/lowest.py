@@ -10,6 +10,7 @@ from repshift_cli.reduction import repshift
 OPTIONS = {"operation": "repshift", "distance": "repshift", "form": "repshift"}
 
 needs = repshift.needs
+choose = None
 
 
 def score(seen: dict[str, Tensor], case: Case) -> Tensor:

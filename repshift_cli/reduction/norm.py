@@ -7,6 +7,8 @@ from torch import Tensor
 from repshift_cli.kernels.shift import length
 from repshift_cli.records import Case
 
+choose = None
+
 
 def needs(case: Case) -> tuple[str, ...]:
     """What is cut, the block's output."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from repshift_cli.reduction import nothing
+
+needs = nothing
+score = None
+
 
 def choose(tokens: int, count: int) -> range:
     """The first `count` of `tokens` places."""

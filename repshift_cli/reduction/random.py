@@ -7,6 +7,8 @@ from torch import Tensor
 
 from repshift_cli.records import Case
 
+choose = None
+
 
 def needs(case: Case) -> tuple[str, ...]:
     """Only the number of tokens."""

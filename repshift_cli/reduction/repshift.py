@@ -36,11 +36,13 @@ _SEES = {
     "block": ("resid_pre", "resid_post"),
 }
 
+choose = None
+
 
 def needs(case: Case) -> tuple[str, ...]:
     """The state before the operation and what the operation gives."""
-    before, branch = _SEES[case.operation or "mlp"]
-    needless = case.form == "update" and case.distance != "cosine"
+    before, branch = _SEES[case.option("operation") or "mlp"]
+    needless = case.option("form") == "update" and case.option("distance") != "cosine"
     return (branch,) if needless else (before, branch)
 
 
@@ -51,10 +53,10 @@ def score(seen: dict[str, Tensor], case: Case) -> Tensor:
     |-----------|----------------------------|--------------------------------------|
     | mlp       | D(MLP(LN(x')), x')         | D(x' + MLP(LN(x')), x'), so a norm   |
     | attention | D(SA(LN(x)), x)            | D(x + SA(LN(x)), x), so a norm       |
-    | block     | D(x^, x): both are the same, and `form` is None                   |
+    | block     | D(x^, x): both are the same, and the case has no `form`           |
     """
-    before, branch = _SEES[case.operation or "mlp"]
-    kind = case.distance or "l2"
-    if case.form == "update":
+    before, branch = _SEES[case.option("operation") or "mlp"]
+    kind = case.option("distance") or "l2"
+    if case.option("form") == "update":
         return length(seen[branch], kind) if before not in seen else moved_from(seen[before], seen[branch], kind)
     return distance(seen[branch], seen[before], kind)

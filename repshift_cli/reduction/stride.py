@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from repshift_cli.reduction import nothing
+
+needs = nothing
+score = None
+
 
 def choose(tokens: int, count: int) -> list[int]:
     """Place floor(i * tokens / count) for i = 0 .. count - 1."""

@@ -11,7 +11,7 @@ import re
 from typing import Any, TextIO
 
 from repshift_cli.analysis.stats import estimate
-from repshift_cli.records import Case, Measurement, Record, Run
+from repshift_cli.records import Measurement, Record, Run, names_of
 from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.run import find, metrics_of, ordered_records
@@ -38,7 +38,7 @@ def _render_run(run: Run, out: TextIO) -> None:
     metrics = metrics_of(run.records)
     names = [_name(like, metrics) for like in metrics]
     rows = [_row(record, metrics, names) for record in ordered_records(run)]
-    fields = ["variant", *(f.name for f in dataclasses.fields(Case)), *RECORD_FIELDS]
+    fields = ["variant", *names_of(record.case for record in run.records), *RECORD_FIELDS]
     for like, name in zip(metrics, names, strict=True):
         fields += [name, f"{name}_low", f"{name}_high"] if like.statistic in WITH_INTERVAL else [name]
     writer = csv.DictWriter(out, fields, restval="", lineterminator="\n")
@@ -67,9 +67,8 @@ def _name(like: Measurement, metrics: list[Measurement]) -> str:
 
 
 def _row(record: Record, metrics: list[Measurement], names: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"variant": record.case.variant}
-    for holder, fields in ((record.case, [f.name for f in dataclasses.fields(Case)]), (record, RECORD_FIELDS)):
-        row.update({name: _text(getattr(holder, name)) for name in fields})
+    told = {"variant": record.case.variant, **record.case.values, **{n: getattr(record, n) for n in RECORD_FIELDS}}
+    row = {name: _text(value) for name, value in told.items()}
     for like, name in zip(metrics, names, strict=True):
         measurement = find(record, like)
         figure = estimate(measurement) if measurement else None

@@ -12,7 +12,9 @@ from repshift_cli.records import (
     Case,
     Facts,
     Offers,
+    Option,
     UsageError,
+    Value,
     protection,
     tokens_along,
 )
@@ -20,6 +22,10 @@ from repshift_cli.sweep.axes import Axes
 
 FactsOf = Callable[[str, int | None, int | None, int | None], Facts]
 """(model, image size or None, frames or None, tokens of a sequence or None) -> what planning must know of it."""
+
+
+Methods = Mapping[str, Mapping[str, Option]]
+"""Reduction methods with the options that each takes, by name."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +50,21 @@ def expand(
     device: str,
     facts_of: FactsOf,
     backends: Mapping[str, Backend],
-    methods: Mapping[str, Sequence[str]],
+    methods: Methods,
 ) -> tuple[Planned, ...]:
     """Every cell of the sweep, unpruned variants of a group first, then schedule by schedule.
 
-    `axes.variant` must name keys of `backends` and `methods` (method -> the options that apply to it). UsageError for
-    what no cell can have: a layer beyond a model's depth, a batch or data beside the user's own inputs.
+    `axes.variant` must name keys of `backends` and `methods`. UsageError for what no cell can have: a layer beyond a
+    model's depth, a batch or data beside the user's own inputs.
     """
     planned = []
     sizes = (axes.image_size or (None,), axes.frames or (None,), axes.tokens or (None,))
     for model, size, frames, length in product(axes.model, *sizes):
         facts = facts_of(model, size, frames, length)
         _check_layers(axes, model, facts)
-        _check_data(axes, model, facts)
         _check_removal(axes, model, facts)
         facts = _protecting(axes, model, facts)
-        for batch, dtype in product(_batches(axes, model, facts), axes.dtype or (default_dtype(device),)):
+        for batch, dtype in product(axes.batch or (facts.batch or 1,), axes.dtype or (default_dtype(device),)):
             base = Case(
                 model=model,
                 input=axes.data or ("own" if facts.weights == "own" else "random"),
@@ -112,11 +117,6 @@ def _check_layers(axes: Axes, model: str, facts: Facts) -> None:
         raise UsageError(f"--layers {beyond[0]} is beyond the depth of {model}, which has {facts.depth} blocks")
 
 
-def _check_data(axes: Axes, model: str, facts: Facts) -> None:
-    if axes.data is not None and facts.weights == "own":
-        raise UsageError(f"--data does not apply to {model}: your function makes the inputs")
-
-
 def _check_removal(axes: Axes, model: str, facts: Facts) -> None:
     if axes.removal and not facts.removals and len(axes.model) == 1:
         raise UsageError(f"--removal applies to grids (a CNN's), and {model} has none")
@@ -134,15 +134,7 @@ def _protecting(axes: Axes, model: str, facts: Facts) -> Facts:
     return replace(facts, tokens=facts.tokens - more, prefix=facts.prefix + more)
 
 
-def _batches(axes: Axes, model: str, facts: Facts) -> tuple[int, ...]:
-    if facts.batch is None:
-        return axes.batch or (1,)
-    if axes.batch not in ((), (facts.batch,)):
-        raise UsageError(f"--batch does not apply to {model}: its own inputs have a batch of {facts.batch}")
-    return (facts.batch,)
-
-
-def _cells(axes: Axes, base: Case, facts: Facts, methods: Mapping[str, Sequence[str]]) -> Iterator[Case]:
+def _cells(axes: Axes, base: Case, facts: Facts, methods: Methods) -> Iterator[Case]:
     executions = ("eager", *["graph"] * axes.cuda_graph, *["compile"] * axes.compile)
     variants = _variants(axes, facts)
     for (attention, method), execution in product(variants, executions):
@@ -153,10 +145,9 @@ def _cells(axes: Axes, base: Case, facts: Facts, methods: Mapping[str, Sequence[
         for (attention, method), execution in product(variants, executions):
             if method is None:
                 continue
-            for options in _options(axes, facts, methods[method]):
-                case = _with(
-                    base, attention=attention, pruning=method, keep=keep, layers=layers, execution=execution, **options
-                )
+            for options, removal in product(_options(axes, facts, methods[method]), _removals(axes, facts)):
+                pruned = {"pruning": method, "keep": keep, "layers": layers, "options": options, "removal": removal}
+                case = _with(base, attention=attention, execution=execution, **pruned)
                 if case not in seen:
                     seen.add(case)
                     yield case
@@ -173,18 +164,18 @@ def _variants(axes: Axes, facts: Facts) -> list[tuple[str, str | None]]:
     return pairs if facts.attention else list(dict.fromkeys((WITHOUT_ATTENTION, method) for _, method in pairs))
 
 
-def _options(axes: Axes, facts: Facts, applying: Sequence[str]) -> Iterator[dict[str, str | None]]:
-    """The combinations of the scoring options that a method takes; operation block has one form, so none is named."""
-    chosen: dict[str, Sequence[str | None]] = {
-        "operation": axes.operation or facts.operations[:1],
-        "distance": axes.distance,
-        "form": axes.form,
-    }
-    chosen = {name: values if name in applying else (None,) for name, values in chosen.items()}
-    chosen["removal"] = (axes.removal or facts.removals[:1]) if facts.removals else (None,)
-    for values in product(*chosen.values()):
-        options = dict(zip(chosen, values, strict=True))
-        yield options | {"form": None} if options["operation"] == "block" else options
+def _removals(axes: Axes, facts: Facts) -> Sequence[str | None]:
+    return (axes.removal or facts.removals[:1]) if facts.removals else (None,)
+
+
+def _options(axes: Axes, facts: Facts, taken: Mapping[str, Option]) -> Iterator[tuple[tuple[str, Value], ...]]:
+    """The combinations of the options that a method takes, each without those that do not apply to it."""
+    given = dict(axes.options)
+    default = {name: facts.operations[0] if name == "operation" else option.default for name, option in taken.items()}
+    for values in product(*(given.get(name) or (default[name],) for name in taken)):
+        chosen = dict(zip(taken, values, strict=True))
+        idle = {name for name, option in taken.items() if set(option.unless) & set(chosen.items())}
+        yield tuple((name, v) for name, v in chosen.items() if v is not None and name not in idle)
 
 
 def _with(base: Case, **changes: object) -> Case:
@@ -202,8 +193,9 @@ def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend]) -> Planne
 def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:
     """Why this machine or this back end cannot run the case, or None."""
     kind = case.device.partition(":")[0]
-    if case.operation is not None and case.operation not in facts.operations:
-        return f"{case.model} lets the shift of {', '.join(facts.operations)} be scored, not of {case.operation}"
+    operation = case.option("operation")
+    if operation is not None and operation not in facts.operations:
+        return f"{case.model} lets the shift of {', '.join(facts.operations)} be scored, not of {operation}"
     if backend.missing is not None:
         return backend.missing
     if case.execution == "graph" and kind != "cuda":

@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.records import UsageError
-from repshift_cli.sweep.axes import near, parser_of, text_of
+from repshift_cli.records import UsageError, one_line
+from repshift_cli.records.files import check_regular, exists
+from repshift_cli.sweep.parsing import near, parser_of, text_of
 
 
 def shipped_profiles() -> dict[str, Path]:
@@ -23,7 +24,7 @@ def profile_path(name: str) -> Path:
     shipped = shipped_profiles()
     if name in shipped:
         return shipped[name]
-    if name.endswith(".toml") or Path(name).is_file():
+    if name.endswith(".toml") or exists(Path(name)):
         return Path(name)
     raise UsageError(f"unknown profile {name!r}: {near(name, shipped)}`repshift profiles` lists all of them")
 
@@ -34,6 +35,7 @@ def load_profile(name: str) -> dict[str, Any]:
     Every value is checked; what cannot be used is a UsageError with the file, the line and the key.
     """
     path = profile_path(name)
+    check_regular(path, 2**20)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -43,6 +45,8 @@ def load_profile(name: str) -> dict[str, Any]:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _malformed(path, text, str(error)) from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, nested too deep
+        raise UsageError(f"{path}: malformed TOML: {one_line(error)}") from error
     return _checked(path, text, table)
 
 

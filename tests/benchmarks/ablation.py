@@ -101,7 +101,7 @@ def _cases(model: str, batch: int, device: str) -> tuple[Case, Case]:
     base = Case(model, "random", "random", facts.image_size, facts.frames, batch, dtype, device, "flash")
     base = replace(base, keep=keep, layers=layers)
     assert kept(facts.tokens, keep) < facts.tokens
-    shift = replace(base, pruning="repshift", operation="mlp", distance="l2", form="paper")
+    shift = replace(base, pruning="repshift").with_options(operation="mlp", distance="l2", form="paper")
     return shift, replace(base, pruning="oracle")
 
 

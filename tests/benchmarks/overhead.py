@@ -112,7 +112,7 @@ def over_oracle(model: str, device: str) -> list[float]:
     facts = builder.facts_of(None, model, None, None)
     layers = default_layers(facts.depth)
     base = replace(_case(model, 8, device), keep=0.6, layers=layers)
-    shift = replace(base, pruning="repshift", operation="mlp", distance="l2", form="paper")
+    shift = replace(base, pruning="repshift").with_options(operation="mlp", distance="l2", form="paper")
     cases = [(case, tokens_along(facts, 0.6, layers)) for case in (shift, replace(base, pruning="oracle"))]
     only_timing = replace(step_builder.parts, verify=lambda s: "", probes=lambda s: ())
     settings = runner.Settings(precision=0.005, budget=30.0)

@@ -1,14 +1,15 @@
 """How a task is carried to where it is measured: one launcher per file, found by the registry.
 
-A launcher is a module with `launch`; its name is the file's.
+A launcher's module has `start(terms)`, which gives a `Carrier`; its name is the file's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from repshift_cli.records import Progress
+from repshift_cli.records import Case, Progress
 
 
 class Observer(Protocol):
@@ -20,6 +21,9 @@ class Observer(Protocol):
     def update(self, word: Progress) -> None:
         """A word from the runner, between timed regions."""
 
+    def at(self, case: Case | None) -> None:
+        """This case is being worked on from now; None where a model is being built."""
+
     def next(self) -> None:
         """One task is finished."""
 
@@ -27,12 +31,75 @@ class Observer(Protocol):
 class Task(Protocol):
     """What is measured in one piece, with everything needed to do so: picklable, so that it can be carried anywhere."""
 
+    @property
+    def subjects(self) -> tuple[Case, ...]:
+        """The cases in it, those of one model and one input; of no case where it is no measurement."""
+
     def perform(self, observer: Observer) -> Iterator[Any]:
         """Do it, here, in this process, and give each result as it is made."""
 
 
-class Launcher(Protocol):
-    """A way to where measuring happens."""
+class Source(Protocol):
+    """Where tasks come from, each made when there is a place free for it."""
 
-    def launch(self, tasks: Iterable[Task], observer: Observer) -> Iterator[Any]:
-        """The results of the tasks, each as it is made; a task is taken only when there is a place free for it."""
+    def take(self, near: Task | None) -> Task | None:
+        """The next task, best one that shares its model with `near`; None where there is none now."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """A task that could not be brought to its end: why, at which case (None: while building), the Python stack of it.
+
+    `again` says whether it may go better in another process.
+    """
+
+    reason: str
+    case: Case | None = None
+    stack: str | None = None
+    again: bool = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a launcher reports: a result of a task, or its `Death`, after which nothing more comes of it."""
+
+    task: Task
+    value: Any
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a launcher is asked for: `where` is its own argument (which GPUs, which cluster), `patience` the seconds
+    that one step of a case may take before it counts as hung (None: any)."""
+
+    where: str = ""
+    patience: float | None = None
+
+
+class Carrier(Protocol):
+    """A way to where measuring happens. `isolated` says whether a crash there leaves this process alone."""
+
+    isolated: bool
+
+    def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
+        """Every task of the source, with its results as they are made."""
+
+    def close(self) -> None:
+        """End whatever was started."""
+
+
+class Launcher(Protocol):
+    """The contract of a launcher's file."""
+
+    def start(self, terms: Terms) -> Carrier:
+        """Begin, and give the way; UsageError where the terms cannot be met here."""
+
+
+@dataclass
+class Listed:
+    """A source of tasks that are known from the start."""
+
+    tasks: list[Task] = field(default_factory=list)
+
+    def take(self, near: Task | None) -> Task | None:
+        return self.tasks.pop(0) if self.tasks else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from repshift_cli.records import Option, written
 from repshift_cli.registry import aliases, parts
 from repshift_cli.sweep.profiles import shipped_profiles
 
@@ -22,6 +23,15 @@ def variant_names(incomplete: str) -> list[str]:
 def profile_names(incomplete: str) -> list[str]:
     """Shipped profiles."""
     return _in_list(incomplete, shipped_profiles())
+
+
+def values_of(option: Option) -> Callable[[str], list[str]]:
+    """What completes the values of a reduction method's own option, also after a comma."""
+
+    def values(incomplete: str) -> list[str]:
+        return _in_list(incomplete, map(written, option.choices))
+
+    return values
 
 
 def _in_list(incomplete: str, names: Iterable[str]) -> list[str]:

@@ -32,5 +32,6 @@ def show_cases(planned: tuple[Planned, ...]) -> None:
 
 def _setting(case: Case) -> str:
     """What else tells cases apart, in a few words."""
-    names = ("frames", "image_size", "length", "batch", "dtype", "operation", "distance", "form", "removal", "protect")
-    return " ".join(words(case, (*names, "execution") if case.execution != "eager" else names))
+    own = [name for name, _ in case.options]
+    names = ["frames", "image_size", "length", "batch", "dtype", *own, "removal", "protect"]
+    return " ".join(words(case, [*names, "execution"] if case.execution != "eager" else names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from repshift_cli.records import one_line
@@ -12,12 +12,11 @@ Row = tuple[str, str, str | None]
 """A name, what there is to say about it, and why it cannot be used here, or None."""
 
 
-def loaded(part: Part, device: str) -> tuple[Any, str | None]:
-    """The imported part, or None, and why it cannot be used on `device` (`cpu` or `cuda`), or None."""
+def loaded(part: Part, unavailable: Callable[[Any], str | None] = lambda module: None) -> tuple[Any, str | None]:
+    """The imported part, or None, and why it cannot be used, or None; `unavailable` asks the part itself."""
     try:
         module = load(part)
-        unavailable = getattr(module, "unavailable", None)
-        return module, unavailable(device) if unavailable else None
+        return module, unavailable(module)
     except Exception as error:
         return None, one_line(error)
 

@@ -13,9 +13,10 @@ import typer
 
 from repshift_cli import registry
 from repshift_cli.commands.shared import completion
-from repshift_cli.records import UsageError
+from repshift_cli.records import Option, UsageError
 from repshift_cli.sweep import axes, profiles
 from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.parsing import own_options
 
 if TYPE_CHECKING:
     from repshift_cli.sweep.plan import Planned
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SWEEP = "Sweep"
 MEASURE = "Measurement"
 OUTPUT = "Output"
+COUNTERS = ", ".join(registry.ranked("counters"))
 VIEWS = ("part", "layer", "kernel", "op")
 """What the rows of a profile's tables can be."""
 
@@ -84,28 +86,6 @@ Frames = Annotated[
 Tokens = Annotated[
     list[str] | None,
     typer.Option(metavar="LIST", help="Tokens of a sequence (of text). (default: the model's)", rich_help_panel=SWEEP),
-]
-Operation = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="LIST",
-        help="Operation whose shift is scored: mlp, attention (or what else mixes the tokens), block. (default: the "
-        "model's first of these)",
-        rich_help_panel=SWEEP,
-    ),
-]
-Distance = Annotated[
-    list[str] | None,
-    typer.Option(metavar="LIST", help="Distance: l2, l1, cosine. (default: l2)", rich_help_panel=SWEEP),
-]
-Form = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="LIST",
-        help="What the branch's output is compared as: paper (with the block's running state, as printed) or "
-        "update (as the change of that state). (default: paper)",
-        rich_help_panel=SWEEP,
-    ),
 ]
 Removal = Annotated[
     list[str] | None,
@@ -195,15 +175,33 @@ Hbm = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="What measures HBM traffic: auto (the best that passes its calibration here), cupti, ncu, gpm, model "
+        help=f"What measures HBM traffic: auto (the best that passes its calibration here), {COUNTERS}, model "
         "(arithmetic only) or off. See `repshift doctor --counters`. (default: auto)",
         rich_help_panel=MEASURE,
     ),
+]
+MOST_CASES = 10_000
+MaxCases = Annotated[
+    int,
+    typer.Option(metavar="N", min=1, help="Refuse a sweep of more cases than this.", rich_help_panel=MEASURE),
 ]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
 ]
+
+
+def _of_a_method(option: Option) -> Any:
+    """The command-line option of what a reduction method declares as its own."""
+    named = typer.Option(
+        metavar="LIST",
+        help=option.text,
+        rich_help_panel=SWEEP,
+        autocompletion=completion.values_of(option),
+    )
+    return Annotated[list[str] | None, named]
+
+
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "keep": Keep,
@@ -214,9 +212,7 @@ OPTIONS: dict[str, Any] = {
     "image_size": ImageSize,
     "frames": Frames,
     "tokens": Tokens,
-    "operation": Operation,
-    "distance": Distance,
-    "form": Form,
+    **{name: _of_a_method(option) for name, option in own_options().items()},
     "removal": Removal,
     "protect": Protect,
     "profile": Profile,
@@ -232,7 +228,7 @@ OPTIONS: dict[str, Any] = {
     "threads": Threads,
     "hbm": Hbm,
 }
-"""Every option that says what a sweep asks for, in the order of the help text: `profile`, and the fields of `Axes`."""
+"""Every option that says what a sweep asks for, in the order of the help text: `profile`, and the names of `axes`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,9 +255,12 @@ def sweep_options(
 
     Typer reads a command's signature, so the command gets one that has these options in front of its own.
     """
-    shared = {name: option for name, option in OPTIONS.items() if name in only and name not in without}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
+        left_out = {*without, *(p.name for p in own)}
+        shared = [name for name in OPTIONS if name in only and name not in left_out]
+
         @functools.wraps(command)
         def with_sweep(**values: Any) -> None:
             chosen = {name: values.pop(name) for name in shared}
@@ -269,8 +268,7 @@ def sweep_options(
             given = {name: value for name, value in chosen.items() if value is not None and value is not False}
             command(asked=Asked(given, profile), **values)
 
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        made = [*map(_parameter, shared), *(p for p in own if p.name != "asked")]
+        made = [*map(_parameter, shared), *own]
         keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
         with_sweep.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
         with_sweep.__annotations__ = {p.name: p.annotation for p in keyword}
@@ -299,12 +297,13 @@ def with_full_names(sweep: Axes) -> Axes:
 
 def check_scoring(chosen: Mapping[str, Any], sweep: Axes) -> None:
     """UsageError where an option that only pruning has was given and no variant prunes."""
-    idle = [name for name in ("keep", "layers", "operation", "distance", "form", "removal") if name in chosen]
+    own = own_options()
+    idle = [name for name in ("keep", "layers", *own, "removal") if name in chosen]
     if idle and not any("+" in variant for variant in sweep.variant):
         raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
     methods = [registry.find_variant(variant)[1] for variant in sweep.variant]
-    taken = {option for method in methods if method for option in method.constants.get("OPTIONS", ())}
-    for name in ("operation", "distance", "form"):
+    taken = {name for method in methods if method for name in registry.options_of(method)}
+    for name in own:
         if name in chosen and name not in taken:
             raise UsageError(f"--{name} applies to methods that take it (`repshift methods`), and no variant has one")
 

@@ -6,6 +6,7 @@ import sys
 import time
 from types import TracebackType
 
+from repshift_cli.records import Case
 from repshift_cli.records import Progress as Word
 
 SECONDS_BETWEEN_FRAMES = 0.2
@@ -44,6 +45,9 @@ class Bar:
         """Show a word from the runner."""
         if word.phase != "timing" or time.monotonic() - self._drawn >= SECONDS_BETWEEN_FRAMES:
             self._draw(min(word.share, 1.0), word.estimate or word.phase, self._left(word.seconds_left))
+
+    def at(self, case: Case | None) -> None:
+        """Which case it is shows in the phases."""
 
     def next(self) -> None:
         """One comparison is finished."""

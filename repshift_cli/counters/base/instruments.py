@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from repshift_cli import registry
 from repshift_cli.counters.base import child
 from repshift_cli.counters.base.traffic import CounterError, Traffic
 from repshift_cli.records import Case
 from repshift_cli.records.json_codec import to_plain
 
-ORDER = ("cupti", "ncu", "gpm")
+ORDER = registry.ranked("counters")
 """Counters before the sampled rate; in the child itself before a program that has to be installed."""
 
 
 def load(name: str) -> Any:
-    """An instrument's module: LABEL, unavailable, identity, command, collect here, counting in the child."""
-    return importlib.import_module(f"repshift_cli.counters.{name}")
+    """The instrument of that name: an `Instrument`, as a module that the child can import too."""
+    return registry.load(registry.find("counters", name))
 
 
 def run(instrument: Any, device: str, case: Case | None, ranges: int, limit: float = child.LIMIT) -> list[Traffic]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from repshift_cli.models.discovery.blocks import Found
-from repshift_cli.records import Subject
+from repshift_cli.records import Subject, UsageError, protection
 
 RANDOM_WEIGHTS = "random weights: fidelity says nothing of a trained model"
 
@@ -37,6 +38,7 @@ def subject_of(
         sites=found.sites,
         companions=found.companions,
         spread=found.spread,
+        biased=found.biased,
         prefix=prefix,
         suffix=suffix,
         central=central,
@@ -48,3 +50,14 @@ def subject_of(
         warnings=tuple(warnings),
         **more,
     )
+
+
+def protecting(subject: Subject, more: str | None, name: str) -> Subject:
+    """The subject with the tokens that `first:35,last:1` names protected too; UsageError where it has no such row."""
+    first, last = protection(more)
+    if not first + last:
+        return subject
+    if subject.roles is not None or subject.central or subject.grid:
+        raise UsageError(f"--protect does not apply to {name}: its tokens are not a row from first to last")
+    prefix, suffix, rest = subject.prefix + first, subject.suffix + last, subject.tokens - first - last
+    return replace(subject, prefix=prefix, suffix=suffix, tokens=rest, own_prefix=subject.prefix)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.models.discovery.arguments import PLACES, Companions, companions
+from repshift_cli.models.discovery.arguments import PLACES, companions
 from repshift_cli.models.discovery.blocks import Found, NoSites, Trace, found, pattern, watch_first
 from repshift_cli.records import UsageError
 
@@ -20,12 +20,16 @@ COUNTING = (
 )
 
 
+OUTPUTS = ("logits", "features")
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Module paths: of the list of `blocks`, and within each of them (None: the block has no such part).
 
     `attention` (or what else mixes the tokens) and `mlp` put out what is added to the running state; `middle` reads the
-    state between them, x'. `prefix` leading and `suffix` trailing tokens always stay; a prefix of None is found.
+    state between them, x'. `prefix` leading and `suffix` trailing tokens always stay; None: they are found. `output` is
+    `logits` or `features` (None: it is found).
     """
 
     blocks: str
@@ -33,7 +37,8 @@ class Adapter:
     middle: str | None = None
     mlp: str | None = None
     prefix: int | None = None
-    suffix: int = 0
+    suffix: int | None = None
+    output: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], source: str) -> Adapter:
@@ -44,6 +49,8 @@ class Adapter:
                 raise UsageError(f"{source}: unknown key {key!r}; {_near(key, known)}")
             if key in ("prefix", "suffix"):
                 good, what = type(value) is int and value >= 0, "a whole number of tokens"
+            elif key == "output":
+                good, what = value in OUTPUTS, " or ".join(OUTPUTS)
             else:
                 good, what = isinstance(value, str), "a module's path, like 'encoder.layers'"
             if not good:
@@ -85,7 +92,7 @@ def named_sites(module: nn.Module, inputs: Any, adapter: Adapter, prefix: int) -
     if beside.unfit not in (None, PLACES):
         reason = f"its blocks ({type(blocks[0]).__name__}) {beside.unfit}; none can be dropped"
         raise NoSites(f"{type(module).__name__}: {reason}", [(pattern(module, blocks), f"they {beside.unfit}")])
-    at = found(blocks, adapter.paths, trace.x.shape[1], Companions(beside.names, beside.spread, beside.causal))
+    at = found(blocks, adapter.paths, trace.x.shape[1], replace(beside, unfit=None))
     counting = (COUNTING,) if beside.unfit else ()
     return Found(**vars(at) | {"warnings": (*at.warnings, *counting, *_sums(trace, adapter))})
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repshift_cli.kernels.along import along
+from repshift_cli.kernels.along import along, biased_along
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -30,7 +32,7 @@ PLACES = (
 
 @dataclass(frozen=True)
 class Companions:
-    """`Subject.companions` and `spread` of a block, or `unfit`: why its tokens cannot be dropped.
+    """`Subject.companions`, `spread` and `biased` of a block, or `unfit`: why its tokens cannot be dropped.
 
     `causal` blocks have an order of their own, so whether they count their tokens beyond it cannot be told this way.
     """
@@ -39,13 +41,15 @@ class Companions:
     spread: int = 0
     causal: bool = False
     unfit: str | None = None
+    biased: bool = False
 
 
 @dataclass(frozen=True)
 class Trial:
     """One block with the arguments of a forward: `tokens` is the one among `given` that x (B, N, C) is a copy of.
 
-    `inner` are modules inside it whose outputs are looked at beside the block's.
+    `inner` are modules inside it whose outputs are looked at beside the block's. `biased`: the biases that its
+    attention makes for all pairs of tokens are cut along.
     """
 
     block: nn.Module
@@ -54,6 +58,7 @@ class Trial:
     tokens: Tensor
     given: Given
     prefix: int
+    biased: bool = False
 
     def named(self) -> dict[str, Any]:
         """The arguments by name; positional ones that have none (`*args`) by number."""
@@ -67,6 +72,19 @@ class Trial:
         length = self.x.shape[1]
         return {n: rows if v is self.tokens else along(v, n, length, self.prefix, positions, spread)
                 for n, v in named.items()}  # fmt: skip
+
+    def run_at(self, positions: Tensor, spread: int) -> Ran:
+        """`run` with the tokens at `positions` (B, k) only."""
+        length = self.x.shape[1]
+
+        def cut(call: AttentionCall, answer: Answer) -> Tensor:
+            # a table of biases that the block slices by its number of tokens would be that of the first ones
+            if call.attn_mask is not None and call.attn_mask.shape[-2:] != (length, length):
+                raise ValueError("biases of another size than that of all tokens")
+            return answer(biased_along(call, length, positions))
+
+        with watched_by(cut) if self.biased else nullcontext():
+            return self.run(self.at(positions, spread))
 
     def run(self, named: dict[str, Any]) -> Ran:
         """The block's (B, N, C) output and those of the modules inside, or None where it does not run."""
@@ -101,6 +119,14 @@ def companions(
     the block lays it over (B, heads, N, d); -1 where what looks like the batch is none (as many heads as samples).
     """
     trial = Trial(block, inner, x, tokens, given, prefix)
+    found = _along(trial)
+    if found.unfit is None:
+        return found
+    biased = _along(replace(trial, biased=True))
+    return replace(biased, biased=True) if biased.unfit is None and not biased.causal else found
+
+
+def _along(trial: Trial) -> Companions:
     running = [found for spread in (0, 1, -1) if (found := _on_fewer(trial, spread)) is not None]
     for found in running:
         if _equivariant(trial, found.spread):
@@ -122,7 +148,7 @@ def mixing(
     """
     trial = Trial(block, inner, x, tokens, given, prefix)
     alone = torch.arange(prefix + 1, device=x.device).expand(len(x), -1)
-    plain, fewer = trial.run(trial.named()), trial.run(trial.at(alone, spread))
+    plain, fewer = trial.run(trial.named()), trial.run_at(alone, spread)
     if plain is None or fewer is None or bool((plain[0] == x)[:, prefix:].all(2).any()):
         return False
     pairs = zip((plain[0], *plain[1]), (fewer[0], *fewer[1]), strict=True)
@@ -137,7 +163,7 @@ def _on_fewer(trial: Trial, spread: int) -> Companions | None:
     """What was cut along with half of the tokens, or None where the block does not run on it."""
     leading, _ = _halves(trial)
     named, shorter = trial.named(), trial.at(leading, spread)
-    ran = trial.run(shorter)
+    ran = trial.run_at(leading, spread)
     if ran is None or ran[0].shape != (*leading.shape, trial.x.shape[2]):
         return None
     return Companions(tuple(n for n, v in named.items() if v is not trial.tokens and _differ(v, shorter[n])), spread)
@@ -165,7 +191,7 @@ def _equivariant(trial: Trial, spread: int) -> bool:
     def mixed(rows: Tensor) -> Tensor:
         return rows.take_along_dim(positions.unsqueeze(-1), 1)
 
-    return _alike(trial, trial.run(trial.named()), trial.run(trial.at(positions, spread)), mixed)
+    return _alike(trial, trial.run(trial.named()), trial.run_at(positions, spread), mixed)
 
 
 def _causal(trial: Trial) -> bool:
@@ -178,7 +204,7 @@ def _causal(trial: Trial) -> bool:
 
 def _samples_apart(trial: Trial, spread: int) -> bool:
     """Whether the first sample comes out the same where the other samples keep other tokens."""
-    one, other = (trial.run(trial.at(positions, spread)) for positions in _halves(trial))
+    one, other = (trial.run_at(positions, spread) for positions in _halves(trial))
     return one is not None and other is not None and _close(one[0][:1], other[0][:1], one[0])
 
 

@@ -9,7 +9,7 @@ are all the same to us, and a block that computes something else is refused, not
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from repshift_cli.models.discovery.arguments import PLACES, Companions, companions, mixing
 from repshift_cli.models.discovery.arguments import rows_of as _rows
+from repshift_cli.models.discovery.scaled import scaled_branches
 from repshift_cli.records import Site, UsageError, call
 
 CAUSAL = "its blocks are causal: whether they count their tokens by themselves, not by an argument, cannot be told"
@@ -28,11 +29,15 @@ class NoSites(UsageError):
     """The model has no repeated block that could be understood; the sentence says what was looked for.
 
     `looked` has a pair for every list of repeated modules that was looked at: what it is, and why it will not do.
+    `adapter` names what would do, where branches were found that parameters scale.
     """
 
-    def __init__(self, message: str, looked: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self, message: str, looked: Sequence[tuple[str, str]] = (), adapter: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.looked = tuple(looked)
+        self.adapter = dict(adapter or {})
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Found:
     companions: tuple[str, ...] = ()
     spread: int = 0
     warnings: tuple[str, ...] = ()
+    biased: bool = False
 
 
 class _Seen(Exception):
@@ -78,6 +84,7 @@ def find_sites(module: nn.Module, inputs: Any, scanning: bool = False, undivided
     """
     looked: list[tuple[str, str]] = []
     seen: list[str] = []
+    adapter: dict[str, str] = {}
     prefix = prefix_tokens(module)
     for blocks in _repeated(module):
         trace = watch_first(module, blocks[0], inputs)
@@ -87,6 +94,7 @@ def find_sites(module: nn.Module, inputs: Any, scanning: bool = False, undivided
             if isinstance(whole, Found):
                 return whole
             looked.append((pattern(module, blocks), whole or _why_not(trace)))
+            adapter = adapter or _adapter(module, blocks, trace)
             seen += [type(blocks[0]).__name__ + (_folding(trace) or (whole and f" ({whole})"))] if trace else []
             continue
         site = site_of(blocks[0], *paths)
@@ -100,9 +108,18 @@ def find_sites(module: nn.Module, inputs: Any, scanning: bool = False, undivided
     raise NoSites(
         f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(x'), with norms "
         "in the branches or behind the sums, on tensors (batch, tokens, channels)"
-        + (f"; looked at {names}" if names else ""),
+        + (f"; looked at {names}" if names else "")
+        + (", whose branches are scaled by parameters of the block" if adapter else ""),
         looked,
+        adapter,
     )
+
+
+def _adapter(module: nn.Module, blocks: list[nn.Module], trace: Trace | None) -> dict[str, str]:
+    """The adapter that would do for blocks whose branches are scaled by parameters."""
+    branches = scaled_branches(once(trace), trace.x, trace.out) if trace is not None and trace.out is not None else {}
+    path = next((name for name, m in module.named_modules() if blocks[0] in m.children()), "")
+    return {"blocks": path, **branches} if branches and path else {}
 
 
 def _undivided(module: nn.Module, blocks: list[nn.Module], trace: Trace, inputs: Any) -> Found | str:
@@ -130,7 +147,7 @@ def found(blocks: Sequence[nn.Module], paths: Sequence[str | None], entering: in
     """What was found, of blocks whose parts lie at the same `paths` (attention, middle, mlp) in all of them."""
     warnings = (CAUSAL,) if beside.causal else ()
     sites = tuple(site_of(block, *paths) for block in blocks)
-    return Found(sites, entering, beside.names, beside.spread, warnings)
+    return Found(sites, entering, beside.names, beside.spread, warnings, beside.biased)
 
 
 NEVER = "never ran, or not on one tensor (batch, tokens, channels) to another"

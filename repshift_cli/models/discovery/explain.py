@@ -9,6 +9,9 @@ from torch import nn
 from repshift_cli.models.discovery.blocks import named_prefix, pattern
 from repshift_cli.records import Subject
 
+BIASES = "the biases that attention makes for every pair of places"
+TOLD = "named by the family or the adapter, or found"
+
 
 def explained(subject: Subject, more: tuple[int, int] = (0, 0)) -> dict[str, Any]:
     """A subject as plain data; paths of branches are those within a block where they lie in it.
@@ -27,7 +30,7 @@ def explained(subject: Subject, more: tuple[int, int] = (0, 0)) -> dict[str, Any
         "entering": subject.tokens + subject.protected,
         "free": subject.tokens,
         "protected": _protected(subject, *more),
-        "companions": list(subject.companions),
+        "companions": [*subject.companions, *[BIASES] * subject.biased],
         "readers": [names.get(id(m), type(m).__name__) for m in subject.readers],
         "warnings": list(subject.warnings),
     }
@@ -44,9 +47,9 @@ def _protected(subject: Subject, first: int, last: int) -> dict[str, str]:
     by_name = named_prefix(subject.module)
     names = ", ".join(name if n == 1 else f"{name}: {n}" for name, n in by_name.items())
     counts = {
-        "leading": (prefix, names if sum(by_name.values()) == prefix else "named by the family or the adapter"),
+        "leading": (prefix, names if sum(by_name.values()) == prefix else TOLD),
         "more leading": (first, "--protect"),
-        "trailing": (suffix, "named by the family or the adapter"),
+        "trailing": (suffix, TOLD),
         "more trailing": (last, "--protect"),
         "in the middle": (subject.central, "put back there after a cut"),
         "marked in each sample": (subject.marked, "by the model's inputs; padding goes first"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from repshift_cli.machine.packages import is_installed
+from repshift_cli.machine.packages import install, is_installed
 from repshift_cli.operators.base.spec import Cost, Engine, Shape, Spec
 from repshift_cli.records import Offers
 
@@ -48,6 +48,6 @@ def missing(module: str, hint: str) -> Callable[[str], str | None]:
     return unavailable
 
 
-FLASH_ATTN2 = ("flash_attn", "pip install 'repshift[flash-attn]'", r"flash_fwd\w*")
+FLASH_ATTN2 = ("flash_attn", install("flash-attn"), r"flash_fwd\w*")
 FLASH_ATTN3 = ("flash_attn_interface", "built from hopper/ of the flash-attention repository", r"FlashAttnFwd\w*")
 FLASH_ATTN4 = ("flash_attn.cute", "pip install flash-attn-4", r"FlashAttentionForward\w*")

@@ -12,7 +12,8 @@ from repshift_cli.kernels.cut import gather
 from repshift_cli.kernels.select import top
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, UsageError, dropped_share, lines_left
-from repshift_cli.reduction.engine.seen import needs, scores_of
+from repshift_cli.reduction import Method
+from repshift_cli.reduction.engine.seen import Seen, needs, scores_of
 from repshift_cli.reduction.engine.selection import _on, tell
 
 Size = tuple[int, int]
@@ -21,18 +22,18 @@ SEEN = ("resid_pre", "resid_post")
 """What a stage shows of itself: it has neither attention nor MLP."""
 
 
-def hooks(site: Site, method: Any, case: Case) -> Iterator[Any]:
+def hooks(site: Site, method: Method, case: Case, note: Callable[[Tensor], None]) -> Iterator[Any]:
     """Hooks that cut the stage's output (B, C, H, W) in both directions; the method sees it as tokens, (B, H W, C).
 
-    A method that chooses places chooses among the rows and among the columns. UsageError for one that looks at more
-    than a stage has.
+    A method that chooses places chooses among the rows and among the columns. `note` is given the places that stay.
+    UsageError for a method that looks at more than a stage has.
     """
     needed = needs(method, case)
-    if not set(needed) <= set(SEEN) or not (hasattr(method, "score") or hasattr(method, "choose")):
+    if not set(needed) <= set(SEEN):
         raise UsageError(
             f"{case.pruning} cannot cut the grid of {case.model}: choose one that scores or chooses tokens"
         )
-    seen: dict[str, Tensor] = {}
+    seen: Seen = {}
     share = dropped_share(case.keep)
     if "resid_pre" in needed:
         yield _watch(site, seen)
@@ -40,9 +41,11 @@ def hooks(site: Site, method: Any, case: Case) -> Iterator[Any]:
     def at_end(module: Any, args: Any, output: Tensor) -> Tensor:
         height, width = output.shape[-2:]
         size = lines_left(height, *share), lines_left(width, *share)
-        if hasattr(method, "choose"):
+        if method.choose is not None:
+            rows, columns = method.choose(height, size[0]), method.choose(width, size[1])
+            note(_crossings_of(rows, columns, width, output.device))
             with part("cut"):
-                return _chosen(output, method.choose(height, size[0]), method.choose(width, size[1]))
+                return _chosen(output, rows, columns)
         seen["resid_post"] = seen["rows"] = _tokens(output)
         with part("score"):
             scores = scores_of(method, seen, case)
@@ -50,13 +53,14 @@ def hooks(site: Site, method: Any, case: Case) -> Iterator[Any]:
         with part("select"):
             places = REMOVE[case.removal or "line"](scores.unflatten(1, (height, width)), size)
         seen.clear()
+        note(places)
         with part("cut"):
             return picked(output, places, size)
 
     yield site.block.register_forward_hook(at_end)
 
 
-def _watch(site: Site, seen: dict[str, Tensor]) -> Any:
+def _watch(site: Site, seen: Seen) -> Any:
     """Hook that keeps x: the stage's input, or what its origin makes of it."""
 
     def see_input(module: Any, args: tuple[Any, ...]) -> None:
@@ -119,8 +123,12 @@ def _chosen(grid: Tensor, rows: Any, columns: Any) -> Tensor:
     size = len(rows), len(columns)
     if rows == range(size[0]) and columns == range(size[1]):
         return grid[:, :, : size[0], : size[1]]
-    one, other = (_on(tuple(places), grid.device).unsqueeze(0) for places in (rows, columns))
-    return picked(grid, _crossings(one, other, grid.shape[3]), size)
+    return picked(grid, _crossings_of(rows, columns, grid.shape[3], grid.device), size)
+
+
+def _crossings_of(rows: Any, columns: Any, width: int, device: torch.device) -> Tensor:
+    one, other = (_on(tuple(places), device).unsqueeze(0) for places in (rows, columns))
+    return _crossings(one, other, width)
 
 
 def picked(grid: Tensor, places: Tensor, size: Size) -> Tensor:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repshift_cli.kernels.along import along
+from repshift_cli.kernels.along import along, biased_along
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, Subject, UsageError, dropped_share
+from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine import grid
 from repshift_cli.reduction.engine.fused_add import awaiting
 from repshift_cli.reduction.engine.seen import Seen, needs
@@ -21,45 +23,66 @@ from repshift_cli.reduction.engine.selection import Cut, chosen
 
 
 @contextmanager
-def pruned(subject: Subject, method: Any, case: Case) -> Iterator[None]:
+def pruned(subject: Subject, method: Method | None, case: Case) -> Iterator[Dropped]:
     """Within it the subject drops tokens at the end of the blocks `case.layers`; afterwards it is as it was.
 
-    `method` is None (no pruning) or a module of this room: `needs(case)` names what it must see, then either
-    `score(seen, case)` gives (B, N) with the highest kept, or `choose(tokens, count)` names the places to keep, the
-    same in every sample. At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
+    What it gives tells which places the last forward kept. No `method` is no pruning. At keep 1 nothing is hooked, so
+    the model is the untouched one bit for bit.
     """
     handles: list[Any] = []
+    dropped = Dropped(subject)
     try:
-        if method is not None and case.keep < 1 and case.layers:
-            for handle in _hooked(subject, method, case):
-                handles.append(handle)
-        yield
+        with ExitStack() as stack:
+            if method is not None and case.keep < 1 and case.layers:
+                if subject.biased:
+                    stack.enter_context(watched_by(dropped.biased))
+                for handle in _hooked(subject, method, case, dropped):
+                    handles.append(handle)
+            yield dropped
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _Dropped:
+class Dropped:
     """What one forward has dropped so far, and what later modules are given beside the hidden states, cut alike."""
 
     def __init__(self, subject: Subject) -> None:
         self.roles: Tensor | None = None
         self._subject = subject
-        self._tokens = 0
+        self._tokens, self._device = 0, torch.device("cpu")
         self._cuts: list[Cut] = []
         self._done: list[tuple[Any, Any]] = []
+        self._grids: list[Tensor] = []
 
     def begin(self, module: Any, args: Any, kwargs: Any) -> None:
         """Pre-hook of the whole model."""
-        self._cuts, self._done = [], []
+        self._cuts, self._done, self._grids = [], [], []
         if self._subject.roles is not None:
-            self.roles = self._subject.roles(kwargs or args)
+            self.roles = self._subject.roles(dict(zip(_names(module.__class__.forward), args, strict=False)) | kwargs)
 
-    def add(self, cut: Cut, length: int) -> None:
-        """One more cut, of `length` tokens."""
-        self._tokens = self._tokens if self._cuts else length
+    def add(self, cut: Cut, hidden: Tensor) -> None:
+        """One more cut, of the tokens of `hidden` (B, N, C)."""
+        self._tokens = self._tokens if self._cuts else hidden.shape[1]
+        self._device = hidden.device
         self._cuts.append(cut)
         self._done = []
+
+    def add_grid(self, places: Tensor) -> None:
+        """The places (B, h w) of a grid that one more cut keeps."""
+        self._grids.append(places)
+
+    @property
+    def kept(self) -> tuple[Tensor, ...]:
+        """What the last forward kept after each cut: places (B, k) in the sequence that entered the first block.
+
+        Of a grid they are places in the stage's own output, row by row. One row stands for all samples where a method
+        chooses alike in all of them.
+        """
+        if self._grids or not self._cuts:
+            return tuple(self._grids)
+        device = self._device
+        return tuple(self._positions(device, n) for n in range(1, len(self._cuts) + 1))
 
     def rest(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-hook of a later block or reader: its arguments with what belongs to dropped tokens taken out."""
@@ -83,10 +106,16 @@ class _Dropped:
         self._done.append((value, shorter))
         return shorter
 
-    def _positions(self, device: torch.device) -> Tensor:
-        """The tokens still there, by their places at the first block: (B | 1, k)."""
+    def biased(self, call: AttentionCall, answer: Answer) -> Tensor:
+        """Watcher of attention calls: biases between all tokens, cut to those still there."""
+        if not self._cuts:
+            return answer(call)
+        return answer(biased_along(call, self._tokens, self._positions(call.query.device)))
+
+    def _positions(self, device: torch.device, cuts: int | None = None) -> Tensor:
+        """The tokens still there (after that many cuts), by their places at the first block: (B | 1, k)."""
         places = torch.arange(self._tokens, device=device).view(1, -1, 1)
-        return reduce(lambda rows, cut: cut.rows(rows), self._cuts, places).squeeze(-1)
+        return reduce(lambda rows, cut: cut.rows(rows), self._cuts[:cuts], places).squeeze(-1)
 
 
 @cache
@@ -96,18 +125,21 @@ def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)[1:]
 
 
-def _hooked(subject: Subject, method: Any, case: Case) -> Iterator[Any]:
-    dropped = _Dropped(subject)
+def _hooked(subject: Subject, method: Method, case: Case, dropped: Dropped) -> Iterator[Any]:
     yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
     behind = [site.block for site in subject.sites[case.layers[0] :]] + [*subject.readers]
     for module in behind if subject.companions else subject.readers:
         yield module.register_forward_pre_hook(dropped.rest, with_kwargs=True)
     for layer in case.layers:
         site = subject.sites[layer - 1]
-        yield from grid.hooks(site, method, case) if subject.grid else _hook(site, subject, method, case, dropped)
+        yield from (
+            grid.hooks(site, method, case, dropped.add_grid)
+            if subject.grid
+            else _hook(site, subject, method, case, dropped)
+        )
 
 
-def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropped) -> Iterator[Any]:
+def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dropped) -> Iterator[Any]:
     """Hooks of one pruned block: they look at what the method needs, choose as soon as all of it is there, and cut."""
     seen: Seen = {}
     chosen_early: list[Cut] = []
@@ -121,7 +153,7 @@ def _hook(site: Site, subject: Subject, method: Any, case: Case, dropped: _Dropp
         seen["rows"] = next(iter(seen.values())) if seen else _free(hidden, subject)
         length = hidden.shape[1]
         cut, dropped.roles = chosen(subject, method, case, seen, length, dropped.roles, share)
-        dropped.add(cut, length)
+        dropped.add(cut, hidden)
         seen.clear()
         return cut
 

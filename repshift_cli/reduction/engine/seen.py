@@ -12,11 +12,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from repshift_cli.records import Case
+
+if TYPE_CHECKING:
+    from repshift_cli.reduction import Method
 
 Seen = dict[str, Tensor]
 
@@ -24,13 +27,13 @@ OLDER = {"x": "resid_pre", "attention": "attn_out", "middle": "resid_mid", "mlp"
 """Names that methods of other packages were written with before, with those of today."""
 
 
-def needs(method: Any, case: Case) -> tuple[str, ...]:
+def needs(method: Method, case: Case) -> tuple[str, ...]:
     """What the method must see."""
-    asked = method.needs(case) if hasattr(method, "needs") else ()
-    return tuple(OLDER.get(name, name) for name in asked)
+    return tuple(OLDER.get(name, name) for name in method.needs(case))
 
 
-def scores_of(method: Any, seen: Seen, case: Case) -> Tensor:
-    """The method's scores (B, N)."""
+def scores_of(method: Method, seen: Seen, case: Case) -> Tensor:
+    """The scores (B, N) of a method that scores."""
+    assert method.score is not None
     older = {old: seen[name] for old, name in OLDER.items() if name in seen}
     return method.score({**older, **seen}, case)

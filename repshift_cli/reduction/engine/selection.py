@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,13 @@ from repshift_cli.kernels.cut import gather, gather_add
 from repshift_cli.kernels.select import top
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Subject, left
+from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine.seen import Seen, scores_of
 
 Share = tuple[int, int]
 """What one cut drops of the tokens, as a fraction."""
+Choose = Callable[[int, int], Sequence[int]]
+"""A method's `choose`."""
 
 
 class Cut(NamedTuple):
@@ -118,27 +121,27 @@ def _counts(length: int, share: Share, device: torch.device) -> Tensor:
         return torch.tensor([0, *(left(n, *share) for n in range(1, length + 1))], device=device)
 
 
-def marked_choice(method: Any, roles: Tensor, share: Share) -> Tensor:
-    """Scores (B, n) that make `marked` keep what `method.choose` names among each sample's own tokens."""
+def marked_choice(choose: Choose, roles: Tensor, share: Share) -> Tensor:
+    """Scores (B, n) that make `marked` keep what `choose` names among each sample's own tokens."""
     free = roles == 0
     rank = (free.cumsum(1) - 1).clamp_min(0)
-    chosen = _choices(method, roles.shape[1], share, roles.device)[free.sum(1)]
+    chosen = _choices(choose, roles.shape[1], share, roles.device)[free.sum(1)]
     return chosen.gather(1, rank)
 
 
 @lru_cache(maxsize=64)
-def _choices(method: Any, length: int, share: Share, device: torch.device) -> Tensor:
-    """Row n marks with 1 what the method chooses of n tokens: (length + 1, length)."""
+def _choices(choose: Choose, length: int, share: Share, device: torch.device) -> Tensor:
+    """Row n marks with 1 what is chosen of n tokens: (length + 1, length)."""
     table = torch.zeros(length + 1, length)
     for n in range(1, length + 1):
-        table[n, list(method.choose(n, left(n, *share)))] = 1
+        table[n, list(choose(n, left(n, *share)))] = 1
     with torch.inference_mode(False):
         return table.to(device, copy=True)
 
 
 def chosen(
     subject: Subject,
-    method: Any,
+    method: Method,
     case: Case,
     seen: Seen,
     length: int,
@@ -146,12 +149,12 @@ def chosen(
     share: Share,
 ) -> tuple[Cut, Tensor | None]:
     """The cut of `length` tokens at the end of one block, and the roles of what stays where there are any."""
-    if hasattr(method, "choose") and roles is None:
+    if method.choose is not None and roles is None:
         free = length - subject.protected
         return fixed(method.choose(free, left(free, *share)), subject, length), None
     with part("score"):
-        if hasattr(method, "choose") and roles is not None:
-            scores = marked_choice(method, roles, share)
+        if method.choose is not None and roles is not None:
+            scores = marked_choice(method.choose, roles, share)
         else:
             scores = scores_of(method, seen, case)
     tell(scores)

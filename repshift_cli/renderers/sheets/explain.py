@@ -10,6 +10,7 @@ from rich.text import Text
 
 from repshift_cli.renderers.table import console_for
 
+NO_BACK_END = "none,none+METHOD: it does not call torch's attention, so there is none to choose"
 PARTS = {"attention": "attention", "middle": "x' read by", "mlp": "MLP"}
 
 
@@ -43,7 +44,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for part, path in found["branches"].items():
         yield PARTS[part], path or "none"
     yield "operations", ", ".join(f"{o} (default)" if o == found["default"] else o for o in found["operations"])
-    yield "back ends", "any" if found["attention"] else "none: it has no attention to choose"
+    yield "back ends", "any" if found["attention"] else NO_BACK_END
     yield "tokens", f"{found['entering']} enter, {found['free']} of them can go"
     yield "protected", "; ".join(f"{count} {where}" for where, count in _swapped(found["protected"])) or "none"
     yield "cut along", ", ".join(found["companions"]) or "nothing: the blocks are given no mask and no positions"

@@ -9,9 +9,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import methodcaller
+from typing import Any
 
 from repshift_cli.analysis.stats import Estimate, estimate
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, WITHOUT_ATTENTION, Case, Machine, Measurement, Record, Run
+from repshift_cli.records import (
+    METHODS_WITHOUT_PRUNING,
+    WITHOUT_ATTENTION,
+    Case,
+    Machine,
+    Measurement,
+    Record,
+    Run,
+    option_order,
+    written,
+)
 from repshift_cli.records.labels import labels
 
 TABLE_RANKS = 100
@@ -150,15 +162,31 @@ def _computer(machine: Machine, device: str) -> list[str]:
 
 # --- columns that name the row ----------------------------------------------------------------------------------------
 
-Field = tuple[str, int, Callable[[Case], object], Callable[[Case], str]]
-FIELDS: tuple[Field, ...] = (
-    ("keep", 13, lambda c: c.keep, lambda c: f"{c.keep:g}"),
-    ("layers", 14, lambda c: c.layers, lambda c: ",".join(map(str, c.layers))),
-    ("operation", ALWAYS, lambda c: c.operation, lambda c: c.operation or MISSING),
-    ("distance", ALWAYS, lambda c: c.distance, lambda c: c.distance or MISSING),
-    ("form", ALWAYS, lambda c: c.form, lambda c: c.form or MISSING),
-    ("removal", ALWAYS, lambda c: c.removal, lambda c: c.removal or MISSING),
-)
+
+@dataclass(frozen=True)
+class Field:
+    """What a pruned row is told apart by: a field of its case, or an option of its method."""
+
+    name: str
+    rank: int
+    value: Callable[[Case], Any]
+    text: Callable[[Any], str] = written
+
+    def told(self, case: Case) -> str:
+        """The value in words; a dash where the case has none."""
+        value = self.value(case)
+        return MISSING if value is None else self.text(value)
+
+
+def fields_of(cases: Sequence[Case]) -> tuple[Field, ...]:
+    """The fields of these cases, the options of their methods among them."""
+    options = option_order(name for case in cases for name, _ in case.options)
+    return (
+        Field("keep", 13, lambda c: c.keep, lambda keep: f"{keep:g}"),
+        Field("layers", 14, lambda c: c.layers, lambda layers: ",".join(map(str, layers))),
+        *(Field(name, ALWAYS, methodcaller("option", name)) for name in options),
+        Field("removal", ALWAYS, lambda c: c.removal),
+    )
 
 
 def _pruned(case: Case) -> bool:
@@ -166,7 +194,7 @@ def _pruned(case: Case) -> bool:
 
 
 def _varies(field: Field, cases: Sequence[Case]) -> bool:
-    return len({field[2](case) for case in cases if _pruned(case)} - {None}) > 1
+    return len({field.value(case) for case in cases if _pruned(case)} - {None}) > 1
 
 
 def _execution_varies(cases: Sequence[Case]) -> bool:
@@ -176,12 +204,12 @@ def _execution_varies(cases: Sequence[Case]) -> bool:
 def _case_columns(records: Sequence[Record]) -> list[Column]:
     cases = [record.case for record in records]
     columns = [Column("variant", ALWAYS, tuple(Cell(case.variant) for case in cases))]
-    for field in FIELDS:
-        name, rank, _, text = field
+    for field in fields_of(cases):
         varies = _varies(field, cases)
-        if varies or (rank and any(map(_pruned, cases))):
-            cells = tuple(Cell(text(case) if _pruned(case) else MISSING) for case in cases)
-            columns.append(Column(name, ALWAYS if varies else rank, cells, numeric=name == "keep"))
+        if varies or (field.rank and any(map(_pruned, cases))):
+            cells = tuple(Cell(field.told(case) if _pruned(case) else MISSING) for case in cases)
+            numeric = any(isinstance(field.value(case), (int, float)) for case in cases)
+            columns.append(Column(field.name, ALWAYS if varies else field.rank, cells, numeric))
     if any(record.tokens for record in records):
         tokens = tuple(Cell(" → ".join(map(str, record.tokens)) or MISSING) for record in records)
         columns.append(Column("tokens", 18, tokens))
@@ -310,12 +338,19 @@ def short_kernel(name: str | None) -> str:
 
 
 def _settings_note(cases: Sequence[Case]) -> list[str]:
-    scored = [case for case in cases if _pruned(case) and case.operation]
-    said = [f for f in FIELDS if not f[1] and not _varies(f, cases) and any(f[2](case) for case in scored)]
-    if not said:
-        return []
-    methods = ", ".join(dict.fromkeys(case.pruning for case in scored))
-    return [f"{methods}: " + ", ".join(f"{f[0]} {next(f[3](c) for c in scored if f[2](c))}" for f in said)]
+    """What the methods' options are where they do not vary, once for all methods that take the same ones."""
+    alike: dict[tuple[str, ...], list[Case]] = {}
+    for method in dict.fromkeys(case.pruning for case in cases if case.options):
+        own = [case for case in cases if case.pruning == method]
+        alike.setdefault(tuple(f.name for f in fields_of(own)), []).extend(own)
+    notes = []
+    for own in alike.values():
+        fields = [f for f in fields_of(own) if f.rank == ALWAYS and not _varies(f, cases)]
+        values = [(f.name, next((f.told(c) for c in own if f.value(c) is not None), None)) for f in fields]
+        words = [f"{name} {value}" for name, value in values if value is not None]
+        methods = ", ".join(dict.fromkeys(case.pruning for case in own))
+        notes += [f"{methods}: {', '.join(words)}"] * bool(words)
+    return notes
 
 
 def _paths_note(records: Sequence[Record]) -> list[str]:

@@ -4,7 +4,7 @@ import torch
 
 from repshift_cli.records import Case
 
-OPTIONS = ()  # of --operation, --distance, --form those that it takes
+OPTIONS = ()  # of --operation, --distance, --form those that it takes; a dict declares others (powered.py)
 
 
 def needs(case: Case) -> tuple[str, ...]:

@@ -1,0 +1,26 @@
+"""The cells of a sweep, from what its models, back ends and methods say of themselves."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from repshift_cli import registry
+from repshift_cli.benchmark import builder
+from repshift_cli.records import WITHOUT_ATTENTION
+from repshift_cli.sweep import plan
+from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.plan import Planned
+
+
+def plan_cases(sweep: Axes, device: str, most: int | None = None) -> tuple[Planned, ...]:
+    """The sweep's cells, `sweep.variant` being full names; UsageError beyond `most`."""
+    parts = [registry.find_variant(variant) for variant in sweep.variant]
+    names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
+    backends = {name: builder.backend_for(name, device) for name in names}
+    methods = {method.name: registry.options_of(method) for _, method in parts if method}
+    facts_of = partial(builder.facts_of, sweep.weights, data=sweep.data)
+    planned = plan.expand(sweep, device, facts_of, backends, methods)
+    if sweep.data is not None:
+        for frames in dict.fromkeys(p.case.frames for p in planned if p.case.length is None):
+            builder.check_data(sweep.data, frames)
+    return planned

@@ -1,0 +1,144 @@
+"""The process that measures: it takes tasks from the command that started it, and sends each result as it is made.
+
+It is started anew (spawned, never forked), in a session of its own. Its stdout is the command's stderr, so that what a
+model prints mixes with nothing. It ends when the command ends, however that happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import mmap
+import os
+import signal
+import struct
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+BUILDING, NOTHING = -1, -2
+STATUS = struct.Struct("<iI")
+"""What the worker writes where the command sees it at any time: the place of the running case among the task's, or
+one of those above, and a number that changes with each step."""
+
+SECONDS_BETWEEN_WORDS = 0.2
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Reporter:
+    """The observer of a task: words go to the command, the running case stands where it outlives this process."""
+
+    link: Connection
+    status: mmap.mmap
+    cases: tuple[Any, ...] = ()
+    _count: int = 0
+    _spoken: float = 0.0
+
+    def phase(self, text: str) -> None:
+        self.link.send(("phase", text))
+
+    def update(self, word: Any) -> None:
+        self._step()
+        now = time.monotonic()
+        if word.phase != "timing" or now - self._spoken >= SECONDS_BETWEEN_WORDS:
+            self._spoken = now
+            self.link.send(("update", word))
+        if self.link.poll():  # the command has one thing to say while a task runs: stop
+            raise Stopped
+
+    def at(self, case: Any) -> None:
+        place = self.cases.index(case) if case in self.cases else BUILDING
+        self._step(place)
+
+    def next(self) -> None:
+        """The command counts by itself."""
+
+    def begin(self, cases: tuple[Any, ...]) -> None:
+        """A task with these cases starts; the last one is over."""
+        self.cases = cases
+        self._step(NOTHING)
+
+    def _step(self, place: int | None = None) -> None:
+        self._count += 1
+        if place is None:
+            place = STATUS.unpack_from(self.status)[0]
+        STATUS.pack_into(self.status, 0, place, self._count % 2**32)
+
+
+class Stopped(BaseException):
+    """The command wants no more: the running round was the last."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker has to itself: the cores that it may use, and settings of its environment."""
+
+    cores: tuple[int, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
+    """Answer tasks until there are none."""
+    _end_with_the_command(life_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
+    faulthandler.enable(stack_fd)
+    faulthandler.register(signal.SIGUSR1, file=stack_fd, all_threads=True)
+    link = Connection(link_fd)
+    reporter = Reporter(link, mmap.mmap(status_fd, STATUS.size))
+    setup: Setup = link.recv()
+    if setup.cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, setup.cores)
+    from repshift_cli.benchmark import builder  # noqa: F401  (the heavy imports, once)
+
+    link.send(("ready",))
+    with contextlib.suppress(EOFError, Stopped):
+        while (task := link.recv()) is not None:
+            reporter.begin(task.subjects)
+            _answer(task, reporter)
+    link.close()
+    os._exit(0)  # threads that a model left behind would keep the process alive
+
+
+def _answer(task: Any, reporter: Reporter) -> None:
+    from repshift_cli.benchmark.runner import ContextLost
+    from repshift_cli.records import RepshiftError
+
+    send = reporter.link.send
+    try:
+        for value in task.perform(reporter):
+            send(("result", value))
+    except ContextLost as loss:
+        send(("lost", loss.reason, loss.case))
+    except RepshiftError as error:
+        send(("refused", error))
+    else:
+        send(("done",))
+
+
+def _end_with_the_command(life: int) -> None:
+    """When the command is gone, SIGKILL included, this process and all of its group go too.
+
+    A guardian sees to that, forked while this process is still small: a model that hangs in C lets no thread run.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # Linux has it; it is for the case that the guardian was killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.fork():
+        os.close(life)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(life, 0)
+    os.closerange(1, 1024)
+    os.read(0, 1)  # nobody writes: it returns when the other end is closed
+    os.killpg(0, signal.SIGKILL)
+
+
+def command(fds: tuple[int, ...]) -> list[str]:
+    """The command line of a worker, which finds this package where this process has found it."""
+    code = f"import sys; sys.path[:] = {list(sys.path)!r}; from {__name__} import main; main{fds!r}"
+    return [sys.executable, "-c", code]

@@ -1,0 +1,221 @@
+"""A run file while it grows: a header, then a line for every record, each on the disk before the next is measured.
+
+Only at the end does the file become the JSON of one `Run`; until then `store.load` reads it line by line, and a last
+line that was cut short counts as not written. Every line costs the same however long the file is. The file is locked,
+so that no two commands write to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None  # type: ignore[assignment]
+
+from repshift_cli.records import Case, Record, RepshiftError, Run, UsageError, store
+from repshift_cli.records.json_codec import from_plain, to_plain
+
+FORMAT = 1
+
+
+class StoreError(RepshiftError):
+    """What was measured could not be written; it is still in memory."""
+
+
+@dataclass
+class Journal:
+    """A run file open for writing. `unfinished` are cases begun and never recorded, with how often that happened."""
+
+    path: Path
+    """As it was given; what is written goes to where it led at the start, wherever the process goes later."""
+    run: Run
+    unfinished: dict[str, int] = field(default_factory=dict)
+    _real: Path = Path()
+    _file: int | None = None
+    _end: int = 0
+    _is_journal: bool = False
+    _records: dict[str, Record] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, path: Path, run: Run, instead: Callable[[], Path] | None = None) -> Journal:
+        """A new file, never in the place of another: where there is one, `instead` names the next place to try."""
+        while True:
+            journal = cls(path, run, _records={r.case.key: r for r in run.records}, _real=real(path))
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                store.remove_leftovers(path.parent)
+                journal._write_anew(exclusive=True)
+            except FileExistsError as error:
+                if instead is None:
+                    raise exists_already(path) from error
+                path = instead()
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+            else:
+                return journal
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """An earlier file to go on with; UsageError where it cannot be read, or where another command writes to it."""
+        run = store.load(path)
+        try:
+            file = os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        try:
+            _lock(file, path)
+            run = store.load(path)  # once more, for its last writer may have been at its end
+        except UsageError:
+            os.close(file)
+            raise
+        journal = cls(path, run, _file=file, _records={r.case.key: r for r in run.records}, _real=real(path))
+        journal._resume()
+        return journal
+
+    def begin(self, cases: Iterable[Case]) -> None:
+        """Note which cases are being measured; whoever finds the note without their records knows that they crashed."""
+        self._append({"began": [case.key for case in cases]}, durable=False)
+
+    def add(self, record: Record) -> None:
+        """The record, in the place of an older one of the same case; StoreError where the disk does not take it."""
+        self._records[record.case.key] = record
+        self._append({"record": to_plain(record)}, durable=True)
+
+    def change(self, **fields: Any) -> None:
+        """Other values for fields of the run that are not its records: machines, warnings."""
+        self.run = dataclasses.replace(self.run, **fields)
+        self._append({"changed": {name: to_plain(value) for name, value in fields.items()}})
+
+    def record_of(self, case: Case) -> Record | None:
+        """The newest record of the case."""
+        return self._records.get(case.key)
+
+    def snapshot(self) -> Run:
+        """The run with all that has been added."""
+        return dataclasses.replace(self.run, records=tuple(self._records.values()))
+
+    def close(self) -> bool:
+        """Make the file one JSON document and let go of it; False where that fails and it stays as it is, readable."""
+        whole = True
+        if self._is_journal:
+            try:
+                store.create(self._real, self.snapshot())
+            except OSError:
+                whole = False
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        return whole
+
+    # --- on the disk --------------------------------------------------------------------------------------------------
+
+    def _append(self, line: dict[str, Any], durable: bool = True) -> None:
+        try:
+            if not self._is_journal or self._is_gone():
+                self._write_anew()
+                if "record" in line:
+                    return
+            self._extend(_line(line), durable)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def _extend(self, data: bytes, durable: bool) -> None:
+        """Add to the file, all or nothing: a full disk leaves no half line behind."""
+        assert self._file is not None
+        try:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self._file, data[done:], self._end + done)
+            if durable:
+                os.fsync(self._file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._end)
+            raise
+        self._end += len(data)
+
+    def _write_anew(self, exclusive: bool = False) -> None:
+        """The journal of all there is, under its name in one step, and locked; a deleted folder is made again."""
+        self._real.parent.mkdir(parents=True, exist_ok=True)
+        header = {"journal": FORMAT, "run": to_plain(dataclasses.replace(self.run, records=()))}
+        marks = [{"began": [key]} for key, times in self.unfinished.items() for _ in range(times)]
+        lines = [header, *({"record": to_plain(r)} for r in self._records.values()), *marks]
+        with store.replacing(self._real, exclusive) as temporary:
+            file = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                _lock(file, self.path)
+                with os.fdopen(os.dup(file), "wb") as out:
+                    out.writelines(map(_line, lines))
+            except BaseException:
+                os.close(file)
+                raise
+        if self._file is not None:
+            os.close(self._file)
+        self._file, self._end, self._is_journal = file, os.fstat(file).st_size, True
+
+    def _is_gone(self) -> bool:
+        """Whether the name leads elsewhere now: the file was deleted or replaced under us."""
+        assert self._file is not None
+        try:
+            return not os.path.samestat(os.stat(self._real), os.fstat(self._file))
+        except FileNotFoundError:
+            return True
+
+    def _resume(self) -> None:
+        """Where the file is a journal still, go on behind its last whole line."""
+        assert self._file is not None
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            file.seek(0)
+            text = file.read()
+        if not text.startswith(store.JOURNAL.encode()):
+            return
+        self._is_journal, self._end = True, text.rfind(b"\n") + 1
+        os.ftruncate(self._file, self._end)
+        self.unfinished = _unfinished(text[: self._end].decode("utf-8").splitlines())
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, links followed."""
+    return Path(os.path.realpath(path))
+
+
+def exists_already(path: Path) -> UsageError:
+    """The refusal of a new run file where there is a file."""
+    return UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
+
+
+def _unfinished(lines: list[str]) -> dict[str, int]:
+    """How often each case was begun since it was last recorded, from a journal's lines."""
+    begun: dict[str, int] = {}
+    for line in lines[1:]:
+        plain = json.loads(line)
+        for key in plain.get("began", ()):
+            begun[key] = begun.get(key, 0) + 1
+        if "record" in plain:
+            begun.pop(from_plain(Case, plain["record"]["case"]).key, None)
+    return begun
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+
+
+def _lock(file: int, path: Path) -> None:
+    """UsageError where another process holds the file; a file system without locks goes without."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"another repshift is writing to {path}; wait for its end, or choose another --out") from error
+    except OSError:
+        return

@@ -1,0 +1,22 @@
+"""Text from models, files and drivers on its way to a person: what could steer a terminal becomes visible instead."""
+
+from __future__ import annotations
+
+import re
+
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters (a tab and a line break apart), what turns the direction of writing, and lone surrogates."""
+
+
+def visible(text: str) -> str:
+    r"""The text with every character of UNPRINTABLE as its escape: ESC as `\x1b`, a lone surrogate as `\ud800`."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, visible, or its type where it has none or cannot say it."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return visible(" ".join(text.split())) or type(error).__name__
