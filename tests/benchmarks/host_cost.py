@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -24,7 +25,7 @@ from repshift_cli.records import Case, Site, Step, Subject
 
 LAYERS = 8
 CASE = Case("host", "random", "random", 224, None, 1, "fp32", "cpu", "vanilla")
-PRUNED = {"pruning": "repshift", "keep": 0.99, "operation": "mlp", "distance": "l2", "form": "update"}
+OPTIONS = {"operation": "mlp", "distance": "l2", "form": "update"}
 
 
 class Launch:
@@ -68,8 +69,8 @@ def step(layers: tuple[int, ...]) -> Step:
     sites = tuple(Site(b, b.attention, b.middle, b.mlp) for b in blocks)
     inputs = (torch.zeros(1, 197, 8),)
     subject = Subject(blocks, inputs, (inputs,), sites, 1, 196, "img", lambda out: None, lambda out: out)
-    case = Case(**{**vars(CASE), **(PRUNED if layers else {}), "layers": layers})
-    return builder._eager(case, subject)
+    pruned = replace(CASE, pruning="repshift", keep=0.99, layers=layers).with_options(**OPTIONS)
+    return builder._eager(pruned if layers else CASE, subject)
 
 
 def microseconds(repeats: int = 300) -> float:
