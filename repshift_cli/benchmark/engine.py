@@ -91,9 +91,9 @@ class Session:
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def plan_sweep(sweep: Axes, most: int, carrier: Carrier, observing: Observing) -> Plan:
+def plan_sweep(sweep: Axes, carrier: Carrier, observing: Observing) -> Plan:
     """The sweep's cells, `sweep.variant` being full names; UsageError where a model cannot be planned."""
-    plan: Plan = _asked(Planning(sweep, most), carrier, observing)
+    plan: Plan = _asked(Planning(sweep), carrier, observing)
     return plan
 
 

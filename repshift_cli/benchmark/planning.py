@@ -12,8 +12,8 @@ from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Planned
 
 
-def plan_cases(sweep: Axes, device: str, most: int | None = None) -> tuple[Planned, ...]:
-    """The sweep's cells, `sweep.variant` being full names; UsageError beyond `most`."""
+def plan_cases(sweep: Axes, device: str) -> tuple[Planned, ...]:
+    """The sweep's cells, `sweep.variant` being full names."""
     parts = [registry.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: builder.backend_for(name, device) for name in names}

@@ -315,6 +315,16 @@ def checked_sweep(asked: Asked) -> Axes:
     return sweep
 
 
+def check_size(sweep: Axes, most: int) -> None:
+    """UsageError for a sweep of more than `most` cases, `sweep.variant` being full names; none of them is made."""
+    from repshift_cli.sweep.plan import most_cells
+
+    methods = [method for _, method in map(registry.find_variant, sweep.variant) if method]
+    count = most_cells(sweep, {method.name: registry.options_of(method) for method in methods})
+    if count > most:
+        raise UsageError(f"this is a sweep of up to {count:,} cases; give fewer values, or --max-cases {count}")
+
+
 def list_cases(planned: tuple[Planned, ...]) -> None:
     """What `--dry-run` prints."""
     from repshift_cli.commands.shared.dry_run import show_cases
