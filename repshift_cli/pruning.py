@@ -121,7 +121,7 @@ def _case(
     chosen = {key: value for key, value in axes.merge(told, given).items() if key in OPTIONS}
     methods = [method] if method is not None else _methods(told, profile)
     sweep = Axes.from_options({**chosen, "model": name, "variant": [f"none+{m}" for m in methods]})
-    offered = {m: registry.find("reduction", m).constants.get("OPTIONS", ()) for m in methods}
+    offered = {m: registry.options_of(registry.find("reduction", m)) for m in methods}
     planned = plan.expand(sweep, "cpu", lambda *_: _facts(subject), {"none": plan.Backend(None)}, offered)
     cases = [p for p in planned if p.case.layers]
     if len(cases) != 1:

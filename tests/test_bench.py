@@ -188,6 +188,11 @@ def bench(model: str, *more: object) -> tuple[object, ...]:
     return ("bench", "--model", models, "--device", "cpu", "--rounds", "6", "--out", "run.json", *more)
 
 
+def own(model: str) -> tuple[str, str]:
+    """The word with which a run file's own model may be imported again."""
+    return "--model", f"{NAME}:{model}"
+
+
 def environment(**more: str) -> dict[str, str]:
     """For a process in another directory: the very package that is tested here."""
     return os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent), "OMP_NUM_THREADS": "1", **more}
@@ -438,10 +443,10 @@ def test_retry_failed_repeats_what_failed_and_nothing_else(repshift: Any, monkey
     assert repshift(*bench("troubled", "--keep", "0.25,0.5")).code == 1
     before = the_run()
     assert [r.status for r in before.records] == ["ok", "ok", "failed", "ok"]
-    assert repshift("bench", "--resume", "run.json").code == 1 and the_run() == before
+    assert repshift("bench", "--resume", "run.json", *own("troubled")).code == 1 and the_run() == before
 
     monkeypatch.setenv("TROUBLE", "interrupt")
-    stopped = repshift("bench", "--resume", "run.json", "--retry-failed")
+    stopped = repshift("bench", "--resume", "run.json", *own("troubled"), "--retry-failed")
     assert stopped.code == 130 and the_run() == before, "the failure and its reason are still there"
     assert "3 of 4 cases" in stopped.errors and "--retry-failed" in resume_command(stopped.errors)
 
@@ -475,16 +480,33 @@ def test_what_resume_refuses(repshift: Any, place: tuple[str, ...], value: objec
     repshift(*bench("tiny", "--variant", "flash+random"))
     changed(place, value)
     before = Path("run.json").read_text()
-    assert one_sentence(repshift("bench", "--resume", "run.json")).startswith(sentence)
+    assert one_sentence(repshift("bench", "--resume", "run.json", *own("tiny"))).startswith(sentence)
     assert Path("run.json").read_text() == before
 
 
 def test_resume_takes_its_options_from_the_file(repshift: Any) -> None:
     repshift(*bench("tiny", "--variant", "flash"))
     for more, name in ((("--keep", "0.5"), "--keep"), (("--profile", "quick"), "--profile"), (("--out", "x"), "--out")):
-        said = one_sentence(repshift("bench", "--resume", "run.json", *more))
+        said = one_sentence(repshift("bench", "--resume", "run.json", *own("tiny"), *more))
         assert said == f"--resume takes the options of the run file; leave out {name}"
-    assert repshift("bench", "--resume", "run.json", "--csv", "-").startswith("variant,")
+    assert repshift("bench", "--resume", "run.json", *own("tiny"), "--csv", "-").startswith("variant,")
+
+
+def test_a_files_own_model_is_not_imported_unasked(repshift: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's file could name os:abort; here the module would leave a mark."""
+    repshift(*bench("tiny", "--variant", "flash"))
+    Path("marked.py").write_text("open('ran', 'w').close()\ndef model(): raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(".")
+    text = Path("run.json").read_text()
+    Path("run.json").write_text(text.replace(f"{NAME}:tiny", "marked:model"))
+    said = one_sentence(repshift("bench", "--resume", "run.json"))
+    assert said.startswith("run.json names marked:model, and going on imports that module and runs it; if you want")
+    assert one_sentence(repshift("bench", "--resume", "run.json", "--model", "vit_t")).endswith("has no model vit_t")
+    assert repshift("show", "run.json").code == 0 and not Path("ran").exists()
+    Path("p.toml").write_text('title = "theirs"\nmodel = "marked:model"\n')
+    assert (
+        "profile p.toml imports and runs marked:model" in repshift("bench", "--profile", "p.toml", "--dry-run").errors
+    )
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

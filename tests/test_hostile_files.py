@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutants import mutate, spoiled
+import typer
+from mutants import TEXTS, mutate, spoiled
 from test_chrome_trace import two_variants
 
 from repshift_cli import cli
@@ -125,3 +126,76 @@ def written_again(file: Path, target: Path) -> str | None:
     except Exception as error:
         return f"{type(error).__name__} passed through: {error}"[:300]
     return None
+
+
+# --- option values ----------------------------------------------------------------------------------------------------
+
+NUMERALS = ("-1", "0", "1e999999999", "9" * 5000, "1:1e9:1", ",", ":", "::", "0.5:", "٣", "½", "1,1,1", "cpu:9", "-")
+HOSTILE_VALUES = ("a" * 300, *NUMERALS, *(text for text in TEXTS if text not in ("\x00", "\ud800")))
+"""NUL and a lone surrogate cannot come from a shell."""
+FREE_OPTIONS = {"--help", "--resume", "--out", "--memory-snapshot", "--on", "--install-completion", "--show-completion"}
+"""What ends early, writes a file, or goes elsewhere."""
+
+
+@pytest.mark.slow
+def test_option_values_give_a_list_or_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mutants: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options of `bench --dry-run`, each with values that nobody should type."""
+    monkeypatch.chdir(tmp_path)
+    bench = typer.main.get_command(cli.app).commands["bench"]  # type: ignore[attr-defined]
+    taking = [o for p in bench.params if not getattr(p, "is_flag", False) for o in p.opts if o.startswith("--")]
+    pairs = [(name, value) for name in sorted({*taking} - FREE_OPTIONS) for value in HOSTILE_VALUES]
+    assert len(pairs) > 300
+    wrong: dict[str, str] = {}
+    for name, value in random.Random(0).sample(pairs, min(len(pairs), mutants // 10)):
+        command = ("bench", "--dry-run", *(() if name == "--model" else ("--model", "vit_t")), f"{name}={value}")
+        if trouble := check(command, tmp_path, tmp_path, capsys):
+            wrong.setdefault(trouble, f"{name}={value[:40]!r}")
+    assert not wrong, "\n".join(f"{where}: {what}" for what, where in wrong.items())
+
+
+# --- files that are no files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("show", "FILE"),
+        ("compare", "FILE", "FILE"),
+        ("history", "FILE"),
+        ("bench", "--resume", "FILE"),
+        ("profile", "--read", "FILE"),
+        ("bench", "--profile", "FILE", "--dry-run"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "a name of 300 characters"])
+def test_what_is_no_regular_file_is_refused_at_once(
+    command: tuple[str, ...], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = {"device": Path("/dev/zero"), "folder": tmp_path}.get(kind, tmp_path / "pipe.json")
+    if kind == "pipe":
+        os.mkfifo(file)
+    if kind.startswith("a name"):
+        file = tmp_path / ("x" * 300)
+    assert cli.run([str(file) if word == "FILE" else word for word in command], False) == 2
+    assert "internal error" not in capsys.readouterr().err
+
+
+def test_a_folder_with_a_pipe_and_a_damaged_file_in_it_has_its_history(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "damaged.json").write_text("{")
+    (tmp_path / "good.json").write_bytes((DATA / RUNS[-1]).read_bytes())
+    assert cli.run(["history", str(tmp_path)], False) == 0
+    out = capsys.readouterr().out
+    assert "pipe.json" in out and "damaged.json" in out and "latency" in out
+
+
+def test_more_than_a_gibibyte_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(2**30 + 1)
+    assert cli.run(["show", str(tmp_path / "large.json")], False) == 2
+    assert "1.0 GiB" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import repshift_cli
 from repshift_cli import UsageError, prune
-from repshift_cli.benchmark import builder, engine
+from repshift_cli.benchmark import builder, planning
 from repshift_cli.records import Case, call
 from repshift_cli.sweep.axes import Axes
 
@@ -41,14 +41,13 @@ def case_of(model: str, **options: Any) -> Case:
     """The one pruned case of a sweep, planned as `bench` plans it."""
     told = {"layers": "2,4", "keep": 0.6, "variant": "sdpa+repshift", "batch": 2} | options
     sweep = Axes.from_options({"model": model.partition(" ")[0], "device": "cpu", **told})
-    (planned,) = engine.plan_cases(sweep, "cpu")
+    (planned,) = planning.plan_cases(sweep, "cpu")
     assert planned.refused is None, planned.refused
     return planned.case
 
 
 def options_of(case: Case) -> dict[str, Any]:
-    names = ("operation", "distance", "form", "removal")
-    options = {name: getattr(case, name) for name in names if getattr(case, name) is not None}
+    options = dict(case.options) | ({} if case.removal is None else {"removal": case.removal})
     return {"keep": case.keep, "layers": case.layers, "method": case.pruning, "protect": case.protect, **options}
 
 

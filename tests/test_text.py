@@ -492,7 +492,7 @@ def test_an_alias_takes_random_tokens(tmp_path: Path, command: Callable[..., tup
 
 
 def test_a_back_end_without_masks_is_refused(checkpoint: Path) -> None:
-    from repshift_cli.benchmark.engine import plan_cases
+    from repshift_cli.benchmark.planning import plan_cases
     from repshift_cli.sweep.axes import Axes
 
     sweep = Axes(model=("hf:words",), data="text.txt", variant=("flash", "vanilla", "flash+repshift"))

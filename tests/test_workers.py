@@ -165,12 +165,17 @@ def test_a_crash_costs_one_row_and_prints_and_changes_touch_nothing(here: Path) 
     assert any("current folder" in w for w in changed) and any("sys.excepthook" in w for w in changed)
     assert not [w for r in the_run().records if r.case.model.endswith(":ok") for w in r.warnings if "changed" in w]
 
-    again = run([*command("ok")[:4], "--resume", "run.json", "--retry-failed"])
+    again = run([*command("ok")[:4], "--resume", "run.json", "--retry-failed", "--model", the_models()])
     assert again.returncode == 1
     crashed = next(r for r in the_run().records if r.status == "failed")
     assert crashed.deaths == 2
-    third = run([*command("ok")[:4], "--resume", "run.json", "--retry-failed"])
+    third = run([*command("ok")[:4], "--resume", "run.json", "--retry-failed", "--model", the_models()])
     assert third.returncode == 1 and next(r for r in the_run().records if r.status == "failed") == crashed
+
+
+def the_models() -> str:
+    """The run file's models, named again so that they may be imported."""
+    return ",".join(dict.fromkeys(r.case.model for r in the_run().records))
 
 
 @pytest.mark.slow

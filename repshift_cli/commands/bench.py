@@ -17,13 +17,14 @@ from repshift_cli.benchmark import engine, signals
 from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
-from repshift_cli.commands.shared import launching, options
+from repshift_cli.commands.shared import consent, launching, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.records import UsageError, store
 from repshift_cli.records.journal import Journal, StoreError, exists_already
 from repshift_cli.renderers import document_of
+from repshift_cli.sweep.axes import Axes
 
 MemorySnapshot = Annotated[
     Path | None,
@@ -128,18 +129,20 @@ class _File:
     def opened(self, asked: Asked, manner: Manner) -> Iterator[tuple[Order, _Place]]:
         """What the options come to, every name in it checked, and where it goes; a file to go on with is locked."""
         if self.resume is not None:
-            named = [f"--{name.replace('_', '-')}" for name in asked.names]
+            named = [f"--{name.replace('_', '-')}" for name in asked.names if name != "model"]
             named += [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(manner) if getattr(manner, f.name)]
             if named or self.out is not None:
                 raise UsageError(f"--resume takes the options of the run file; leave out {(named or ['--out'])[0]}")
             with contextlib.closing(Journal.open(self.resume)) as journal:
                 order = engine.order_of(journal.run)
+                _check_models(self.resume, order.sweep, asked)
                 sweep = options.with_full_names(order.sweep)
                 yield dataclasses.replace(order, sweep=sweep), _Place(self.resume, journal=journal)
             return
         if self.retry_failed:
             raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
         sweep = options.checked_sweep(asked)
+        consent.say_imports(asked.profile, sweep.model, _named(asked))
 
         def free() -> Path:
             return store.default_path(datetime.now(UTC), sweep.model)
@@ -151,6 +154,19 @@ class _File:
         if place.journal is None and place.path.is_file():
             raise exists_already(place.path)
         store.check_writable(place.path)
+
+
+def _named(asked: Asked) -> tuple[str, ...]:
+    """The models on the command line."""
+    return Axes.from_options({"model": asked.given.get("model")}).model if "model" in asked.given else ()
+
+
+def _check_models(file: Path, sweep: Axes, asked: Asked) -> None:
+    """UsageError for a --model that is not the file's, and for code of the file's that nobody asked to run."""
+    named = _named(asked)
+    if strange := [model for model in named if model not in sweep.model]:
+        raise UsageError(f"--resume takes the options of the run file; {file} has no model {strange[0]}")
+    consent.check_consent(file, sweep.model, named)
 
 
 def _session(order: Order, plan: Plan, place: _Place, carrier: Carrier, retry_failed: bool) -> Session:
@@ -190,7 +206,9 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
 
 def _say_how_to_go_on(session: Session, what: str) -> None:
     retry = ["--retry-failed"] if session.again - session.done else []
-    command = shlex.join(["repshift", "bench", "--resume", str(session.journal.path), *retry])
+    own = consent.own_models(dict.fromkeys(p.case.model for p in session.planned))
+    named = ["--model", ",".join(own)] if own else []
+    command = shlex.join(["repshift", "bench", "--resume", str(session.journal.path), *named, *retry])
     counts = f"{len(session.done)} of {len(session.planned)}"
     print(f"{what}; {counts} cases are in the run file", file=sys.stderr)
     print(f"go on with: {command}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 from repshift_cli.models.base import decoder, text
 from repshift_cli.models.base.transformers import Recipe, family, first_line, weights_file
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
+from repshift_cli.models.inputs.trust import check_code, check_size
 from repshift_cli.models.videomae import place_positions
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
@@ -61,7 +62,8 @@ def _config(place: str) -> Any:
         weights_file(place)
     local = Path(place).is_dir() or not hub_answers()
     try:
-        return AutoConfig.from_pretrained(place, local_files_only=local)
+        check_code(place, local)
+        config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if local and not Path(place).is_dir():
             raise UsageError(
@@ -69,6 +71,8 @@ def _config(place: str) -> Any:
                 f"answer within {PATIENCE} s; copy the checkpoint here and name its folder, hf:FOLDER"
             ) from error
         raise UsageError(f"no checkpoint {place!r} (neither a folder nor a hub id): {first_line(error)}") from error
+    check_size(place, config)
+    return config
 
 
 @cache

@@ -98,7 +98,7 @@ def _module(made: Decoder, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
         module, warnings = from_checkpoint(Recipe(AutoModelForCausalLM, made.config, made.checkpoint))
     else:
         with torch.device(case.device):
-            module = AutoModelForCausalLM.from_config(made.config, dtype=dtype)
+            module = AutoModelForCausalLM.from_config(made.config, dtype=dtype, trust_remote_code=False)
         warnings = (RANDOM_WEIGHTS,)
     module = module.eval().to(device=case.device, dtype=dtype)
     _restore_frequencies(module, case.device)
@@ -136,7 +136,7 @@ def read_prompts(checkpoint: str, place: str, length: int) -> Tensor:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the prompts {place}: one prompt per line of a text file is needed") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"cannot load the tokenizer of {checkpoint}: {first_line(error)}") from error
     if not lines:

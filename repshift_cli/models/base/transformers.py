@@ -156,6 +156,7 @@ def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
             use_safetensors=True,
             attn_implementation="sdpa",
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot load {made.checkpoint}: {first_line(error)}") from error

@@ -80,7 +80,7 @@ def _tokenizer(checkpoint: str) -> Any:
 
     logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(checkpoint)
+        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UsageError(f"cannot load the tokenizer of {checkpoint}: {first_line(error)}") from error
 
