@@ -155,7 +155,9 @@ def test_a_crash_costs_one_row_and_prints_and_changes_touch_nothing(here: Path) 
         "the process died of signal 11 (segmentation fault)",
     )
     assert {status for status, _ in found.values()} == {"ok"}
-    assert json.loads(done.stdout)["records"] and "by " not in done.stdout
+    assert json.loads(done.stdout)["records"] and not any(
+        w in done.stdout for w in ("by python", "by C", "by the system")
+    )
     assert "by python" in done.stderr and "by C" in done.stderr and "by the system" in done.stderr
     crashed = next(r for r in the_run().records if r.status == "failed")
     assert crashed.deaths == 1 and "in string_at" in (crashed.stack or "") and crashed.tokens == (16, 6)
@@ -333,10 +335,11 @@ def test_killed_at_random_moments_nothing_measured_is_lost(here: Path, request: 
     assert {r.case.key for r in the_run().records} == {case.key for case in the_run().planned}
 
 
+@pytest.mark.slow
 def test_two_workers_measure_what_one_does(here: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
-    more = [*command("ok,waits,prints")[1:], "--hbm", "model"]
+    more = [*command("ok,prints")[1:], "--hbm", "model"]
     more = [a for a in more if a != "--timing-only"]
     made = {}
     for name, where in (("one", ["--in-process"]), ("worker", []), ("two", ["--on", "local:0,1"])):
