@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from repshift_cli.benchmark.guard import Guard
     from repshift_cli.profiling.chrome_trace import Recorded
     from repshift_cli.sweep.axes import Axes
+    from repshift_cli.sweep.operators import OperatorAxes
     from repshift_cli.sweep.plan import Planned
 
 
@@ -88,7 +89,7 @@ class Equipment:
 class Planning:
     """The cells of a sweep, worked out where they will be measured: a model may have to be built for its facts."""
 
-    sweep: Axes
+    sweep: Axes | OperatorAxes
     subjects: tuple[Case, ...] = ()
 
     def perform(self, observer: Observer) -> Iterator[Plan]:

@@ -135,6 +135,8 @@ class _File:
                 raise UsageError(f"--resume takes the options of the run file; leave out {(named or ['--out'])[0]}")
             with contextlib.closing(Journal.open(self.resume)) as journal:
                 order = engine.order_of(journal.run)
+                if not isinstance(order.sweep, Axes):
+                    raise UsageError(f"go on with this run by repshift operators --resume {self.resume}")
                 _check_models(self.resume, order.sweep, asked)
                 sweep = options.with_full_names(order.sweep)
                 yield dataclasses.replace(order, sweep=sweep), _Place(self.resume, journal=journal)
