@@ -83,6 +83,22 @@ def expand(
     return tuple(planned)
 
 
+def most_cells(axes: Axes, methods: Methods) -> int:
+    """How many cells the sweep has at most, counted without making any: what repeats or does not apply counts too."""
+    executions = 1 + axes.cuda_graph + axes.compile
+    given = dict(axes.options)
+    schedules = len(axes.keep) * max(1, len(axes.layers)) * max(1, len(axes.removal))
+    cells = 0
+    for _, method in map(_split, axes.variant):
+        ways = 1 if method is None else schedules
+        for name in methods.get(method or "", ()):
+            ways *= max(1, len(given.get(name, ())))
+        cells += ways * executions
+    for values in (axes.model, axes.image_size, axes.frames, axes.tokens, axes.batch, axes.dtype):
+        cells *= max(1, len(values))
+    return cells
+
+
 def comparisons(planned: Sequence[Planned]) -> list[list[Planned]]:
     """What is measured together, interleaved: for each schedule the pruned cases with the unpruned ones of the group.
 

@@ -19,6 +19,7 @@ from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.parsing import own_options
 
 if TYPE_CHECKING:
+    from repshift_cli.sweep.operators import OperatorAxes
     from repshift_cli.sweep.plan import Planned
 
 SWEEP = "Sweep"
@@ -337,6 +338,18 @@ def checked_sweep(asked: Asked) -> Axes:
     sweep = with_full_names(asked.sweep())
     check_scoring(asked.given, sweep)
     return sweep
+
+
+def check_size(sweep: Axes | OperatorAxes, most: int) -> None:
+    """UsageError for a sweep of more than `most` cases, `sweep.variant` being full names; none of them is made."""
+    if not isinstance(sweep, Axes):
+        return
+    from repshift_cli.sweep.plan import most_cells
+
+    methods = [method for _, method in map(registry.find_variant, sweep.variant) if method]
+    count = most_cells(sweep, {method.name: registry.options_of(method) for method in methods})
+    if count > most:
+        raise UsageError(f"this is a sweep of up to {count:,} cases; give fewer values, or --max-cases {count}")
 
 
 def list_cases(planned: tuple[Planned, ...]) -> None:
