@@ -19,6 +19,7 @@ from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.parsing import own_options
 
 if TYPE_CHECKING:
+    from repshift_cli.commands.shared.output import Outputs
     from repshift_cli.sweep.plan import Planned
 
 SWEEP = "Sweep"
@@ -72,7 +73,9 @@ Batch = Annotated[
 Dtype = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="LIST", help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=SWEEP
+        metavar="LIST",
+        help="fp32, bf16, fp16, or torch's names: float32, bfloat16, half. (default: bf16 on CUDA, fp32 on a CPU)",
+        rich_help_panel=SWEEP,
     ),
 ]
 ImageSize = Annotated[
@@ -263,18 +266,33 @@ def sweep_options(
 
         @functools.wraps(command)
         def with_sweep(**values: Any) -> None:
+            if stray := values.pop("stray", None):
+                raise UsageError(_for_a_stray(stray[0]))
             chosen = {name: values.pop(name) for name in shared}
             profile = chosen.pop("profile", None)
             given = {name: value for name, value in chosen.items() if value is not None and value is not False}
             command(asked=Asked(given, profile), **values)
 
-        made = [*map(_parameter, shared), *own]
+        made = [_STRAY, *map(_parameter, shared), *own]
         keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
         with_sweep.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
         with_sweep.__annotations__ = {p.name: p.annotation for p in keyword}
         return with_sweep
 
     return decorate
+
+
+_STRAY = inspect.Parameter(
+    "stray",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")],
+)
+"""Words that no option takes: a model's name, most likely."""
+
+
+def _for_a_stray(word: str) -> str:
+    return f"{word!r} belongs to no option; a model is named with --model {word}"
 
 
 def _parameter(name: str) -> inspect.Parameter:
@@ -315,11 +333,14 @@ def checked_sweep(asked: Asked) -> Axes:
     return sweep
 
 
-def list_cases(planned: tuple[Planned, ...]) -> None:
-    """What `--dry-run` prints."""
-    from repshift_cli.commands.shared.dry_run import show_cases
+def list_cases(planned: tuple[Planned, ...], outputs: Outputs | None = None) -> None:
+    """What `--dry-run` prints: the list, and as JSON where that was asked for."""
+    from repshift_cli.commands.shared.dry_run import document_of_cases, show_cases
 
-    show_cases(planned)
+    if outputs is not None:
+        outputs.write(document_of_cases(planned))
+    if outputs is None or not outputs.own_stdout:
+        show_cases(planned)
 
 
 def check_view(by: str) -> None:
