@@ -24,6 +24,7 @@ from repshift_cli.commands.gate import gate
 from repshift_cli.commands.history import history
 from repshift_cli.commands.methods import methods
 from repshift_cli.commands.models import models
+from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.show import show
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 for command in (
     bench,
+    operators,
     profile,
     show,
     compare,

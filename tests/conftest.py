@@ -29,6 +29,7 @@ def measured_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=12, help="moments at which a sweep is killed (default: 12)")
     parser.addoption("--mutants", type=int, default=5000, help="hostile files per campaign (default: 5000)")
 
 

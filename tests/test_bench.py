@@ -548,6 +548,11 @@ LIGHT = {
     "--out t.csv --csv t.csv": "--out and --csv both write to t.csv; give one of them another file",
     "--out damaged.json": "damaged.json exists already; go on with it by --resume damaged.json",
     "--variant flash --keep 0.5": "--keep applies to pruning, and no variant prunes",
+    "--keep 0.001:1:0.001 --batch 1:1000": "this is a sweep of up to 1,002,000 cases; give",
+    "--on locl:0": "unknown launcher 'locl': did you mean local?",
+    "--on local:0,x": "--on local:0,x names no GPUs; write their numbers, like local:0,1",
+    "--in-process --on process": "--on needs another process than the command's; leave out --in-process",
+    "--max-cases 2": "this is a sweep of up to 3 cases; give fewer values, or --max-cases 3",
     "--retry-failed": "--retry-failed goes with --resume RUN",
     "--weights x.safetensors --model vit_t,vit_s": "--weights fits one model",
 }

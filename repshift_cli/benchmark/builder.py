@@ -17,6 +17,7 @@ from repshift_cli import registry
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark.contenders import Derived
 from repshift_cli.benchmark.execution import compiled, delayed, graph
+from repshift_cli.benchmark.operators import measures, steps
 from repshift_cli.benchmark.runner import Parts, Probe, reason_of
 from repshift_cli.counters.base.choice import Choice
 from repshift_cli.counters.base.traffic import CounterError
@@ -40,6 +41,7 @@ from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
 from repshift_cli.profiling import kineto
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
+    OPERATORS,
     WITHOUT_ATTENTION,
     Case,
     Facts,
@@ -129,7 +131,7 @@ class StepBuilder:
             verify=_verified,
             look=_looked,
             memory=lambda step: self._memory,
-            probes=lambda step: self._probes,
+            probes=self._probes_of,
             timer=timer_for(device),
             watch=self._watch.sample,
             before=self._begin,
@@ -155,18 +157,23 @@ class StepBuilder:
                 raise
             held = partial(nvml.process_bytes, case.device), partial(nvml.card_bytes, case.device)
             self._memory = (MemoryProbe(*held, free_memory),)
-            self._probes = (
-                FidelityProbe(subject),
-                MacsProbe(),
-                KvCacheProbe(),
-                LaunchProbe(),
-                HbmProbe(self._counter),
-                EnergyProbe(partial(nvml.millijoules, case.device), _synchronize),
-                *self._snapshots,
-            )
+            self._probes = self._made_probes(case, subject)
             self._subject, self._group = subject, case.group
         assert self._subject is not None
         return self._subject
+
+    def _made_probes(self, case: Case, subject: Subject) -> tuple[Probe, ...]:
+        energy = EnergyProbe(partial(nvml.millijoules, case.device), _synchronize)
+        common = (LaunchProbe(), HbmProbe(self._counter), energy, *self._snapshots)
+        if case.model == OPERATORS:
+            return (measures.ErrorProbe(), measures.CountProbe(), *common)
+        return (FidelityProbe(subject), MacsProbe(), KvCacheProbe(), *common)
+
+    def _probes_of(self, step: Step) -> Sequence[Probe]:
+        """All of them; a compiled operator shows no operators of torch to those that listen for them."""
+        if step.case.model == OPERATORS and measures.hides_operators(step.case):
+            return [p for p in self._probes if not isinstance(p, (LaunchProbe, HbmProbe))]
+        return self._probes
 
     def prepare(self, case: Case) -> Step:
         """The case as a step, captured in a CUDA graph where it asks for that."""
@@ -177,7 +184,11 @@ class StepBuilder:
         """What follows from counted bytes, the kernels' time and the time of a forward."""
         peak = self._peak if isinstance(self._peak, str) else self._peak.bytes_per_second
         found, words = rates(measured, milliseconds, step.case.batch, peak)
-        return found, [*words, *paced_by_host(measured, milliseconds, step.case.execution), *self._behind]
+        words = [*words, *paced_by_host(measured, milliseconds, step.case.execution), *self._behind]
+        if step.case.model != OPERATORS:
+            return found, words
+        more, others = measures.derived(step, milliseconds)
+        return [*found, *more], [*words, *others]
 
     def _begin(self) -> Any:
         """Ahead of the timed rounds: the device's state, and whether CUPTI is attached already."""
@@ -191,13 +202,15 @@ def lone_step(case: Case) -> Step:
 
 
 def _built(case: Case) -> Subject:
-    """The model's subject, with what --protect adds to its protected tokens."""
+    """The model's subject, with what --protect adds to its protected tokens; an operator's are its q, k and v."""
+    if case.model == OPERATORS:
+        return steps.subject_of(case)
     subject: Subject = registry.load(registry.resolve_model(case.model)).build(case)
     return protecting(subject, case.protect, case.model)
 
 
 def _step(case: Case, subject: Subject) -> Step:
-    step = _eager(case, subject)
+    step = steps.step_of(case, subject) if case.model == OPERATORS else _eager(case, subject)
     return {"eager": lambda s: s, "graph": graph, "compile": compiled}[case.execution](step)
 
 
@@ -237,6 +250,8 @@ def _eager(case: Case, subject: Subject) -> Step:
 
 def _verified(step: Step) -> str:
     """What attention was seen to run on."""
+    if step.case.model == OPERATORS:
+        return measures.verified(step)
     if step.case.attention == WITHOUT_ATTENTION:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)

@@ -123,6 +123,8 @@ class Subject:
     along where it hands them to torch's function."""
     own_prefix: int | None = None
     """The leading tokens for which a companion may have no entry: those of the model, where --protect adds others."""
+    details: Any = None
+    """What the probes of an attention operator need beside the module."""
     grid: bool = False
     """Whether the sites put out (B, C, H, W), whose lines are cut (a CNN), instead of (B, N, C)."""
 

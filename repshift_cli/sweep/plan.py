@@ -68,22 +68,17 @@ def expand(
         except UsageError as refusal:
             refusals.append(refusal)
             sketch = Facts(0, 0, 0, image_size=size, frames=frames, length=length, weights=axes.weights or "random")
-            attention = _split(axes.variant[0])[0]
-            bases = list(_bases(axes, model, sketch, device))[:1]
-            planned += [Planned(_with(base, attention=attention), refused=str(refusal)) for base in bases]
+            base = next(_bases(axes, model, sketch, device))
+            planned.append(Planned(_with(base, attention=_split(axes.variant[0])[0]), refused=str(refusal)))
             continue
-        facts = _checked(axes, model, facts)
+        _check_layers(axes, model, facts)
+        _check_removal(axes, model, facts)
+        facts = _protecting(axes, model, facts)
         for base in _bases(axes, model, facts, device):
             planned += [_judged(case, facts, backends) for case in _cells(axes, base, facts, methods)]
     if len(refusals) == len(models):
         raise refusals[0]
     return tuple(planned)
-
-
-def _checked(axes: Axes, model: str, facts: Facts) -> Facts:
-    _check_layers(axes, model, facts)
-    _check_removal(axes, model, facts)
-    return _protecting(axes, model, facts)
 
 
 def _bases(axes: Axes, model: str, facts: Facts, device: str) -> Iterator[Case]:
@@ -103,6 +98,22 @@ def _bases(axes: Axes, model: str, facts: Facts, device: str) -> Iterator[Case]:
             protect=axes.protect,
             length=facts.length,
         )
+
+
+def most_cells(axes: Axes, methods: Methods) -> int:
+    """How many cells the sweep has at most, counted without making any: what repeats or does not apply counts too."""
+    executions = 1 + axes.cuda_graph + axes.compile
+    given = dict(axes.options)
+    schedules = len(axes.keep) * max(1, len(axes.layers)) * max(1, len(axes.removal))
+    cells = 0
+    for _, method in map(_split, axes.variant):
+        ways = 1 if method is None else schedules
+        for name in methods.get(method or "", ()):
+            ways *= max(1, len(given.get(name, ())))
+        cells += ways * executions
+    for values in (axes.model, axes.image_size, axes.frames, axes.tokens, axes.batch, axes.dtype):
+        cells *= max(1, len(values))
+    return cells
 
 
 def comparisons(planned: Sequence[Planned]) -> list[list[Planned]]:

@@ -15,6 +15,7 @@ from typing import Any
 from repshift_cli.analysis.stats import Estimate, estimate
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
+    OPERATORS,
     WITHOUT_ATTENTION,
     Case,
     Machine,
@@ -132,9 +133,7 @@ def header_of(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
     """What the cases of one group share: model, input, setting, computer."""
     case = cases[0]
     return (
-        case.model,
-        f"weights {case.weights}",
-        _input(case),
+        *(_operator_words(case) if case.model == OPERATORS else (case.model, f"weights {case.weights}", _input(case))),
         f"batch {case.batch}",
         case.dtype,
         *(["CUDA graph"] if {c.execution for c in cases} == {"graph"} else []),
@@ -143,6 +142,18 @@ def header_of(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
         *_computer(machine, case.device),
         *[f"{name} {machine.packages[name]}" for name in ("torch",) if name in machine.packages],
     )
+
+
+def _operator_words(case: Case) -> list[str]:
+    """What the operators of one group share: the pass, the mask, the sizes, the input."""
+    heads, kv_heads = case.option("heads"), case.option("kv_heads")
+    passed = "backward pass" if case.option("backward") else "attention operators"
+    masked = "one query" if case.option("decode") else "causal" if case.option("causal") else "no mask"
+    grouped = [f"{kv_heads} KV heads"] if kv_heads else []
+    taken = case.option("captured")
+    source = f"input of {taken}" if taken else f"input {case.input}"
+    sizes = [f"{case.length} tokens", f"{heads} heads of {case.option('head_dim')}", *grouped]
+    return [passed, masked, *sizes, f"window {case.option('window')}", source]
 
 
 def _input(case: Case) -> str:
@@ -180,6 +191,8 @@ class Field:
 
 def fields_of(cases: Sequence[Case]) -> tuple[Field, ...]:
     """The fields of these cases, the options of their methods among them."""
+    if cases and cases[0].model == OPERATORS:
+        return (Field("keep", 13, lambda c: c.keep, lambda keep: f"{keep:g}"),)
     options = option_order(name for case in cases for name, _ in case.options)
     return (
         Field("keep", 13, lambda c: c.keep, lambda keep: f"{keep:g}"),
@@ -285,7 +298,7 @@ def _is_reference(measurement: Measurement) -> bool:
 
 def _ratio_cell(figure: Estimate, better: str) -> Cell:
     """A ratio with its interval; where that holds 1, a column in which more is better says that none was shown."""
-    decimals = _decimals(figure, least=3, floor=1.0)
+    decimals = max(_decimals(figure, least=3, floor=1.0), _decimals(Estimate(figure.value), least=2))
     if figure.low is None or figure.high is None:
         return Cell(f"{figure.value:.{decimals}f}x", "quiet", "(no interval)")
     while not figure.spans(1) and 1 in (round(figure.low, decimals), round(figure.high, decimals)):
