@@ -37,6 +37,10 @@ class Command(TyperCommand):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings | {"rich_markup_mode": "rich"})
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Without what is taken only to be refused, which has no name."""
+        return [piece for piece in super().collect_usage_pieces(ctx) if piece.strip("[].")]
+
 
 app = typer.Typer(
     name="repshift",

@@ -16,7 +16,8 @@ from torch import Tensor
 from repshift_cli import registry
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark.contenders import Derived
-from repshift_cli.benchmark.execution import compiled, delayed, graph
+from repshift_cli.benchmark.delay import delayed
+from repshift_cli.benchmark.execution import compiled, graph
 from repshift_cli.benchmark.operators import measures, steps
 from repshift_cli.benchmark.runner import Parts, Probe, reason_of
 from repshift_cli.counters.base.choice import Choice

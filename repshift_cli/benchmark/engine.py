@@ -92,9 +92,9 @@ class Session:
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def plan_sweep(sweep: Axes | OperatorAxes, most: int, carrier: Carrier, observing: Observing) -> Plan:
+def plan_sweep(sweep: Axes | OperatorAxes, carrier: Carrier, observing: Observing) -> Plan:
     """The sweep's cells, `sweep.variant` being full names; UsageError where a model cannot be planned."""
-    plan: Plan = _asked(Planning(sweep, most), carrier, observing)
+    plan: Plan = _asked(Planning(sweep), carrier, observing)
     return plan
 
 

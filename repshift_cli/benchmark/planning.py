@@ -14,8 +14,8 @@ from repshift_cli.sweep.operators import OperatorAxes
 from repshift_cli.sweep.plan import Planned
 
 
-def plan_cases(sweep: Axes | OperatorAxes, device: str, most: int | None = None) -> tuple[Planned, ...]:
-    """The sweep's cells, `sweep.variant` being full names; UsageError beyond `most`."""
+def plan_cases(sweep: Axes | OperatorAxes, device: str) -> tuple[Planned, ...]:
+    """The sweep's cells, `sweep.variant` being full names."""
     if isinstance(sweep, OperatorAxes):
         return operator_cells(sweep, device)
     parts = [registry.find_variant(variant) for variant in sweep.variant]

@@ -90,7 +90,6 @@ class Planning:
     """The cells of a sweep, worked out where they will be measured: a model may have to be built for its facts."""
 
     sweep: Axes | OperatorAxes
-    most: int
     subjects: tuple[Case, ...] = ()
 
     def perform(self, observer: Observer) -> Iterator[Plan]:
@@ -100,7 +99,7 @@ class Planning:
         guard()
         device = devices.choose_device(self.sweep.device)
         observer.phase("planning")
-        planned = planning.plan_cases(self.sweep, device, self.most)
+        planned = planning.plan_cases(self.sweep, device)
         guard().settle()
         yield Plan(device, planned)
 

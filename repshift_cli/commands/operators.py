@@ -135,8 +135,8 @@ def operators(
         return
     with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
         outputs.check({"--out": path})
-        with launching.launched(in_process, case_timeout, order.sweep.budget) as carrier:
-            plan = engine.plan_sweep(order.sweep, options.MOST_CASES, carrier, Bar)
+        with launching.launched(None, in_process, case_timeout, order.sweep.budget) as carrier:
+            plan = engine.plan_sweep(order.sweep, carrier, Bar)
             if dry_run:
                 options.list_cases(plan.planned)
                 return

@@ -69,6 +69,8 @@ def judged(
     foreign = sorted(short(name) for name in names if name.startswith(SDPA) and name not in own)
     if foreign:
         raise WrongKernel(f"it ran on {', '.join(foreign)} instead of what it claims")
+    if ops == flex.COMPILED and names[flex.EAGER]:
+        raise WrongKernel("FlexAttention ran eagerly, with N x N in memory, instead of compiled")
     if ops and not any(found.values()):
         raise WrongKernel(f"none of {', '.join(map(short, ops))} ran; ran: {_most(names, names)}")
     gradients = [name for name in names if name.startswith(SDPA) and name.endswith("_backward")]

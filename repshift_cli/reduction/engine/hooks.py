@@ -150,7 +150,7 @@ def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dro
             yield _watch(site, name, subject, seen)
 
     def choose(hidden: Tensor) -> Cut:
-        seen["rows"] = _free(hidden, subject)
+        seen["rows"] = next(iter(seen.values())) if seen else _free(hidden, subject)
         length = hidden.shape[1]
         cut, dropped.roles = chosen(subject, method, case, seen, length, dropped.roles, share)
         dropped.add(cut, hidden)
