@@ -40,7 +40,8 @@ class Context:
     `process_bytes()` is what the driver (on a CPU the kernel) counts for this process, `card_bytes()` for the whole
     card, `millijoules()` the card's energy counter: a number, or the sentence why there is none. `synchronize()` waits
     for the device, `free_memory()` gives back what of its memory nothing uses. `snapshot(case)` names the file for a
-    history of allocations, where one was asked for.
+    history of allocations, where one was asked for. `lone_operator` says
+    that the subject is no model but one attention operator.
     """
 
     subject: Subject
@@ -52,6 +53,7 @@ class Context:
     free_memory: Callable[[], None]
     counter: Counter = NOT_ASKED
     snapshot: Callable[[Case], Path] | None = None
+    lone_operator: bool = False
 
 
 Measure = Callable[[Step], Sequence[Measurement]]
