@@ -11,9 +11,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
+from repshift_cli.probes import Context, Measure
 from repshift_cli.records import Measurement, Metric, Step
 
-MACS = Metric("macs", "MACs", "MAC", "lower", "value", 22, "counted")
+MACS = Metric(
+    "macs",
+    "MACs",
+    "MAC",
+    "lower",
+    "value",
+    "counted",
+    "Multiply-accumulates of one sample, counted from the operators that run (half of their FLOPs).",
+)
+METRICS = (MACS,)
 
 
 def attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
@@ -23,6 +33,16 @@ def attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any
     """
     q, k, v = (getattr(t, "shape", t) for t in (query, key, value))
     return int(2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3]))
+
+
+def unavailable(device: str) -> str | None:
+    """None: it is counted on every device."""
+    return None
+
+
+def make(context: Context) -> Measure:
+    """A forward under torch's flop counter."""
+    return MacsProbe().measure
 
 
 class MacsProbe:

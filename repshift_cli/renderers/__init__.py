@@ -10,7 +10,7 @@ from repshift_cli.records import Run
 from repshift_cli.records.profile import ProfileRun
 
 if TYPE_CHECKING:
-    from repshift_cli.renderers.sheets.run import Sheet
+    from repshift_cli.renderers.sheets.cells import Sheet
 
 SHEETS = "sheets"
 """In a renderer's TAKES: every document that is laid out as tables."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.sheets.run import Sheet
+from repshift_cli.renderers.sheets.cells import Sheet
 
 TAKES = ("sheets",)
 SUFFIX = ".md"
