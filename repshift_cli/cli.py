@@ -24,6 +24,7 @@ from repshift_cli.commands.gate import gate
 from repshift_cli.commands.history import history
 from repshift_cli.commands.methods import methods
 from repshift_cli.commands.models import models
+from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.show import show
@@ -36,6 +37,10 @@ class Command(TyperCommand):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings | {"rich_markup_mode": "rich"})
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Without what is taken only to be refused, which has no name."""
+        return [piece for piece in super().collect_usage_pieces(ctx) if piece.strip("[].")]
+
 
 app = typer.Typer(
     name="repshift",
@@ -46,6 +51,7 @@ app = typer.Typer(
 )
 for command in (
     bench,
+    operators,
     profile,
     show,
     compare,

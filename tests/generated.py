@@ -17,8 +17,10 @@ import typer
 from pages import PAGES, Page
 from results import TABLES
 
+from repshift_cli import registry
 from repshift_cli.cli import app
-from repshift_cli.registry import ROOMS
+from repshift_cli.operators import CLASSES
+from repshift_cli.registry import ROOMS, Room
 
 WRITE = "python tests/generated.py --write"
 PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(^<!-- end -->$)", re.DOTALL | re.MULTILINE)
@@ -27,6 +29,8 @@ CHECKS = {
     "models": "test_models.py tests/test_along.py",
     "attention": "test_attention.py",
     "reduction": "test_reduction.py",
+    "counters": "test_counters.py",
+    "operators": "test_operators.py tests/test_operator_identities.py",
     "probes": "test_probes.py",
     "renderers": "test_renderers.py",
 }
@@ -50,7 +54,9 @@ def options(command: Any) -> list[Any]:
 
 
 def _command(name: str, command: Any) -> str:
-    arguments = [f" [{p.metavar or p.name.upper()}]" for p in command.params if p.param_type_name == "argument"]
+    arguments = [
+        f" [{p.metavar or p.name.upper()}]" for p in command.params if p.param_type_name == "argument" and not p.hidden
+    ]
     lines = [f"### `repshift {name}{''.join(arguments)}`", "", *_paragraphs(command.help), ""]
     panels = dict.fromkeys(p.rich_help_panel or PANEL for p in options(command))
     for panel in panels:
@@ -74,29 +80,41 @@ def _row(option: Any) -> str:
 def contracts() -> str:
     """What one file supplies, room by room; where a room states no Protocol yet, nothing is said of it."""
     lines = ["| a new | is a file of | that supplies | checked by |", "|---|---|---|---|"]
-    for room, (what, *_) in ROOMS.items():
-        if protocol := _protocol(room):
-            tests = f"`pytest tests/{CHECKS.get(room, 'test_registry.py')}`"
-            lines.append(f"| {what} | `{room.replace('.', '/')}/` | {', '.join(_members(protocol))} | {tests} |")
+    for name, room in ROOMS.items():
+        if room.contract:
+            tests = f"`pytest tests/{CHECKS.get(name, 'test_registry.py')}`"
+            lines.append(f"| {room.what} | `{name.replace('.', '/')}/` | {', '.join(_members(name, room))} | {tests} |")
     return "\n".join(lines)
 
 
-def _protocol(room: str) -> type | None:
-    """The contract of a room's parts, the last Protocol in its `__init__`: those before it are what a part is given."""
-    module = importlib.import_module(f"repshift_cli.{room}")
-    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    return next((c for c in reversed(own) if getattr(c, "_is_protocol", False)), None)
+def _members(name: str, room: Room) -> list[str]:
+    """The names that a part has, functions with their arguments; in brackets what it may leave out."""
+    protocol = vars(importlib.import_module(f"repshift_cli.{name}"))[room.contract]
+    annotated = [n for n in inspect.get_annotations(protocol) if n not in room.one_of]
+    names = [f"[`{n}`]" if n in vars(protocol) else f"`{n}`" for n in annotated]
+    either = [" or ".join(f"`{n}`" for n in room.one_of)] if room.one_of else []
+    functions = {n: f for n, f in vars(protocol).items() if inspect.isfunction(f) and n not in annotated}
+    shown = {n: [*inspect.signature(f).parameters][1:] for n, f in functions.items() if not n.startswith("_")}
+    return [*names, *either, *(f"`{n}({', '.join(arguments)})`" for n, arguments in shown.items())]
 
 
-def _members(protocol: type) -> list[str]:
-    """The names that a part has, functions with their arguments; what has a default in the contract may be left out."""
-    named, members = inspect.get_annotations(protocol), vars(protocol)
-    names = [f"`{name}`{' (or none)' if name in members else ''}" for name in named]
-    functions = {n: f for n, f in members.items() if inspect.isfunction(f) and n not in named and n[0] != "_"}
-    return names + [f"`{name}({', '.join([*inspect.signature(f).parameters][1:])})`" for name, f in functions.items()]
+def operators() -> str:
+    """Every attention operator by class, with its engines and its paper."""
+    lines = ["| operator | class | what it is | engines beside the plain one | paper |", "|---|---|---|---|---|"]
+    known = registry.parts("operators").values()
+    for part in sorted(known, key=lambda part: CLASSES.index(part.constants["CLASS"])):
+        engines = ", ".join(f"`{name}`" for name in registry.load(part).ENGINES if name != "plain")
+        cells = (f"`{part.name}`", part.constants["CLASS"], part.help, engines, part.constants["PAPER"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"reference": reference, "contracts": contracts, **TABLES}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "reference": reference,
+    "contracts": contracts,
+    "operators": operators,
+    **TABLES,
+}
 
 
 def parts(page: Page) -> dict[str, str]:

@@ -47,6 +47,33 @@ def masks() -> dict[str, Tensor]:
     }
 
 
+# --- efficient --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_efficient_repeats_grouped_keys_where_its_kernel_takes_none(
+    taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch says of its kernel is played; the numbers are those of grouped attention either way."""
+    told: list[tuple[int, bool]] = []
+
+    def torchs(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        told.append((key.shape[1], options.get("enable_gqa", False)))
+        return SDPA(query, key, value, **options)
+
+    monkeypatch.setattr(torch._C._nn, "scaled_dot_product_attention", torchs)
+    monkeypatch.setattr(efficient, "can_use_efficient_attention", lambda params: taken)
+    grouped = qkv(queries=9, kv_heads=2)
+    expected = vanilla.attend(*grouped, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(efficient.attend(*grouped, is_causal=True, enable_gqa=True), expected)
+    torch.testing.assert_close(efficient.attend(*qkv(), scale=0.3), vanilla.attend(*qkv(), scale=0.3))
+    assert told == [(2, True) if taken else (4, False), (4, False)]
+
+
+def test_torch_itself_is_asked_whether_the_kernel_takes_groups() -> None:
+    assert not efficient._takes_groups(*qkv(queries=9, kv_heads=2), None, 0.0, True)
+
+
 # --- vanilla ----------------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +208,7 @@ def test_one_sdpa_back_end_is_forced_and_left(part: ModuleType) -> None:
     before = {other: enabled() for other, enabled in ENABLED.items()}
     with attending(part):
         assert {other: enabled() for other, enabled in ENABLED.items()} == {other: other is part for other in ENABLED}
-        assert F.scaled_dot_product_attention is SDPA
+        assert F.scaled_dot_product_attention is (part.attend or SDPA)
     assert {other: enabled() for other, enabled in ENABLED.items()} == before
 
 

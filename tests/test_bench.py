@@ -334,6 +334,16 @@ def test_a_dry_run_counts_and_refuses_aloud_and_writes_nothing(repshift: Any, he
     assert repshift(*dry, "flash").splitlines()[-1] == "1 case to measure, 0 refused"
 
 
+def test_a_dry_run_as_json_and_a_model_without_its_option(repshift: Any) -> None:
+    dry = ("bench", "--model", f"{NAME}:tiny", "--device", "cpu", "--dry-run", "--variant", "flash,cudnn")
+    cases = json.loads(repshift(*dry, "--dtype", "float32", "--json", "-"))["cases"]
+    assert [(c["attention"], c["dtype"], c["tokens"], c["refused"] is None) for c in cases] == [
+        ("flash", "fp32", [16], True),
+        ("cudnn", "fp32", [16], False),
+    ]
+    assert one_sentence(repshift("bench", "vit_t")).endswith("a model is named with --model vit_t")
+
+
 def test_a_dry_run_when_piped_has_one_line_for_each_case(repshift: Any) -> None:
     more = ("--device", "cpu", "--dry-run", "--variant", "flash+repshift", "--layers", "1,2,3,4")
     output = repshift("bench", "--model", f"{NAME}:tiny", *more)
@@ -538,6 +548,11 @@ LIGHT = {
     "--out t.csv --csv t.csv": "--out and --csv both write to t.csv; give one of them another file",
     "--out damaged.json": "damaged.json exists already; go on with it by --resume damaged.json",
     "--variant flash --keep 0.5": "--keep applies to pruning, and no variant prunes",
+    "--keep 0.001:1:0.001 --batch 1:1000": "this is a sweep of up to 1,002,000 cases; give",
+    "--on locl:0": "unknown launcher 'locl': did you mean local?",
+    "--on local:0,x": "--on local:0,x names no GPUs; write their numbers, like local:0,1",
+    "--in-process --on process": "--on needs another process than the command's; leave out --in-process",
+    "--max-cases 2": "this is a sweep of up to 3 cases; give fewer values, or --max-cases 3",
     "--retry-failed": "--retry-failed goes with --resume RUN",
     "--weights x.safetensors --model vit_t,vit_s": "--weights fits one model",
 }

@@ -67,6 +67,17 @@ def test_the_family_is_explained(repshift: Repshift) -> None:
     assert "65 → 33 after block 1 → 17 after block 3" in done.stdout
 
 
+def test_the_operator_is_measured_beside_the_others(repshift: Repshift) -> None:
+    done = repshift("operators", "--operator", "example-operator", "--tokens", "64", "--heads", "2", "--rounds", "2",
+                    "--json", "-")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = {r["case"]["attention"]: r for r in json.loads(done.stdout)["records"]}
+    assert set(records) == {"flash", "example_operator"}
+    measured = {m["metric"]: m for m in records["example_operator"]["measurements"]}
+    assert measured["err_own"]["samples"][0] < 1e-6
+    assert measured["err_full"]["reason"] == "not applicable: looks at nothing"
+
+
 # --- a method's own option --------------------------------------------------------------------------------------------
 
 VARIANTS = "flash,flash+example_powered,flash+example_method"

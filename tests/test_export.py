@@ -127,8 +127,17 @@ def test_asvs_folder_has_what_publish_reads(tmp_path: Path) -> None:
 
 
 def test_asv_needs_a_commit() -> None:
-    with pytest.raises(UsageError, match="outside a git checkout"):
+    with pytest.raises(UsageError, match="outside a git checkout: name it with --commit"):
         asv.render(document_of(replace(small_run(), machine=replace(CPU, commit=None))), io.StringIO())
+
+
+def test_a_commit_can_be_named(tmp_path: Path) -> None:
+    store.create(tmp_path / "run.json", replace(small_run(), machine=replace(CPU, commit=None)))
+    asked = ["export", str(tmp_path / "run.json"), "--format", "asv", "--commit"]
+    done = CliRunner().invoke(app, [*asked, "0a1b2c3d4e"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["commit_hash"] == "0a1b2c3d4e"
+    wrong = CliRunner().invoke(app, [*asked, "main"])
+    assert isinstance(wrong.exception, UsageError) and "'main' is no commit's hash" in str(wrong.exception)
 
 
 def test_the_command_writes_to_stdout_or_a_file_and_refuses_an_empty_run(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from repshift_cli.analysis import stats
 from repshift_cli.analysis.comparison import BETTER, Finding, Lonely
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.gate import verdict as rules
+from repshift_cli.gate.thresholds import QUICK_LEAST, QUICK_MOST, QUICK_PROCESS, QUICK_ROUNDS
 from repshift_cli.gate.verdict import (
     FAIL,
     INCONCLUSIVE,
@@ -47,8 +48,14 @@ CHECKS = [Check(dataclasses.replace(ON_CPU, seed=i), "latency", 0.01) for i in r
 class Machine:
     """Processes in the order base, head, head, base, each the median of noisy samples; head is slower by `effects`."""
 
-    def __init__(self, rng: np.random.Generator, effects: Sequence[float]) -> None:
-        self.rng, self.effects = rng, np.array(effects)
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        effects: Sequence[float],
+        checks: Sequence[Check] = CHECKS,
+        samples: int = SAMPLES,
+    ) -> None:
+        self.rng, self.effects, self.checks, self.samples = rng, np.array(effects), checks, samples
         self.number = 0
 
     def process(self) -> np.ndarray:
@@ -57,8 +64,8 @@ class Machine:
         drift = DRIFT * self.number / (2 * MOST)
         self.number += 1
         own = np.exp(rng.normal(drift, BETWEEN, cases)) * np.where(rng.random() < OUTLIERS_AMONG_PROCESSES, OUTLIER, 1)
-        noise = np.exp(rng.normal(0, WITHIN, (SAMPLES, cases)))
-        noise *= np.where(rng.random((SAMPLES, cases)) < OUTLIERS_AMONG_SAMPLES, OUTLIER, 1)
+        noise = np.exp(rng.normal(0, WITHIN, (self.samples, cases)))
+        noise *= np.where(rng.random((self.samples, cases)) < OUTLIERS_AMONG_SAMPLES, OUTLIER, 1)
         return 10 * own * np.median(noise, axis=0)
 
     def measure(self) -> Round:
@@ -66,16 +73,20 @@ class Machine:
         base_first = self.number // 2 % 2 == 0
         one, other = self.process(), self.process()
         base, head = (one, other) if base_first else (other, one)
-        return dict(zip(CHECKS, head * (1 + self.effects) / base, strict=True))
+        return dict(zip(self.checks, head * (1 + self.effects) / base, strict=True))
 
 
 @cache
-def verdicts(effect: float, gates: int = GATES) -> Counter[str]:
+def verdicts(effect: float, gates: int = GATES, quick: bool = False) -> Counter[str]:
     """What gates say where one of the cases is slower by `effect`."""
     found: Counter[str] = Counter()
+    first, most = (QUICK_ROUNDS, QUICK_MOST) if quick else (FIRST, MOST)
+    samples, delta = (QUICK_PROCESS, QUICK_LEAST) if quick else (SAMPLES, 0.01)
+    checks = [dataclasses.replace(check, delta=delta) for check in CHECKS]
     for seed in range(gates):
-        machine = Machine(np.random.default_rng([seed, round(effect * 1e6)]), [effect, *[0.0] * (CASES - 1)])
-        judged = decide(CHECKS, machine.measure, FIRST, MOST)
+        effects = [effect, *[0.0] * (CASES - 1)]
+        machine = Machine(np.random.default_rng([seed, round(effect * 1e6)]), effects, checks, samples)
+        judged = decide(checks, machine.measure, first, most)
         found[worst(judged)] += 1
     return found
 
@@ -102,6 +113,13 @@ def test_one_and_a_half_percent_is_hardly_ever_let_through() -> None:
     found = verdicts(0.015)
     assert found[PASS] <= GATES * 0.05
     assert found[INCONCLUSIVE] > 0
+
+
+def test_a_quick_gate_promises_the_same_for_larger_slow_downs() -> None:
+    """A third of the processes: A/A passes, 5% is caught, and 3% is hardly ever let through."""
+    alike, slow, little = (verdicts(effect, 300, quick=True) for effect in (0.0, 0.05, 0.03))
+    assert alike[FAIL] <= 3 and alike[PASS] >= 285
+    assert slow[FAIL] >= 295 and little[PASS] <= 15
 
 
 def test_a_gate_without_confirmation_or_correction_would_cry_wolf_more_often() -> None:

@@ -132,6 +132,17 @@ def test_flex_compiled_is_the_definition(name: str, causal: bool) -> None:
         assert distance(run(module.ENGINES["flex"], made, spec), expected) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_flex_stays_compiled_over_many_shapes(recwarn: pytest.WarningsRecorder) -> None:
+    engine = operator("flex").ENGINES["plain"]
+    for n in (40, 41):
+        q, k, v = (t.float() for t in inputs(1, 1, 1, n, 16))
+        with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
+            engine.attend(q, k, v, SPEC)
+    assert not [w for w in recwarn if "without torch.compile" in str(w.message)]
+
+
 def test_flex_is_refused_where_nothing_can_compile_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "C++ compiler" in (flex.unavailable("cpu") or "")

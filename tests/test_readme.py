@@ -89,6 +89,7 @@ def test_pip_takes_the_address_of_a_repository(tmp_path: Path) -> None:
     assert "paper-deit" in shown.stdout, shown.stderr
 
 
+@pytest.mark.slow
 def test_the_method_of_the_contributors_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (name, text), *_ = CONTRIBUTING.files().items()
     (tmp_path / name).write_text(text, encoding="utf-8")
@@ -177,7 +178,10 @@ def test_the_readme_stays_short() -> None:
 
 
 ROOMS = {
-    **{f"repshift_cli/{room}": [*registry.parts(room)] for room in ("attention", "reduction", "models", "renderers")},
+    **{
+        f"repshift_cli/{room}": [*registry.parts(room)]
+        for room in ("attention", "reduction", "models", "operators", "renderers")
+    },
     "repshift_cli/counters": [f.stem for f in (ROOT / "repshift_cli" / "counters").glob("[!_]*.py")],
     "repshift_cli/commands": [*OF],
     "profiles": [f.stem for f in (ROOT / "profiles").glob("*.toml")],

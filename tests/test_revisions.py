@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -51,6 +52,33 @@ def test_a_against_a_passes(repository: Repository) -> None:
     )
     assert "head: the working tree at" in out and "uncommitted" not in out
     assert nothing_left(repository), error
+
+
+def test_how_long_it_takes_is_told_before_and_rounds_of_a_total(repository: Repository) -> None:
+    code, _, error = repository.gate("--base", "main", "--rounds", "9", "--most-rounds", "12")
+    assert code == 0, error
+    assert "9 rounds of one process per side, about " in error and "; up to 12, about " in error
+    assert re.search(r"^round 1 of 9: base, about \d+ s left$", error, flags=re.MULTILINE)
+
+
+def test_an_exact_metric_that_decides_saves_the_rounds(repository: Repository, tmp_path: Path) -> None:
+    repository.git("switch", "-q", "-c", "more")
+    template_of_head = json.loads((repository.folder / "template.json").read_text())
+    for record in template_of_head["records"]:
+        for m in record["measurements"]:
+            m["samples"] = [2 * s for s in m["samples"]] if m["metric"] == "macs" else m["samples"]
+    repository.write({"template.json": json.dumps(template_of_head)})
+    repository.commit("twice the MACs")
+    code, out, error = repository.gate("--base", "main", "--head", "more", SHAM_LOG=str(tmp_path / "log"))
+    assert code == 1 and "MACs" in last(out) and "MACs had decided, so no times were measured" in out, error
+    assert "--timing-only" not in (tmp_path / "log").read_text()
+
+
+def test_a_quick_gate_has_rounds_of_its_own(repository: Repository) -> None:
+    code, _, error = repository.gate("--base", "main", "--quick", "--rounds", "4")
+    assert code == 2 and "--quick has rounds of its own" in error
+    code, out, error = repository.gate("--base", "main", "--quick")
+    assert code == 0 and "a slow-down below 2.0% is let through" in out and "8 rounds of one process" in error
 
 
 def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from repshift_cli.benchmark import obituary
-from repshift_cli.records import Run, store
+from repshift_cli.records import Record, Run, store
 
 ROOT = Path(__file__).parent.parent
 MODELS = """
@@ -154,7 +155,9 @@ def test_a_crash_costs_one_row_and_prints_and_changes_touch_nothing(here: Path) 
         "the process died of signal 11 (segmentation fault)",
     )
     assert {status for status, _ in found.values()} == {"ok"}
-    assert json.loads(done.stdout)["records"] and "by " not in done.stdout
+    assert json.loads(done.stdout)["records"] and not any(
+        w in done.stdout for w in ("by python", "by C", "by the system")
+    )
     assert "by python" in done.stderr and "by C" in done.stderr and "by the system" in done.stderr
     crashed = next(r for r in the_run().records if r.status == "failed")
     assert crashed.deaths == 1 and "in string_at" in (crashed.stack or "") and crashed.tokens == (16, 6)
@@ -290,6 +293,76 @@ def test_a_hang_outside_of_python_does_not_outlive_the_command(here: Path) -> No
     assert ended.returncode == -9 and not orphans
     time.sleep(0.2)
     assert not alive("sleep", "987")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_killed_at_random_moments_nothing_measured_is_lost(here: Path, request: pytest.FixtureRequest) -> None:
+    """Now the command, now its worker; `--kills 200` for the whole campaign."""
+    dice, run_file = random.Random(0), Path("run.json")
+    keeps = ",".join(str(n / 16) for n in range(4, 15))
+    first = [*command("ok", "--timing-only"), "--keep", keeps]
+    first = [a for i, a in enumerate(first) if not (a == "--keep" and first[i + 1] == "0.375") and a != "0.375"]
+    resume = [*first[:4], "--resume", "run.json"]
+    before: dict[str, Record] = {}
+    for kill in range(request.config.getoption("--kills")):
+        if len(before) == 12:
+            run_file.unlink()
+            before = {}
+        size = run_file.stat().st_size if run_file.exists() else 0
+        running = subprocess.Popen(
+            resume if size else first, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), text=True
+        )
+        try:
+            while running.poll() is None and (run_file.stat().st_size if run_file.exists() else 0) == size:
+                time.sleep(0.002)
+            time.sleep(dice.random() * 0.5)
+            for victim in [running.pid] if kill % 2 else workers_of(running.pid):
+                os.kill(victim, signal.SIGKILL)
+            errors = running.communicate(timeout=100)[1]
+        finally:
+            running.kill()
+        assert "Traceback" not in errors
+        stored = the_run()
+        keys = [r.case.key for r in stored.records]
+        now = {r.case.key: r for r in stored.records}
+        assert len(keys) == len(now) and len(stored.planned) == 12
+        assert all(now[key] == record for key, record in before.items()), "what was measured stays as it was"
+        lost = [r.reason for key, r in now.items() if key not in before and r.status == "failed"]
+        assert len(lost) <= 2 and all("signal 9" in (r or "") or "crashed" in (r or "") for r in lost)
+        before = now
+    assert run(resume).returncode in (0, 1)
+    assert {r.case.key for r in the_run().records} == {case.key for case in the_run().planned}
+
+
+@pytest.mark.slow
+def test_two_workers_measure_what_one_does(here: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    more = [*command("ok,prints")[1:], "--hbm", "model"]
+    more = [a for a in more if a != "--timing-only"]
+    made = {}
+    for name, where in (("one", ["--in-process"]), ("worker", []), ("two", ["--on", "local:0,1"])):
+        made[name] = run([sys.executable, *[f"{name}.json" if a == "run.json" else a for a in more], *where])
+        assert made[name].returncode == 0, made[name].stderr
+    one, worker, two = (store.load(Path(f"{name}.json")) for name in made)
+    assert {r.place for r in two.records} == {"local:0", "local:1"} and {r.place for r in worker.records} == {None}
+    assert deterministic(one) == deterministic(worker) == deterministic(two)
+    assert any(metric == "macs" for record in deterministic(one).values() for metric, _ in record[3:])
+
+
+def deterministic(stored: Run) -> dict[str, tuple[Any, ...]]:
+    """Of each case what no clock has a part in."""
+    sources = {"counted", "modelled", "compared"}
+    return {
+        r.case.key: (
+            r.status,
+            r.tokens,
+            r.kernel,
+            *((m.metric, m.samples) for m in r.measurements if m.source in sources),
+        )
+        for r in stored.records
+    }
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ from torch import Tensor
 from repshift_cli import registry
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark.contenders import Derived
+from repshift_cli.benchmark.delay import delayed
 from repshift_cli.benchmark.derived import paced_by_host, rates
-from repshift_cli.benchmark.execution import compiled, delayed, graph
+from repshift_cli.benchmark.execution import compiled, graph
+from repshift_cli.benchmark.operators import measures, steps
 from repshift_cli.benchmark.passes import Pass, passes
 from repshift_cli.benchmark.runner import Parts, reason_of
 from repshift_cli.benchmark.timers import timer_for
@@ -36,6 +38,7 @@ from repshift_cli.probes import Context, Counter
 from repshift_cli.profiling import kineto
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
+    OPERATORS,
     WITHOUT_ATTENTION,
     Case,
     Facts,
@@ -125,7 +128,7 @@ class StepBuilder:
             verify=_verified,
             look=_looked,
             memory=lambda step: self._before,
-            probes=lambda step: self._after,
+            probes=self._passes_of,
             timer=timer_for(device),
             watch=self._watch.sample,
             before=self._begin,
@@ -149,7 +152,7 @@ class StepBuilder:
             except Exception as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
-            self._before, self._after = passes(self._context(subject, case.device))
+            self._before, self._after = self._passes(case, self._context(subject, case.device))
             self._subject, self._group = subject, case.group
         assert self._subject is not None
         return self._subject
@@ -168,6 +171,19 @@ class StepBuilder:
             snapshot=self._snapshot,
         )
 
+    def _passes(self, case: Case, context: Context) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+        """The passes before the timed rounds and after; an operator has its own in the place of a model's."""
+        before, after = passes(context)
+        if case.model != OPERATORS:
+            return before, after
+        return before, (*measures.passes(), *(one for one in after if one.name in measures.COMMON))
+
+    def _passes_of(self, step: Step) -> Sequence[Pass]:
+        """All of them; a compiled operator shows no operators of torch to those that listen for them."""
+        if step.case.model == OPERATORS and measures.hides_operators(step.case):
+            return [one for one in self._after if one.name not in measures.LISTENING]
+        return self._after
+
     def prepare(self, case: Case) -> Step:
         """The case as a step, captured in a CUDA graph where it asks for that."""
         step = _step(case, self.subject(case))
@@ -177,7 +193,11 @@ class StepBuilder:
         """What follows from counted bytes, the kernels' time and the time of a forward."""
         peak = self._peak if isinstance(self._peak, str) else self._peak.bytes_per_second
         found, words = rates(measured, milliseconds, step.case.batch, peak)
-        return found, [*words, *paced_by_host(measured, milliseconds, step.case.execution), *self._behind]
+        words = [*words, *paced_by_host(measured, milliseconds, step.case.execution), *self._behind]
+        if step.case.model != OPERATORS:
+            return found, words
+        more, others = measures.derived(step, milliseconds)
+        return [*found, *more], [*words, *others]
 
     def _begin(self) -> Any:
         """Ahead of the timed rounds: the device's state, and whether CUPTI is attached already."""
@@ -191,18 +211,20 @@ def lone_step(case: Case) -> Step:
 
 
 def _built(case: Case) -> Subject:
-    """The model's subject, with what --protect adds to its protected tokens; its parameters need no gradient.
+    """The model's subject, with what --protect adds to its protected tokens; an operator's are its q, k and v.
 
-    Else torch's module tracker, which counts MACs, registers a gradient hook on a parameter that is handed to a module
-    (the query of attention pooling), and fails where no gradient is kept.
+    Its parameters need no gradient. Else torch's module tracker, which counts MACs, registers a gradient hook on a
+    parameter that is handed to a module (the query of attention pooling), and fails where no gradient is kept.
     """
+    if case.model == OPERATORS:
+        return steps.subject_of(case)
     subject: Subject = registry.load(registry.resolve_model(case.model)).build(case)
     subject.module.requires_grad_(False)
     return protecting(subject, case.protect, case.model)
 
 
 def _step(case: Case, subject: Subject) -> Step:
-    step = _eager(case, subject)
+    step = steps.step_of(case, subject) if case.model == OPERATORS else _eager(case, subject)
     return {"eager": lambda s: s, "graph": graph, "compile": compiled}[case.execution](step)
 
 
@@ -242,6 +264,8 @@ def _eager(case: Case, subject: Subject) -> Step:
 
 def _verified(step: Step) -> str:
     """What attention was seen to run on."""
+    if step.case.model == OPERATORS:
+        return measures.verified(step)
     if step.case.attention == WITHOUT_ATTENTION:
         return verify_none(step.operators)
     backend = _backend(step.case.attention)

@@ -11,7 +11,7 @@ from typing import Any
 from repshift_cli.analysis import stats
 from repshift_cli.machine import cpu_state, gpu_state
 from repshift_cli.machine.cpu_state import CpuReading
-from repshift_cli.records import WITHOUT_ATTENTION, Case, Measurement, Metric, Record, Step
+from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement, Metric, Record, Step
 
 Derived = tuple[Sequence[Measurement], Sequence[str]]
 Derive = Callable[[Step, Sequence[Measurement], float], Derived]
@@ -56,6 +56,12 @@ OVER_UNPRUNED = Metric(
     *_RATIO,
     "How many times as fast as the unpruned model where there is no attention to choose, from the ratios of rounds.",
 )
+OVER_DECODE = Metric(
+    "speedup_vs_decode",
+    "vs decode",
+    *_RATIO,
+    "How many times as fast as the plain decode of one query, from the ratios within each round.",
+)
 OVER_ORACLE = Metric(
     "time_vs_oracle",
     "time/oracle",
@@ -76,10 +82,18 @@ SET_ASIDE = Metric(
     gateable=False,
     detail=True,
 )
-METRICS = (LATENCY, THROUGHPUT, OVER_FLASH, OVER_VANILLA, OVER_UNPRUNED, OVER_ORACLE, SET_ASIDE)
+METRICS = (LATENCY, THROUGHPUT, OVER_FLASH, OVER_VANILLA, OVER_UNPRUNED, OVER_DECODE, OVER_ORACLE, SET_ASIDE)
 
 BASELINES = {"flash": OVER_FLASH, "vanilla": OVER_VANILLA, WITHOUT_ATTENTION: OVER_UNPRUNED}
 """The unpruned variants that others are compared with."""
+
+
+def baselines(case: Case) -> dict[str, Metric]:
+    """The unpruned variants that a case is compared with, and by which metric."""
+    if case.model == OPERATORS:
+        return {"decode": OVER_DECODE} if case.option("decode") else {"flash": OVER_FLASH}
+    without = case.attention == WITHOUT_ATTENTION
+    return {name: metric for name, metric in BASELINES.items() if (name == WITHOUT_ATTENTION) == without}
 
 
 @dataclass
@@ -125,7 +139,7 @@ class Rounds:
 def references(contender: Contender, contenders: Sequence[Contender]) -> list[tuple[str, Contender]]:
     """What a contender is compared with, of those that ran: the unpruned by back end, the oracle at the same counts."""
     found = []
-    for name in (*BASELINES, "oracle"):
+    for name in (*baselines(contender.case), "oracle"):
         for other in contenders:
             if other.step is not None and other is not contender and _is_reference(other.case, name, contender.case):
                 found.append((name, other))
@@ -177,9 +191,7 @@ def _timings(contender: Contender, contenders: list[Contender]) -> Iterator[Meas
         *(1000 * contender.case.batch / ms for ms in contender.samples), per_round=contender.per_round
     )
     by_name = dict(references(contender, contenders))
-    for name, metric in BASELINES.items():
-        if (name == WITHOUT_ATTENTION) != (contender.case.attention == WITHOUT_ATTENTION):
-            continue
+    for name, metric in baselines(contender.case).items():
         if name in by_name:
             yield metric.of(*stats.paired_ratios(by_name[name].medians, contender.medians))
         else:

@@ -18,11 +18,12 @@ from repshift_cli import __version__
 from repshift_cli.benchmark.launchers import Carrier, Death, Event, Listed, Observer, Task
 from repshift_cli.benchmark.runner import Settings
 from repshift_cli.benchmark.tasks import Comparison, Equipment, Equipping, Plan, Planning, Station
-from repshift_cli.records import Case, Record, Run, UsageError
+from repshift_cli.records import OPERATORS, Case, Record, Run, UsageError
 from repshift_cli.records.journal import Journal
 from repshift_cli.sweep import axes
 from repshift_cli.sweep import plan as plans
 from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.operators import OperatorAxes
 from repshift_cli.sweep.plan import Planned
 
 PRECISION = {"cuda": 0.005, "cpu": 0.01}
@@ -58,7 +59,7 @@ class Manner:
 class Order:
     """What is asked for and how."""
 
-    sweep: Axes
+    sweep: Axes | OperatorAxes
     manner: Manner = Manner()
 
 
@@ -91,9 +92,9 @@ class Session:
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def plan_sweep(sweep: Axes, most: int, carrier: Carrier, observing: Observing) -> Plan:
+def plan_sweep(sweep: Axes | OperatorAxes, carrier: Carrier, observing: Observing) -> Plan:
     """The sweep's cells, `sweep.variant` being full names; UsageError where a model cannot be planned."""
-    plan: Plan = _asked(Planning(sweep, most), carrier, observing)
+    plan: Plan = _asked(Planning(sweep), carrier, observing)
     return plan
 
 
@@ -121,8 +122,12 @@ def settings_of(order: Order, device: str) -> Settings:
 
 def order_of(run: Run) -> Order:
     """What a stored run was asked for."""
-    known, kept = axes.names(), {f.name for f in dataclasses.fields(Manner)}
-    sweep = Axes.from_options({name: value for name, value in run.options.items() if name in known})
+    kept = {f.name for f in dataclasses.fields(Manner)}
+    asked = {name: value for name, value in run.options.items() if name not in kept}
+    if any(case.model == OPERATORS for case in run.planned):
+        return Order(OperatorAxes.from_options(asked))
+    known = axes.names()
+    sweep = Axes.from_options({name: value for name, value in asked.items() if name in known})
     return Order(sweep, Manner(**{name: value for name, value in run.options.items() if name in kept}))
 
 

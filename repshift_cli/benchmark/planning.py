@@ -6,14 +6,18 @@ from functools import partial
 
 from repshift_cli import registry
 from repshift_cli.benchmark import builder
+from repshift_cli.benchmark.operators.steps import operator_cells
 from repshift_cli.records import WITHOUT_ATTENTION
 from repshift_cli.sweep import plan
 from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.operators import OperatorAxes
 from repshift_cli.sweep.plan import Planned
 
 
-def plan_cases(sweep: Axes, device: str, most: int | None = None) -> tuple[Planned, ...]:
-    """The sweep's cells, `sweep.variant` being full names; UsageError beyond `most`."""
+def plan_cases(sweep: Axes | OperatorAxes, device: str) -> tuple[Planned, ...]:
+    """The sweep's cells, `sweep.variant` being full names."""
+    if isinstance(sweep, OperatorAxes):
+        return operator_cells(sweep, device)
     parts = [registry.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: builder.backend_for(name, device) for name in names}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from repshift_cli.benchmark.guard import Guard
     from repshift_cli.profiling.chrome_trace import Recorded
     from repshift_cli.sweep.axes import Axes
+    from repshift_cli.sweep.operators import OperatorAxes
     from repshift_cli.sweep.plan import Planned
 
 
@@ -88,8 +89,7 @@ class Equipment:
 class Planning:
     """The cells of a sweep, worked out where they will be measured: a model may have to be built for its facts."""
 
-    sweep: Axes
-    most: int
+    sweep: Axes | OperatorAxes
     subjects: tuple[Case, ...] = ()
 
     def perform(self, observer: Observer) -> Iterator[Plan]:
@@ -99,7 +99,7 @@ class Planning:
         guard()
         device = devices.choose_device(self.sweep.device)
         observer.phase("planning")
-        planned = planning.plan_cases(self.sweep, device, self.most)
+        planned = planning.plan_cases(self.sweep, device)
         guard().settle()
         yield Plan(device, planned)
 

@@ -41,7 +41,7 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
         ops = tuple(op for op in ops if names[op] or (op.startswith(SDPA) and not op.endswith("_math")))
     if not step.case.device.startswith("cuda"):
         return judge(calls, names, None, ops, kernels)
-    return judge(calls, names, _device_kernels(step, events), ops, kernels)
+    return judge(calls, names, device_kernels(step, events), ops, kernels)
 
 
 def verify_library(step: Step, ops: tuple[str, ...]) -> str:
@@ -52,7 +52,7 @@ def verify_library(step: Step, ops: tuple[str, ...]) -> str:
     if calls := _calls(step.operators):
         raise WrongKernel(f"the model still calls torch's attention {calls} times, not its library's own")
     events = kineto.events_of(step.operators)
-    _device_kernels(step, events)
+    device_kernels(step, events)
     names = kineto.names(events, kineto.HOST)
     if missing := [op for op in ops if not names[op]]:
         raise WrongKernel(f"the library's own attention ran no {', '.join(map(short, missing))}")
@@ -106,7 +106,7 @@ def judge(calls: int, names: Counter[str], device: Counter[str] | None, ops: tup
     return f"{', '.join(sorted(found))} ×{calls}"
 
 
-def _device_kernels(step: Step, events: list[Any]) -> Counter[str]:
+def device_kernels(step: Step, events: list[Any]) -> Counter[str]:
     """What ran on the device among the events, or in the replay of a graph, whose eager twin's events they are."""
     seen = kineto.names(events, kineto.DEVICE)
     if step.case.execution != "graph":

@@ -15,7 +15,7 @@ import signal
 import struct
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -75,10 +75,11 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker has to itself: the cores that it may use, and settings of its environment."""
+    """What a worker has to itself: the name of its place, the cores that it may use, settings of its environment."""
 
+    place: str | None = None
     cores: tuple[int, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
@@ -99,19 +100,19 @@ def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
     with contextlib.suppress(EOFError, Stopped):
         while (task := link.recv()) is not None:
             reporter.begin(task.subjects)
-            _answer(task, reporter)
+            _answer(task, reporter, setup.place)
     link.close()
     os._exit(0)  # threads that a model left behind would keep the process alive
 
 
-def _answer(task: Any, reporter: Reporter) -> None:
+def _answer(task: Any, reporter: Reporter, place: str | None) -> None:
     from repshift_cli.benchmark.runner import ContextLost
-    from repshift_cli.records import RepshiftError
+    from repshift_cli.records import Record, RepshiftError
 
     send = reporter.link.send
     try:
         for value in task.perform(reporter):
-            send(("result", value))
+            send(("result", replace(value, place=place) if isinstance(value, Record) and place else value))
     except ContextLost as loss:
         send(("lost", loss.reason, loss.case))
     except RepshiftError as error:

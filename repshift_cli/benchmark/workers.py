@@ -36,7 +36,7 @@ class LocalCrew:
     _spare: dict[int, Worker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._spare = {0: self._new(0)}
+        self._spare = {0: self._new(0)}  # it starts while the command is still reading
 
     @property
     def places(self) -> int:
@@ -95,7 +95,7 @@ class Worker:
             worker.command(fds),
             stdin=subprocess.DEVNULL,
             pass_fds=fds,
-            env={**os.environ, **setup.environment},
+            env={**os.environ, **dict(setup.environment)},
             start_new_session=True,
         )
         there.close()

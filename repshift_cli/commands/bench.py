@@ -73,6 +73,7 @@ def bench(
     delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
     dry_run: options.DryRun = False,
     max_cases: options.MaxCases = options.MOST_CASES,
+    on: launching.On = None,
     case_timeout: launching.CaseTimeout = None,
     in_process: launching.InProcess = False,
     out: Out = None,
@@ -85,13 +86,14 @@ def bench(
     manner = Manner(timing_only, delay, str(memory_snapshot) if memory_snapshot else None)
     file = _File(out, resume, retry_failed)
     with signals.ending_in_order(), file.opened(asked, manner) as (order, place):
+        options.check_size(order.sweep, max_cases)
         outputs.check({"--out": place.path})
         if not dry_run:
             file.check(place)
-        with launching.launched(in_process, case_timeout, order.sweep.budget) as carrier:
-            plan = engine.plan_sweep(order.sweep, max_cases, carrier, Bar)
+        with launching.launched(on, in_process, case_timeout, order.sweep.budget) as carrier:
+            plan = engine.plan_sweep(order.sweep, carrier, Bar)
             if dry_run:
-                options.list_cases(plan.planned)
+                options.list_cases(plan.planned, outputs)
                 return
             session = _session(order, plan, place, carrier, retry_failed)
             with _said_where_it_stopped(session, outputs):
@@ -133,6 +135,8 @@ class _File:
                 raise UsageError(f"--resume takes the options of the run file; leave out {(named or ['--out'])[0]}")
             with contextlib.closing(Journal.open(self.resume)) as journal:
                 order = engine.order_of(journal.run)
+                if not isinstance(order.sweep, Axes):
+                    raise UsageError(f"go on with this run by repshift operators --resume {self.resume}")
                 _check_models(self.resume, order.sweep, asked)
                 sweep = options.with_full_names(order.sweep)
                 yield dataclasses.replace(order, sweep=sweep), _Place(self.resume, journal=journal)

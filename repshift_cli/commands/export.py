@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -39,6 +41,12 @@ def export(
     better: Annotated[
         Better, typer.Option(help="github-action-benchmark: metrics that are better smaller, or bigger.")
     ] = Better.smaller,
+    commit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HASH", help="The commit that was measured, for a run that was made outside its checkout."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="File; for asv the results folder, with benchmarks.json and machine.json. (default: stdout)"),
@@ -51,6 +59,8 @@ def export(
     stored = store.load(run)
     if not any(m.samples for record in stored.records for m in record.measurements):
         raise UsageError(f"{run} holds no figures, so there is nothing to export")
+    if commit is not None:
+        stored = dataclasses.replace(stored, machine=dataclasses.replace(stored.machine, commit=_checked(commit)))
     document = document_of(stored, DIRECTIONS[better])
     if out is not None and not FORMATS[format].constants.get("SUFFIX"):
         _write_folder(out, format, document)
@@ -60,6 +70,12 @@ def export(
         sys.stdout.write(text)
     else:
         _write(out, text)
+
+
+def _checked(commit: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{7,40}", commit):
+        raise UsageError(f"--commit: {commit!r} is no commit's hash of 7 to 40 hexadecimal digits, like 3f2c1ab")
+    return commit
 
 
 def _write_folder(folder: Path, format: str, document: Document) -> None:

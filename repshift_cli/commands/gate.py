@@ -59,6 +59,15 @@ MostRounds = Annotated[
     int | None,
     typer.Option(min=1, help="Processes per side before the last look. (default: the profile's)", rich_help_panel=_HOW),
 ]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="9 to 16 shorter rounds, for slow-downs of 2% and more: minutes for one small model. (--self-test is "
+        "always quick)",
+        rich_help_panel=_HOW,
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_HOW)]
 NoiseFile = Annotated[Path, typer.Option("--noise", help="Where the noise of runners is stored.", rich_help_panel=_HOW)]
 Out = Annotated[
@@ -88,6 +97,7 @@ def gate(
     self_test: SelfTest = False,
     rounds: Rounds = None,
     most_rounds: MostRounds = None,
+    quick: Quick = False,
     device: Device = None,
     noise_file: NoiseFile = store.FOLDER / "noise.json",
     out: Out = None,
@@ -108,9 +118,13 @@ def gate(
         raise UsageError("name the revision to compare with (--base main), or give --learn or --self-test alone")
 
     from repshift_cli.commands.shared import gating
+    from repshift_cli.gate import thresholds
 
     pythons = (base_python, head_python)
     asked = gating.Asked(base, head, pythons, setup, noise_file, everything, github, *outputs)
+    if quick and (rounds or most_rounds or learn):
+        raise UsageError("--quick has rounds of its own; leave out --rounds, --most-rounds and --learn, or --quick")
     options, limits = gating.profile_options(profile, device, rounds, most_rounds)
+    limits = thresholds.quick(limits) if quick or (self_test and not (rounds or most_rounds)) else limits
     mode = "learn" if learn else "self-test" if self_test else "gate"
     raise typer.Exit(gating.run(mode, asked, options, limits, out))

@@ -187,6 +187,7 @@ def _read(path: Path) -> ProfileRun:
 def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
     """The sweep's profile; None where its cases were only to be listed."""
     sweep = options.checked_sweep(asked)
+    options.check_size(sweep, options.MOST_CASES)
     from repshift_cli.benchmark import planning
 
     device = devices.choose_device(sweep.device)

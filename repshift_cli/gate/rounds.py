@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,10 @@ class BaseAndHead:
     watched: list[Check] = field(default_factory=list)
     only_time: bool = True
     count: int = 0
+    now: Callable[[], float] = time.monotonic
+    seconds: list[float] = field(default_factory=list)
+    """What each process took; the first two are the surveys."""
+    examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def both(self) -> tuple[Side, Side]:
@@ -62,6 +67,31 @@ class BaseAndHead:
         self.observe("base: one look at every case")
         self.surveys[BASE] = self._base_survey()
         self._check_machines()
+
+    def know(self, other: BaseAndHead) -> None:
+        """What another pair of the same sides has surveyed."""
+        self.surveys, self.only_time = dict(other.surveys), other.only_time
+        self.seconds, self.notes = list(other.seconds[:2]), list(other.notes)
+
+    def plan(self) -> str:
+        """What is to come, and about how long it takes, before the first round: by what the surveys took."""
+        first, most = self.thresholds.rounds, self.thresholds.most_rounds
+        each = 2 * min(self.seconds[:2], default=0.0)
+        return (
+            f"{first} rounds of one process per side, about {_minutes(first * each)}; up to {most}, about "
+            f"{_minutes(most * each)}, where the noise asks for them; a failure is measured once more"
+        )
+
+    def _progress(self, side: Side) -> str:
+        """`round 9 of 12: head, about 3 min left`, the total growing where a look leaves something open."""
+        first, most = self.thresholds.rounds, self.thresholds.most_rounds
+        total = next((n for n in (first, most, most + first) if n >= self.count), 2 * most)
+        done = self.seconds[2:] or self.seconds
+        left = (2 * (total - self.count) + 2 - (side is not self._order()[0])) * sum(done) / max(len(done), 1)
+        return f"round {self.count} of {total}: {side.name}, about {_minutes(left)} left"
+
+    def _order(self) -> tuple[Side, Side]:
+        return self.both if self.count % 2 else (self.head, self.base)
 
     def _takes(self, side: Side, option: str) -> bool:
         log = self.folder / f"{side.name}-help.log"
@@ -126,7 +156,7 @@ class BaseAndHead:
                 share = self.thresholds.share(record.case, m.metric)
                 own = noise.get(record.case.key, {}).get(m.metric, 0.0)
                 least = LEAST if share is None else share
-                found.append(Check(record.case, m.metric, max(least, own), share is not None))
+                found.append(Check(record.case, m.metric, max(least, own, self.thresholds.least), share is not None))
         return found
 
     def why_nothing(self) -> str:
@@ -137,9 +167,8 @@ class BaseAndHead:
     def measure(self) -> dict[Check, float]:
         """One round: a fresh process per side, the sides in turn the first."""
         self.count += 1
-        order = self.both if self.count % 2 else (self.head, self.base)
-        for side in order:
-            self.observe(f"round {self.count}: {side.name}")
+        for side in self._order():
+            self.observe(self._progress(side))
             self.processes[side.name].append(self._process(side))
         before, after = self.processes[BASE][-1], self.processes[HEAD][-1]
         return {c: self._worse(c, before, after) for c in self.watched}
@@ -172,14 +201,18 @@ class BaseAndHead:
 
     def _note_warnings(self, records: Iterable[Record]) -> None:
         """Count each warning once per process, whatever its numbers."""
-        texts = {re.sub(r"\d+", "N", text) for record in records for text in record.warnings}
-        self.warned.update(texts)
+        texts = {re.sub(r"\d+", "N", text): text for record in records for text in record.warnings}
+        self.warned.update(texts.keys())
+        self.examples = texts | self.examples
 
     def _bench(self, side: Side, options: Mapping[str, Any], name: str, *arguments: str) -> tuple[int, Run | None]:
         profile = self.folder / "profile.toml"
         profile.write_text(process.toml(options, "what the gate measures"), encoding="utf-8")
+        begun = self.now()
         try:
-            return process.bench(side, ["--profile", str(profile), *arguments], self.folder / f"{name}.json")
+            done = process.bench(side, ["--profile", str(profile), *arguments], self.folder / f"{name}.json")
+            self.seconds.append(self.now() - begun)
+            return done
         except UsageError as error:  # the run file of another version
             raise NoBase(f"no base: {side.name} wrote what this repshift cannot read: {error}") from error
 
@@ -206,7 +239,7 @@ class BaseAndHead:
         were slowed down."""
         processes = 2 * self.count
         news = [(text, n) for text, n in self.warned.most_common() if n < processes or "throttle" in text]
-        return [f"warning in {n} of {processes} processes: {text}" for text, n in news]
+        return [f"warning in {n} of {processes} processes: {self.examples[text]}" for text, n in news]
 
     def unknown_rules(self, found: Sequence[Finding]) -> list[str]:
         """Thresholds that judged nothing, in words."""
@@ -246,6 +279,10 @@ class BaseAndHead:
         """`base.json` and `head.json`: what `compare`, `history` and `export` read."""
         for side in (BASE, HEAD):
             store.create(self.folder.parent / f"{side}.json", self.summary(side))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _timed_record(record: Record, measurements: Sequence[Measurement], rounds: int) -> Record:

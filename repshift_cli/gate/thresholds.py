@@ -23,6 +23,9 @@ from repshift_cli.records import Case, UsageError
 
 INFORM = "inform"
 ROUNDS, MOST_ROUNDS, PROCESS_ROUNDS = 12, 32, 10
+QUICK_ROUNDS, QUICK_MOST, QUICK_PROCESS, QUICK_LEAST = 9, 16, 5, 0.02
+"""A quick gate: half the rounds of half the length, for slow-downs of 2% and more. Nine rounds are the fewest in which
+a regression among four cases can be shown; what it promises is simulated in tests/test_gate.py."""
 COUNTS = {"rounds": ROUNDS, "most_rounds": MOST_ROUNDS, "process_rounds": PROCESS_ROUNDS}
 
 
@@ -42,6 +45,8 @@ class Thresholds:
     rounds: int = ROUNDS
     most_rounds: int = MOST_ROUNDS
     process_rounds: int = PROCESS_ROUNDS
+    least: float = 0.0
+    """No time may be judged by less than this share, whatever the rules say."""
     rules: tuple[Rule, ...] = ()
 
     def share(self, case: Case, metric: str) -> float | None:
@@ -49,6 +54,17 @@ class Thresholds:
         words = {case.variant, *case.key.split()}
         fitting = [r for r in self.rules if r.metric == metric and r.words <= words]
         return fitting[-1].share if fitting else None
+
+
+def quick(limits: Thresholds) -> Thresholds:
+    """The same rules, measured in about a third of the time; counts that are lower already stay."""
+    return Thresholds(
+        min(limits.rounds, QUICK_ROUNDS),
+        min(limits.most_rounds, QUICK_MOST),
+        min(limits.process_rounds, QUICK_PROCESS),
+        QUICK_LEAST,
+        limits.rules,
+    )
 
 
 def parse(table: Mapping[str, Any], place: str) -> Thresholds:

@@ -29,6 +29,9 @@ CONFIDENCE = 1 - (1 - stats.CONFIDENCE) / 2
 LEVEL = (1 - CONFIDENCE) / 2
 """The one-sided error of each look over all checks together: 1.25%."""
 
+WAY_ON = "close other programs and gate again, allow more rounds (--most-rounds), or learn the noise (--learn)"
+"""What to do where a gate stays open."""
+
 NOISE_QUANTILE = 0.99
 RESAMPLES = 2000
 
@@ -88,12 +91,14 @@ def check_rounds(checks: Sequence[Check], most: int) -> None:
         )
 
 
-def decide(checks: Sequence[Check], measure: Measure, first: int, most: int) -> dict[Check, Judged]:
-    """Every check judged; what fails is measured once more, from the start, before it counts."""
+def decide(
+    checks: Sequence[Check], measure: Measure, first: int, most: int, confirm: bool = True
+) -> dict[Check, Judged]:
+    """Every check judged; what fails is measured once more, from the start, before it counts: it is to be confirmed."""
     check_rounds(checks, most)
     judged = _looks(checks, measure, first, most)
     failed = [check for check in checks if judged[check].verdict == FAIL]
-    if failed:
+    if failed and confirm:
         again = _looks(failed, measure, first, most)
         judged |= {check: _confirmed(judged[check], again[check]) for check in failed}
     return judged
@@ -213,6 +218,8 @@ class Outcome:
     findings: tuple[Finding, ...]
     lonely: tuple[Lonely, ...] = ()
     notes: tuple[str, ...] = ()
+    rounds: int = 0
+    """All that were measured, with those that confirm a failure."""
 
     @property
     def judged(self) -> list[Finding]:
@@ -248,7 +255,7 @@ class Outcome:
         if self.verdict == INCONCLUSIVE:
             still = [f for f in self.judged if f.verdict == INCONCLUSIVE]
             said = [f"{names[f.case]} {f.label} {_open(f)}" for f in still]
-            return f"INCONCLUSIVE: the noise leaves open whether {self.head} is slower: {_few(said)}"
+            return f"INCONCLUSIVE: the noise leaves open whether {self.head} is slower: {_few(said)}; {WAY_ON}"
         gains = [in_words(f, names[f.case]) for f in self.judged if f.word == BETTER]
         more = f"; better: {_few(gains)}" if gains else ""
         count = len({f.case for f in self.judged})

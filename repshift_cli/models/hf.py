@@ -1,4 +1,4 @@
-"""Any ViT-like, BERT-like, Llama or Qwen2 checkpoint: `hf:NAME` is a local folder or a hub id, safetensors only."""
+"""Any ViT-like, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:NAME` is a folder or a hub id."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.models.base import decoder, text
+from repshift_cli.models.base import decoder, text, vision_language
 from repshift_cli.models.base.transformers import Recipe, family, first_line, weights_file
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models.inputs.trust import check_code, check_size
@@ -144,7 +144,17 @@ def _prompted(name: str) -> decoder.Decoder:
     return decoder.Decoder(_config(place), checkpoint=place)
 
 
+def _seeing(name: str, image_size: int | None) -> vision_language.Seeing:
+    import transformers
+
+    place = name.removeprefix("hf:")
+    config = _config(place)
+    model = getattr(transformers, _class_name(config, place))
+    return vision_language.KINDS[config.model_type](model, config, place, image_size, *_normalisation(place))
+
+
 _IMAGES, _TEXT, _CAUSAL = family(_recipe), text.family(_encoder), decoder.family(_prompted)
+_SEEING = vision_language.family(_seeing)
 
 
 def _kind(name: str) -> str:
@@ -167,11 +177,16 @@ def facts(
         return _CAUSAL[0](name, image_size, frames, weights, length)
     if length is not None:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
-    return _IMAGES[0](name, image_size, frames, weights)
+    made = _SEEING if kind in vision_language.KINDS else _IMAGES
+    return made[0](name, image_size, frames, weights)
 
 
 def build(case: Case) -> Subject:
     """The checkpoint's model and its inputs."""
     kind = _kind(case.model)
-    made = _TEXT if kind in ENCODERS else _CAUSAL if kind in DECODERS else _IMAGES
+    if kind in ENCODERS:
+        return _TEXT[1](case)
+    if kind in DECODERS:
+        return _CAUSAL[1](case)
+    made = _SEEING if kind in vision_language.KINDS else _IMAGES
     return made[1](case)

@@ -8,12 +8,11 @@ entry-point group `repshift.operators`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    from repshift_cli.operators.base.spec import Arranged, Cost, Engine, Shape, Spec
+from repshift_cli.operators.base.spec import Arranged, Cost, Engine, Shape, Spec
 
 CLASSES = ("exact", "masked", "approximate", "trained", "decode")
 """What an operator is: exact attention; exact under a mask of places; a choice made from the data; a form that a model

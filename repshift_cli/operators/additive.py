@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.masks import pairs
 from repshift_cli.operators.base.reference import weights
 from repshift_cli.operators.base.rows import grouped, run_length, runs

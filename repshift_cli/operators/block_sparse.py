@@ -64,6 +64,14 @@ def cost(shape: Shape, spec: Spec) -> Cost:
 
 
 ENGINES = {
-    "plain": Engine(attend),
-    "flex": Engine(on_flex, flex.COMPILED, flex.KERNELS, unavailable=flex.unavailable, backward=("cuda",)),
+    "plain": Engine(attend, capturable=False),
+    "flex": Engine(
+        on_flex,
+        flex.COMPILED,
+        flex.KERNELS,
+        unavailable=flex.unavailable,
+        session=flex.session,
+        backward=("cuda",),
+        capturable=False,
+    ),
 }

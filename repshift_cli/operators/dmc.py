@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.rows import grouped, mixed, products
 from repshift_cli.operators.base.spec import Arranged, Cost, Engine, Shape, Spec, drawn
@@ -50,7 +50,7 @@ def arrange(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Arranged:
     wide = k.double()
     keys, values = (compress(t.to(wide), appended, importance.to(wide)).to(k.dtype) for t in (k, v))
     rate = k.shape[2] / float(lengths.double().mean())
-    note = f"dmc: {rate:.2f} tokens per slot, {100 * float(lengths.max() / lengths.double().mean()) - 100:.0f}% padding"
+    note = f"{rate:.2f} tokens per slot, {100 * float(lengths.max() / lengths.double().mean()) - 100:.0f}% padding"
     q = q[:, :, -1:].contiguous()
     return Arranged(q, keys, values, {"lengths": lengths}, full=lambda: (q, k, v), notes=(note,))
 

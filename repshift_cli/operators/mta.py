@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.masks import pairs
 from repshift_cli.operators.base.reference import per_query_head, weights
 from repshift_cli.operators.base.rows import mixed, products, run_length, runs

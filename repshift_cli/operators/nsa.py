@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import band_cost, banded, hidden
+from repshift_cli.kernels.bands import banded, hidden
+from repshift_cli.operators.base.counts import band_cost
 from repshift_cli.operators.base.masks import window
 from repshift_cli.operators.base.reference import attention, per_query_head, weights
 from repshift_cli.operators.base.rows import mixed, products, run_length, runs

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.packages import FLASH_ATTN2, OFFERS, missing
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.rows import mixed, products, runs

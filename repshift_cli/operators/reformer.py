@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.reference import chunks, per_query_head
 from repshift_cli.operators.base.rows import grouped
 from repshift_cli.operators.base.spec import Arranged, Cost, Engine, Shape, Spec, drawn

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.masks import pairs
 from repshift_cli.operators.base.reference import per_query_head, weights
 from repshift_cli.operators.base.rows import mixed, products, run_length, runs

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from repshift_cli.kernels.bands import banded
 from repshift_cli.operators.base import flex, masks
-from repshift_cli.operators.base.bands import band_cost, banded
+from repshift_cli.operators.base.counts import band_cost
 from repshift_cli.operators.base.packages import FLASH_ATTN2, package
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.spec import Cost, Engine, Shape, Spec

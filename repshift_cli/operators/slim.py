@@ -45,7 +45,7 @@ def arrange(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Arranged:
         k,
         {"joined": joined.to(q.dtype)},
         full=full,
-        notes=(f"slim: the condition number of W_K ({width} x {width}, drawn from the seed) is {condition:.3g}",),
+        notes=(f"the condition number of W_K ({width} x {width}, drawn from the seed) is {condition:.3g}",),
     )
 
 

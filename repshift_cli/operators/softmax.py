@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.counts import materialised as cost
 from repshift_cli.operators.base.reference import full
 from repshift_cli.operators.base.rows import mixed, products

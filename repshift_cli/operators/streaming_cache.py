@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from repshift_cli.kernels.bands import block_of, blocks, hidden, spans, unblocked
 from repshift_cli.operators.base import reference as dense
-from repshift_cli.operators.base.bands import band_cost, block_of, blocks, hidden, spans, unblocked
+from repshift_cli.operators.base.counts import band_cost
 from repshift_cli.operators.base.rotary import rotated
 from repshift_cli.operators.base.spec import Arranged, Cost, Engine, Shape, Spec
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base import flex
-from repshift_cli.operators.base.bands import hidden
 from repshift_cli.operators.base.gather import attend_blocks
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.rows import grouped
@@ -110,6 +110,14 @@ def cost(shape: Shape, spec: Spec) -> Cost:
 
 
 ENGINES = {
-    "plain": Engine(attend),
-    "flex": Engine(on_flex, flex.COMPILED, flex.KERNELS, unavailable=flex.unavailable, backward=("cuda",)),
+    "plain": Engine(attend, capturable=False),
+    "flex": Engine(
+        on_flex,
+        flex.COMPILED,
+        flex.KERNELS,
+        unavailable=flex.unavailable,
+        session=flex.session,
+        backward=("cuda",),
+        capturable=False,
+    ),
 }

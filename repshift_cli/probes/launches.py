@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from repshift_cli.kernels import launches
 from repshift_cli.probes import Context, Measure
 from repshift_cli.profiling import kineto
 from repshift_cli.records import Measurement, Metric, Step
@@ -68,8 +69,8 @@ class LaunchProbe:
 
 
 def count_operators(step: Step) -> int:
-    """Operators of one forward that compute or copy something."""
-    with step.active(), _Operators() as counter:
+    """Operators of one forward that compute or copy something; a Triton kernel of pruning's is one."""
+    with step.active(), _Operators() as counter, launches.listening(lambda *_: counter.one_more()):
         step.forward()
     return counter.count
 
@@ -78,6 +79,9 @@ class _Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+
+    def one_more(self) -> None:
+        self.count += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -15,6 +15,8 @@ OPERATIONS = ("mlp", "attention", "block")
 REMOVALS = ("line", "token")
 WITHOUT_ATTENTION = "none"
 """The back end of models that have no attention to choose."""
+OPERATORS = "operators"
+"""The `model` of a case that is an attention operator alone; its `options` are the sizes and the mask of the call."""
 DTYPES = ("fp32", "bf16", "fp16")
 EXECUTIONS = ("eager", "graph", "compile")
 OLDER_OPTIONS = ("operation", "distance", "form")
@@ -83,6 +85,7 @@ class Case:
             self.seed,
             self.protect,
             self.length,
+            self.options if self.model == OPERATORS else (),
         )
 
     @property

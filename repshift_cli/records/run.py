@@ -118,7 +118,8 @@ class Record:
     `tokens` are the tokens, prefix included, at the input and after each cut: (197, 119). `kernel` is what attention
     was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
     `budget`; `warmup` counts the untimed forwards. `deaths` is how often a process died at this case, or had to be
-    ended; `stack` the Python stack that it had then.
+    ended; `stack` the Python stack that it had then. `place` names the one of several workers that measured it, by the
+    GPU that it had (`local:1`).
     """
 
     case: Case
@@ -134,6 +135,7 @@ class Record:
     warnings: tuple[str, ...] = ()
     deaths: int = 0
     stack: str | None = None
+    place: str | None = None
 
     def measurement(self, metric: str) -> Measurement | None:
         """The measurement of that name, or None."""

@@ -47,7 +47,9 @@ def files(document: Document) -> dict[str, str]:
 def _results(run: Run) -> dict[str, Any]:
     commit = (run.machine.commit or "").partition("+")[0]
     if not commit:
-        raise UsageError("asv files results by commit, and this run was taken outside a git checkout")
+        raise UsageError(
+            "asv files results by commit, and this run was taken outside a git checkout: name it with --commit"
+        )
     stamp = int(datetime.fromisoformat(run.created).timestamp() * 1000)
     results = {_name(case, m): [[_value(m, figure)], [], _version(m), stamp] for case, m, figure in exported(run)}
     python = ".".join((run.machine.python or "").split(".")[:2])

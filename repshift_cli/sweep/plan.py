@@ -55,32 +55,65 @@ def expand(
     """Every cell of the sweep, unpruned variants of a group first, then schedule by schedule.
 
     `axes.variant` must name keys of `backends` and `methods`. UsageError for what no cell can have: a layer beyond a
-    model's depth, a batch or data beside the user's own inputs.
+    model's depth, a batch or data beside the user's own inputs. A model that is refused is one refused case where
+    others are not.
     """
-    planned = []
+    planned: list[Planned] = []
+    refusals: list[UsageError] = []
     sizes = (axes.image_size or (None,), axes.frames or (None,), axes.tokens or (None,))
-    for model, size, frames, length in product(axes.model, *sizes):
-        facts = facts_of(model, size, frames, length)
+    models = list(product(axes.model, *sizes))
+    for model, size, frames, length in models:
+        try:
+            facts = facts_of(model, size, frames, length)
+        except UsageError as refusal:
+            refusals.append(refusal)
+            sketch = Facts(0, 0, 0, image_size=size, frames=frames, length=length, weights=axes.weights or "random")
+            base = next(_bases(axes, model, sketch, device))
+            planned.append(Planned(_with(base, attention=_split(axes.variant[0])[0]), refused=str(refusal)))
+            continue
         _check_layers(axes, model, facts)
         _check_removal(axes, model, facts)
         facts = _protecting(axes, model, facts)
-        for batch, dtype in product(axes.batch or (facts.batch or 1,), axes.dtype or (default_dtype(device),)):
-            base = Case(
-                model=model,
-                input=axes.data or ("own" if facts.weights == "own" else "random"),
-                weights=facts.weights,
-                image_size=facts.image_size,
-                frames=facts.frames,
-                batch=batch,
-                dtype=dtype,
-                device=device,
-                attention="",
-                seed=axes.seed,
-                protect=axes.protect,
-                length=facts.length,
-            )
+        for base in _bases(axes, model, facts, device):
             planned += [_judged(case, facts, backends) for case in _cells(axes, base, facts, methods)]
+    if len(refusals) == len(models):
+        raise refusals[0]
     return tuple(planned)
+
+
+def _bases(axes: Axes, model: str, facts: Facts, device: str) -> Iterator[Case]:
+    """The settings of a model, with no variant yet."""
+    for batch, dtype in product(axes.batch or (facts.batch or 1,), axes.dtype or (default_dtype(device),)):
+        yield Case(
+            model=model,
+            input=axes.data or ("own" if facts.weights == "own" else "random"),
+            weights=facts.weights,
+            image_size=facts.image_size,
+            frames=facts.frames,
+            batch=batch,
+            dtype=dtype,
+            device=device,
+            attention="",
+            seed=axes.seed,
+            protect=axes.protect,
+            length=facts.length,
+        )
+
+
+def most_cells(axes: Axes, methods: Methods) -> int:
+    """How many cells the sweep has at most, counted without making any: what repeats or does not apply counts too."""
+    executions = 1 + axes.cuda_graph + axes.compile
+    given = dict(axes.options)
+    schedules = len(axes.keep) * max(1, len(axes.layers)) * max(1, len(axes.removal))
+    cells = 0
+    for _, method in map(_split, axes.variant):
+        ways = 1 if method is None else schedules
+        for name in methods.get(method or "", ()):
+            ways *= max(1, len(given.get(name, ())))
+        cells += ways * executions
+    for values in (axes.model, axes.image_size, axes.frames, axes.tokens, axes.batch, axes.dtype):
+        cells *= max(1, len(values))
+    return cells
 
 
 def comparisons(planned: Sequence[Planned]) -> list[list[Planned]]:

@@ -28,6 +28,15 @@ CaseTimeout = Annotated[
         rich_help_panel=MEASURE,
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Where cases are measured: process (a worker process here), or local:0,1 (a worker for each of these "
+        "GPUs; on a CPU each has its share of the cores). (default: process)",
+        rich_help_panel=MEASURE,
+    ),
+]
 InProcess = Annotated[
     bool,
     typer.Option(
@@ -39,13 +48,15 @@ InProcess = Annotated[
 
 
 @contextlib.contextmanager
-def launched(in_process: bool, case_timeout: float | None, budget: float | None) -> Iterator[Carrier]:
+def launched(on: str | None, in_process: bool, case_timeout: float | None, budget: float | None) -> Iterator[Carrier]:
     """What the launcher has started, closed afterwards."""
-    if in_process and case_timeout is not None:
-        raise UsageError("--case-timeout needs a process that can be ended; leave out --in-process")
+    for option, given in (("--case-timeout", case_timeout), ("--on", on)):
+        if in_process and given is not None:
+            raise UsageError(f"{option} needs another process than the command's; leave out --in-process")
     patience = case_timeout or max(BUDGETS * (budget or 0), LEAST_PATIENCE)
-    part = registry.find("benchmark.launchers", IN_PROCESS if in_process else DEFAULT)
-    carrier: Carrier = registry.load(part).start(Terms(patience=patience))
+    name, _, where = (IN_PROCESS if in_process else on or DEFAULT).partition(":")
+    part = registry.find("benchmark.launchers", name)
+    carrier: Carrier = registry.load(part).start(Terms(where, patience))
     try:
         yield carrier
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -19,6 +19,8 @@ from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.parsing import own_options
 
 if TYPE_CHECKING:
+    from repshift_cli.commands.shared.output import Outputs
+    from repshift_cli.sweep.operators import OperatorAxes
     from repshift_cli.sweep.plan import Planned
 
 SWEEP = "Sweep"
@@ -72,7 +74,9 @@ Batch = Annotated[
 Dtype = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="LIST", help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=SWEEP
+        metavar="LIST",
+        help="fp32, bf16, fp16, or torch's names: float32, bfloat16, half. (default: bf16 on CUDA, fp32 on a CPU)",
+        rich_help_panel=SWEEP,
     ),
 ]
 ImageSize = Annotated[
@@ -202,6 +206,8 @@ def _of_a_method(option: Option) -> Any:
     return Annotated[list[str] | None, named]
 
 
+Stray = Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")]
+"""Words that belong to no option: a model's name, most likely."""
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "keep": Keep,
@@ -257,29 +263,55 @@ def sweep_options(
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
-        left_out = {*without, *(p.name for p in own)}
-        shared = [name for name in OPTIONS if name in only and name not in left_out]
+        left_out = {*without, *inspect.signature(command).parameters}
+        shared = {name: kind for name, kind in OPTIONS.items() if name in only and name not in left_out}
 
-        @functools.wraps(command)
-        def with_sweep(**values: Any) -> None:
-            chosen = {name: values.pop(name) for name in shared}
-            profile = chosen.pop("profile", None)
-            given = {name: value for name, value in chosen.items() if value is not None and value is not False}
-            command(asked=Asked(given, profile), **values)
+        def with_sweep(given: Mapping[str, Any], **values: Any) -> None:
+            if stray := given.get("stray"):
+                raise UsageError(f"{stray[0]!r} belongs to no option; a model is named with --model {stray[0]}")
+            plain = {name: value for name, value in given.items() if name != "profile"}
+            command(asked=Asked(plain, given.get("profile")), **values)
 
-        made = [*map(_parameter, shared), *own]
-        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
-        with_sweep.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-        with_sweep.__annotations__ = {p.name: p.annotation for p in keyword}
-        return with_sweep
+        return declared({**shared, "stray": Stray}, of=command, instead="asked")(with_sweep)
 
     return decorate
 
 
-def _parameter(name: str) -> inspect.Parameter:
-    default = False if get_args(OPTIONS[name])[0] is bool else None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=OPTIONS[name])
+def declared(
+    shared: Mapping[str, Any], of: Callable[..., None] | None = None, instead: str = "given"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declares options (annotated types by name) on a command, which takes those that were given as the dict `given`.
+
+    The signature is that of the command, or of the one it stands for (`of`), with its parameter `instead` replaced.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        told = of or command
+        own = [p for p in inspect.signature(told, eval_str=True).parameters.values() if p.name != instead]
+
+        @functools.wraps(told)
+        def with_options(**values: Any) -> None:
+            chosen = {name: values.pop(name) for name in shared}
+            given = {n: v for n, v in chosen.items() if v is not None and not (v is False and _is_flag(shared[n]))}
+            command(given=given, **values)
+
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*_parameters(shared), *own)]
+        with_options.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {p.name: p.annotation for p in keyword}
+        return with_options
+
+    return decorate
+
+
+def _is_flag(kind: Any) -> bool:
+    """Whether an option is there or not; one that may be neither said nor denied is not."""
+    return get_args(kind)[0] is bool
+
+
+def _parameters(shared: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
+    for name, kind in shared.items():
+        default = False if _is_flag(kind) else None
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def with_full_names(sweep: Axes) -> Axes:
@@ -315,11 +347,26 @@ def checked_sweep(asked: Asked) -> Axes:
     return sweep
 
 
-def list_cases(planned: tuple[Planned, ...]) -> None:
-    """What `--dry-run` prints."""
-    from repshift_cli.commands.shared.dry_run import show_cases
+def check_size(sweep: Axes | OperatorAxes, most: int) -> None:
+    """UsageError for a sweep of more than `most` cases, `sweep.variant` being full names; none of them is made."""
+    if not isinstance(sweep, Axes):
+        return
+    from repshift_cli.sweep.plan import most_cells
 
-    show_cases(planned)
+    methods = [method for _, method in map(registry.find_variant, sweep.variant) if method]
+    count = most_cells(sweep, {method.name: registry.options_of(method) for method in methods})
+    if count > most:
+        raise UsageError(f"this is a sweep of up to {count:,} cases; give fewer values, or --max-cases {count}")
+
+
+def list_cases(planned: tuple[Planned, ...], outputs: Outputs | None = None) -> None:
+    """What `--dry-run` prints: the list, and as JSON where that was asked for."""
+    from repshift_cli.commands.shared.dry_run import document_of_cases, show_cases
+
+    if outputs is not None:
+        outputs.write(document_of_cases(planned))
+    if outputs is None or not outputs.own_stdout:
+        show_cases(planned)
 
 
 def check_view(by: str) -> None:

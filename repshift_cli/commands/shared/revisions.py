@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from repshift_cli.gate import revisions
 from repshift_cli.gate.process import Side
 from repshift_cli.gate.verdict import NoBase
 from repshift_cli.records import UsageError
+
+SECONDS_BETWEEN = 60.0
+"""Between two words on rounds where there is no terminal."""
 
 
 @contextlib.contextmanager
@@ -85,9 +89,18 @@ def _check_origins(old: Side, new: Side, options: dict[str, Any], from_git: bool
         )
 
 
+_said: list[float] = []
+"""When a word on a round was last printed where there is no terminal."""
+
+
+def _is_due() -> bool:
+    return not _said or time.monotonic() - _said[-1] >= SECONDS_BETWEEN
+
+
 def say(text: str) -> None:
-    """A word on stderr while it works: on a terminal in one line, elsewhere only what is no round."""
+    """A word on stderr while it works: on a terminal in one line, elsewhere a round a minute."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-    elif text and not text.startswith("round"):
+    elif text and (not text.startswith("round") or text.startswith("round 1 of") or _is_due()):
         print(text, file=sys.stderr, flush=True)
+        _said[:] = [time.monotonic()]

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
-from repshift_cli.models.base.transformers import TORCH_DTYPES, Recipe, eager_attention, first_line, from_checkpoint
+from repshift_cli.models.base.transformers import (
+    TORCH_DTYPES,
+    Recipe,
+    eager_attention,
+    first_line,
+    from_checkpoint,
+    restore_frequencies,
+)
 from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.models.inputs.images import batches, refuse_pixels
 from repshift_cli.records import Case, Facts, Subject, UsageError
@@ -101,14 +108,8 @@ def _module(made: Decoder, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
             module = AutoModelForCausalLM.from_config(made.config, dtype=dtype, trust_remote_code=False)
         warnings = (RANDOM_WEIGHTS,)
     module = module.eval().to(device=case.device, dtype=dtype)
-    _restore_frequencies(module, case.device)
+    restore_frequencies(module)
     return module, warnings
-
-
-def _restore_frequencies(module: Any, device: str) -> None:
-    """Make the rotary frequencies anew: they are fp32 in every dtype, and .to() has rounded them to the weights'."""
-    body = module.model
-    body.rotary_emb = type(body.rotary_emb)(module.config).to(device)
 
 
 def _prompts(made: Decoder, case: Case) -> list[Tensor]:

@@ -140,6 +140,14 @@ def eager_attention(module: nn.Module) -> Iterator[None]:
             model.set_attn_implementation(name)
 
 
+def restore_frequencies(module: nn.Module) -> None:
+    """Make rotary frequencies anew: they are fp32 in every dtype, and .to() has rounded them to the weights'."""
+    device = next(module.parameters()).device
+    owners: Any = [m for m in module.modules() if hasattr(getattr(m, "rotary_emb", None), "config")]
+    for owner in owners:
+        owner.rotary_emb = type(owner.rotary_emb)(owner.rotary_emb.config).to(device)
+
+
 def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
     """The model with its checkpoint's weights, safetensors only; UsageError with the reason where that fails.
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.spec import Cost, Shape, Spec
 
 LEAST_SPLIT = 256

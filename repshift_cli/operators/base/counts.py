@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from repshift_cli.operators.base.masks import pairs
+from repshift_cli.kernels.bands import block_of
+from repshift_cli.operators.base.masks import band_pairs, pairs
 from repshift_cli.operators.base.spec import Cost, Shape, Spec
 
 
@@ -28,3 +29,12 @@ def in_rows(shape: Shape, spec: Spec, macs: int, scores_per_row: int, held_rows:
     scores = shape.batch * shape.heads * shape.queries * scores_per_row
     held = shape.batch * shape.heads * min(held_rows, shape.queries) * scores_per_row
     return Cost(macs, shape.given + 6 * scores, 3 * held)
+
+
+def band_cost(shape: Shape, left: int, right: int, extra_pairs: int = 0) -> Cost:
+    """The pairs of the band by formula; what is computed and moved are the whole blocks."""
+    n, rows = shape.tokens, shape.batch * shape.heads
+    size = block_of(min(left, n - 1), min(right, n - 1))
+    scores = rows * n * (min(left, n - 1) + min(right, n - 1) + size) + rows * extra_pairs
+    macs = rows * (band_pairs(n, left, right) + extra_pairs) * 2 * shape.head_dim
+    return Cost(macs, shape.given + 4 * scores, 3 * scores)

@@ -7,11 +7,13 @@ compiler (Triton on CUDA, a C++ compiler on a CPU), it is refused with the reaso
 from __future__ import annotations
 
 import shutil
+import types
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
@@ -20,8 +22,13 @@ from repshift_cli.operators.base.masks import Mask, causal
 from repshift_cli.operators.base.spec import Cost, Engine, Shape, Spec
 
 COMPILED = ("Torch-Compiled Region",)
+EAGER = "aten::logsumexp"
+"""What runs in FlexAttention's eager form and never in the compiled one: torch.compile falls back in silence."""
 KERNELS = r"triton_tem_fused\w*|flex_attention\w*"
 BLOCK = 128
+
+session = partial(torch._dynamo.config.patch, fail_on_recompile_limit_hit=True)
+"""Within it torch.compile raises where it would go on eagerly."""
 
 ScoreMod = Callable[..., Tensor]
 """(score, batch, head, i, j) -> score."""
@@ -52,9 +59,18 @@ def engine(
         places = _block_mask(mask, spec, q.shape[-2], k.shape[-2], str(q.device))
         change = score(spec, **parameters) if score else None
         grouped = k.shape[1] != q.shape[1]
-        return compiled(score)(q, k, v, score_mod=change, block_mask=places, enable_gqa=grouped)
+        return compiled(score, q, k)(q, k, v, score_mod=change, block_mask=places, enable_gqa=grouped)
 
-    return Engine(attend, COMPILED, KERNELS, unavailable=unavailable, backward=("cuda",), unasked=unasked, cost=cost)
+    return Engine(
+        attend,
+        COMPILED,
+        KERNELS,
+        unavailable=unavailable,
+        backward=("cuda",),
+        session=session,
+        unasked=unasked,
+        cost=cost,
+    )
 
 
 def with_causal(mask: Mask | None, spec: Spec) -> Mask | None:
@@ -87,8 +103,20 @@ def _block_mask(mask: Callable[[Spec], Mask | None], spec: Spec, queries: int, k
     )
 
 
+def compiled(key: Any, q: Tensor, k: Tensor) -> Any:
+    """flex_attention through torch.compile, with code of its own for each score change and shape.
+
+    torch.compile gives up after eight recompilations of one code object, and flex_attention then materialises N x N.
+    """
+    return _compiled(key, q.shape, k.shape, q.dtype, q.device, torch.is_grad_enabled())
+
+
 @cache
-def compiled(key: Any = None) -> Any:
-    """flex_attention through torch.compile; `key` keeps the code of different score changes apart."""
-    function: Any = torch.compile(flex_attention, dynamic=False)
+def _compiled(*key: Any) -> Any:
+    original = flex_attention
+    own = types.FunctionType(
+        original.__code__.replace(), original.__globals__, None, original.__defaults__, original.__closure__
+    )
+    own.__kwdefaults__ = original.__kwdefaults__
+    function: Any = torch.compile(own, dynamic=False)
     return function

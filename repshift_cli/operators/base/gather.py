@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import blocks, hidden, unblocked
+from repshift_cli.kernels.bands import blocks, hidden, unblocked
 
 MOST_GATHERED = 1 << 22
 """Elements of keys that are gathered at once."""

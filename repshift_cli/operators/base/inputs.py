@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repshift_cli.kernels.sdpa import AttentionCall, heard_by
 from repshift_cli.operators.base.rotary import rotated
 from repshift_cli.operators.base.spec import Shape
 
@@ -62,16 +62,12 @@ def planted(shape: Shape, seed: int) -> Triple:
 @contextmanager
 def capturing(layer: int) -> Iterator[list[Triple]]:
     """Collects q, k and v of the attention call number `layer` (from 1) that a model makes within it."""
-    bound, calls, taken = F.scaled_dot_product_attention, list[None](), list[Triple]()
+    calls, taken = list[None](), list[Triple]()
 
-    def watched(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def listener(call: AttentionCall) -> None:
         calls.append(None)
         if len(calls) == layer:
-            taken.append((query.detach().clone(), key.detach().clone(), value.detach().clone()))
-        return bound(query, key, value, *args, **kwargs)
+            taken.append((call.query.detach().clone(), call.key.detach().clone(), call.value.detach().clone()))
 
-    F.scaled_dot_product_attention = watched
-    try:
+    with heard_by(listener):
         yield taken
-    finally:
-        F.scaled_dot_product_attention = bound

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 
 MOST_SCORES = 1 << 23
 """Scores of a run: 32 MiB in fp32, so that a run stays near the caches of a CPU."""

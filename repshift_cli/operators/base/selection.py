@@ -26,7 +26,7 @@ def flex_on_blocks(q: Tensor, k: Tensor, v: Tensor, active: Tensor, spec: Spec) 
     """FlexAttention on blocks (1 or B, 1 or H, rows, columns)."""
     active = active.expand(q.shape[0], q.shape[1], -1, -1)
     places = flex.from_blocks(active, spec.block, spec.causal, q.shape[-2], k.shape[-2])
-    return flex.compiled(flex_on_blocks)(q, k, v, block_mask=places, enable_gqa=k.shape[1] != q.shape[1])
+    return flex.compiled(flex_on_blocks, q, k)(q, k, v, block_mask=places, enable_gqa=k.shape[1] != q.shape[1])
 
 
 def active_cost(shape: Shape, spec: Spec, density: float) -> Cost:

@@ -94,7 +94,8 @@ class Engine:
     """One way to carry an operator out. `ops` are operators of torch of which one must be seen to run, `kernels` a
     pattern that a device kernel's name must match on CUDA, `session` a context that it runs within.
 
-    `only` are the devices on which it runs unasked, beside the plain form; `backward` says where gradients exist.
+    `unasked` are the devices on which it runs beside the plain form without being named; `backward` says where
+    gradients exist; `capturable` is False where the work depends on the data, so that no CUDA graph can hold it.
     """
 
     attend: Callable[..., Tensor]
@@ -107,6 +108,7 @@ class Engine:
     unasked: tuple[str, ...] = ("cuda",)
     refused: Callable[[Shape, Spec], str | None] = lambda shape, spec: None
     cost: Callable[[Shape, Spec], Cost] | None = None
+    capturable: bool = True
 
 
 NEEDS_TRAINING = "has to be trained: its parameters are drawn from the seed here"

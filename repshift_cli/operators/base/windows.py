@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from repshift_cli.operators.base.bands import hidden
+from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.reference import attention
 from repshift_cli.operators.base.rows import mixed, products
 from repshift_cli.operators.base.spec import Arranged, Cost, Shape, Spec, drawn

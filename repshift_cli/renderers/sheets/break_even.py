@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from repshift_cli.analysis.stats import estimate
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Measurement, Record, Run
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, OPERATORS, Case, Measurement, Record, Run
 from repshift_cli.renderers.sheets.cells import ALWAYS, Cell, Column, Sheet, metric_cell
 from repshift_cli.renderers.sheets.metric_columns import ordered_records
 from repshift_cli.renderers.sheets.order import rank_of
@@ -33,7 +33,9 @@ def maps(run: Run) -> list[Sheet]:
 
 def _ratio(record: Record) -> Measurement | None:
     """The record's most wanted speed-up, where it prunes and was measured."""
-    if record.status != "ok" or not record.tokens or record.case.pruning == METHODS_WITHOUT_PRUNING:
+    if record.status != "ok" or not record.tokens or record.case.model == OPERATORS:
+        return None
+    if record.case.pruning == METHODS_WITHOUT_PRUNING:
         return None
     ratios = [m for m in record.measurements if m.unit == "x" and m.better == "higher" and m.samples]
     return min(ratios, key=lambda m: rank_of(m.metric), default=None)

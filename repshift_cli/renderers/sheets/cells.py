@@ -90,7 +90,7 @@ def metric_cell(measurement: Measurement | None, figure: Estimate | None, factor
 
 def _ratio_cell(figure: Estimate, better: str) -> Cell:
     """A ratio with its interval; where that holds 1, a column in which more is better says that none was shown."""
-    decimals = _decimals(figure, least=3, floor=1.0)
+    decimals = max(_decimals(figure, least=3, floor=1.0), _decimals(Estimate(figure.value), least=2))
     if figure.low is None or figure.high is None:
         return Cell(f"{figure.value:.{decimals}f}x", "quiet", "(no interval)")
     while not figure.spans(1) and 1 in (round(figure.low, decimals), round(figure.high, decimals)):

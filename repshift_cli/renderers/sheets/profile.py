@@ -14,6 +14,7 @@ from repshift_cli.records import WITHOUT_ATTENTION, Run
 from repshift_cli.records.profile import Breakdown, ProfileRun
 from repshift_cli.renderers.sheets.break_even import maps
 from repshift_cli.renderers.sheets.cells import ALWAYS, Cell, Column, Sheet
+from repshift_cli.renderers.sheets.crossing import crossings
 from repshift_cli.renderers.sheets.row_columns import short_kernel
 from repshift_cli.renderers.sheets.run import header_of, sheets
 
@@ -26,7 +27,7 @@ NOT_WORTH_A_ROW = 5e-4
 
 def sheets_of(run: Run | ProfileRun) -> list[Sheet]:
     """What the table and Markdown show of either file."""
-    return profile_sheets(run) if isinstance(run, ProfileRun) else [*sheets(run), *maps(run)]
+    return profile_sheets(run) if isinstance(run, ProfileRun) else [*sheets(run), *maps(run), *crossings(run)]
 
 
 def profile_sheets(run: ProfileRun) -> list[Sheet]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any
 
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Record, option_order, written
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, OPERATORS, Case, Record, option_order, written
 from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column
 from repshift_cli.renderers.sheets.order import LAST, rank_of
 
@@ -31,6 +31,8 @@ class Field:
 
 def fields_of(cases: Sequence[Case]) -> tuple[Field, ...]:
     """The fields of these cases, the options of their methods among them."""
+    if cases and cases[0].model == OPERATORS:
+        return (Field("keep", rank_of("keep"), lambda c: c.keep, lambda keep: f"{keep:g}"),)
     options = option_order(name for case in cases for name, _ in case.options)
     return (
         Field("keep", rank_of("keep"), lambda c: c.keep, lambda keep: f"{keep:g}"),

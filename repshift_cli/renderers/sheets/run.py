@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repshift_cli.records import Case, Machine, Run
+from repshift_cli.records import OPERATORS, Case, Machine, Run
 from repshift_cli.records.labels import labels
 from repshift_cli.renderers.sheets import notes
 from repshift_cli.renderers.sheets.cells import Sheet
@@ -46,9 +46,7 @@ def header_of(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
     """What the cases of one group share: model, input, setting, computer."""
     case = cases[0]
     return (
-        case.model,
-        f"weights {case.weights}",
-        _input(case),
+        *(_operator_words(case) if case.model == OPERATORS else (case.model, f"weights {case.weights}", _input(case))),
         f"batch {case.batch}",
         case.dtype,
         *(["CUDA graph"] if {c.execution for c in cases} == {"graph"} else []),
@@ -57,6 +55,18 @@ def header_of(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
         *_computer(machine, case.device),
         *[f"{name} {machine.packages[name]}" for name in ("torch",) if name in machine.packages],
     )
+
+
+def _operator_words(case: Case) -> list[str]:
+    """What the operators of one group share: the pass, the mask, the sizes, the input."""
+    heads, kv_heads = case.option("heads"), case.option("kv_heads")
+    passed = "backward pass" if case.option("backward") else "attention operators"
+    masked = "one query" if case.option("decode") else "causal" if case.option("causal") else "no mask"
+    grouped = [f"{kv_heads} KV heads"] if kv_heads else []
+    taken = case.option("captured")
+    source = f"input of {taken}" if taken else f"input {case.input}"
+    sizes = [f"{case.length} tokens", f"{heads} heads of {case.option('head_dim')}", *grouped]
+    return [passed, masked, *sizes, f"window {case.option('window')}", source]
 
 
 def _input(case: Case) -> str:

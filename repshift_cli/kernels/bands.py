@@ -11,9 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift_cli.operators.base.masks import band_pairs
-from repshift_cli.operators.base.spec import Cost, Shape
-
 LEAST_BLOCK, MOST_BLOCK = 16, 256
 
 
@@ -76,12 +73,3 @@ def spans(k: Tensor, size: int, left: int, right: int) -> Tensor:
     n = k.shape[-2]
     behind = -(-n // size) * size - n + right
     return F.pad(k, (0, 0, left, behind)).unfold(2, left + size + right, size)
-
-
-def band_cost(shape: Shape, left: int, right: int, extra_pairs: int = 0) -> Cost:
-    """The pairs of the band by formula; what is computed and moved are the whole blocks."""
-    n, rows = shape.tokens, shape.batch * shape.heads
-    size = block_of(min(left, n - 1), min(right, n - 1))
-    scores = rows * n * (min(left, n - 1) + min(right, n - 1) + size) + rows * extra_pairs
-    macs = rows * (band_pairs(n, left, right) + extra_pairs) * 2 * shape.head_dim
-    return Cost(macs, shape.given + 4 * scores, 3 * scores)
