@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from repshift_cli.benchmark.verification import WrongKernel
 from synthetic import CPU
 
 from repshift_cli import cli, registry
 from repshift_cli.analysis.crossing import Crossing, crossing
 from repshift_cli.benchmark.contenders import OVER_FLASH
 from repshift_cli.benchmark.operators import choice, measures, steps
+from repshift_cli.benchmark.verification import WrongKernel
 from repshift_cli.machine import memory
 from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.sdpa import FLASH_KERNELS, FLASH_OPS

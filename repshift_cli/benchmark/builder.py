@@ -211,15 +211,10 @@ def lone_step(case: Case) -> Step:
 
 
 def _built(case: Case) -> Subject:
-    """The model's subject, with what --protect adds to its protected tokens; an operator's are its q, k and v.
-
-    Its parameters need no gradient. Else torch's module tracker, which counts MACs, registers a gradient hook on a
-    parameter that is handed to a module (the query of attention pooling), and fails where no gradient is kept.
-    """
+    """The model's subject, with what --protect adds to its protected tokens; an operator's are its q, k and v."""
     if case.model == OPERATORS:
         return steps.subject_of(case)
     subject: Subject = registry.load(registry.resolve_model(case.model)).build(case)
-    subject.module.requires_grad_(False)
     return protecting(subject, case.protect, case.model)
 
 

@@ -58,6 +58,11 @@ Measure = Callable[[Step], Sequence[Measurement]]
 """One pass over a case made ready: at best one measurement for each of the probe's METRICS."""
 
 
+def nowhere(device: str) -> str | None:
+    """Where a probe is unavailable that measures on every device."""
+    return None
+
+
 class Probe(Protocol):
     """A quantity, or some that one pass gives: a file of this room, or an entry point of `repshift.probes`.
 
@@ -67,8 +72,8 @@ class Probe(Protocol):
     METRICS: tuple[Metric, ...]
     """What it measures; `repshift metrics` lists them."""
 
-    def unavailable(self, device: str) -> str | None:
-        """Why nothing of it can be measured on a device (`cpu`, `cuda:0`), or None."""
+    unavailable: Callable[[str], str | None] = nowhere
+    """Why nothing of it can be measured on a device (`cpu`, `cuda:0`), or None."""
 
     def make(self, context: Context) -> Measure | None:
         """What measures the cases of one model, one after another; None where this run asks for no such pass."""

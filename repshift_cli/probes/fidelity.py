@@ -40,11 +40,6 @@ COSINE = Metric(
 METRICS = (TOP1, KL, COSINE)
 
 
-def unavailable(device: str) -> str | None:
-    """None: outputs are compared on every device."""
-    return None
-
-
 def make(context: Context) -> Measure:
     """The untouched model's outputs, taken once, to compare with."""
     return FidelityProbe(context.subject).measure

@@ -48,11 +48,6 @@ MEASURED_WRITTEN = Metric(
 METRICS = (MODELLED, READ, WRITTEN, MEASURED, MEASURED_READ, MEASURED_WRITTEN)
 
 
-def unavailable(device: str) -> str | None:
-    """None: the model needs no device."""
-    return None
-
-
 def make(context: Context) -> Measure:
     """The byte model, and this run's instrument."""
     return HbmProbe(context.counter).measure

@@ -32,11 +32,6 @@ KV_TOKENS = Metric(
 METRICS = (KV_CACHE, KV_TOKENS)
 
 
-def unavailable(device: str) -> str | None:
-    """None: it is counted on every device."""
-    return None
-
-
 def make(context: Context) -> Measure:
     """A forward whose output is looked into."""
     return KvCacheProbe().measure

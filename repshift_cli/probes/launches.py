@@ -45,11 +45,6 @@ BUSY = Metric(
 METRICS = (OPERATORS, KERNELS, BUSY)
 
 
-def unavailable(device: str) -> str | None:
-    """None: it is counted on every device."""
-    return None
-
-
 def make(context: Context) -> Measure:
     """Forwards under counters of operators and kernels."""
     return LaunchProbe().measure

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
@@ -35,11 +35,6 @@ def attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any
     return int(2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3]))
 
 
-def unavailable(device: str) -> str | None:
-    """None: it is counted on every device."""
-    return None
-
-
 def make(context: Context) -> Measure:
     """A forward under torch's flop counter."""
     return MacsProbe().measure
@@ -57,9 +52,27 @@ def count_flops(step: Step) -> int:
     """FLOPs of one forward of the whole batch."""
     known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
     counter = FlopCounterMode(display=False, custom_mapping=known)
-    with step.active(), _unseen_attention(counter) as unseen, counter:
+    with step.active(), _without_gradients(step.subject.module), _unseen_attention(counter) as unseen, counter:
         step.forward()
     return int(counter.get_total_flops()) + sum(unseen)
+
+
+@contextmanager
+def _without_gradients(module: nn.Module) -> Iterator[None]:
+    """Within it the parameters ask for no gradient.
+
+    Else the counter's module tracker registers a gradient hook on a parameter that is handed to a module (the query of
+    attention pooling), which fails in inference mode. Within the count only: whether a weight asks for a gradient
+    decides which kernels torch's matmul takes.
+    """
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -60,11 +60,6 @@ METRICS = (PEAK, ABOVE, RESTING, RESERVED, PROCESS, CARD)
 _GRAPH = "a CUDA graph replays in its private pool; see the eager row"
 
 
-def unavailable(device: str) -> str | None:
-    """None: every device has memory."""
-    return None
-
-
 def make(context: Context) -> Measure:
     """The allocator, and what the driver tells."""
     return MemoryProbe(context.process_bytes, context.card_bytes, context.free_memory).measure

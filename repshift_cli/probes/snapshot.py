@@ -13,11 +13,6 @@ from repshift_cli.records import Case, Measurement, Metric, Step
 METRICS: tuple[Metric, ...] = ()
 
 
-def unavailable(device: str) -> str | None:
-    """None: it is asked for where there is a GPU."""
-    return None
-
-
 def make(context: Context) -> Measure | None:
     """One forward in which allocating is slower, where a file was asked for."""
     return partial(recorded, context.snapshot) if context.snapshot else None

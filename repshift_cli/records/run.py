@@ -10,9 +10,9 @@ from repshift_cli.records.case import Case
 SCHEMA_VERSION = 4
 """Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
 measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record; 4 has `options` of a case, where
-`operation`, `distance` and `form` were fields of their own, takes `rank` from a measurement and adds `gateable`,
-`detail` and `reference`. Older files are read: what they lack has its default, and what has moved is moved
-(`case.from_older`, `older`)."""
+`operation`, `distance` and `form` were fields of their own, and `gateable`, `detail` and `reference` of a measurement,
+where `rank` and the reason said so. Older files are read: what they lack has its default, and what has moved is moved
+(`case.from_older`, `run.from_older`)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,23 @@ class Measurement:
     def __post_init__(self) -> None:
         if not self.samples and not self.reason:
             raise ValueError(f"{self.metric}: no samples and no reason")
+
+
+def from_older(plain: dict[str, Any]) -> dict[str, Any]:
+    """The JSON value of a measurement as this schema has it, from that of schema 1 to 3; this schema's own as it is.
+
+    A `rank` of 100 or more meant that it is no column and, if timed, never judged; a reason that begins with
+    `reference`, that the case is what others are compared with.
+    """
+    if "rank" not in plain:
+        return plain
+    detail = isinstance(plain["rank"], int) and plain["rank"] >= 100
+    flags = {
+        "gateable": not detail or plain.get("statistic") == "value",
+        "detail": detail,
+        "reference": str(plain.get("reason")).startswith("reference"),
+    }
+    return {name: value for name, value in plain.items() if name != "rank"} | flags
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from repshift_cli.records import SCHEMA_VERSION, Run, UsageError
 from repshift_cli.records.files import check_regular
 from repshift_cli.records.json_codec import from_plain, to_json
-from repshift_cli.records.older import upgraded
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, ProfileRun
 
 FOLDER = Path("repshift-runs")
@@ -71,7 +70,7 @@ def _run(path: Path, plain: Any) -> Run:
         raise UsageError(f"{path} is JSON but no repshift run file (it lacks schema, machine or records)")
     _check_version(path, plain["schema"], SCHEMA_VERSION)
     try:
-        run: Run = from_plain(Run, upgraded(plain))
+        run: Run = from_plain(Run, plain)
     except ValueError as error:
         raise UsageError(f"{path} is a damaged run file: {error}") from error
     return dataclasses.replace(run, schema=SCHEMA_VERSION)

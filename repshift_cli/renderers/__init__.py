@@ -61,10 +61,10 @@ class Renderer(Protocol):
     TAKES: tuple[str, ...]
     """The kinds of documents that it renders, `SHEETS` or `ANY`."""
 
-    OPTION: bool
+    OPTION: bool = True
     """Whether every command with such a document has the option `--NAME FILE`."""
 
-    EXPORT: bool
+    EXPORT: bool = False
     """Whether it is a format of `repshift export`: what another tool reads."""
 
     SUFFIX: str

@@ -18,8 +18,6 @@ from repshift_cli.renderers.sheets.metric_columns import find, metrics_of, order
 
 TAKES = ("run", "profile")
 SUFFIX = ".csv"
-OPTION = True
-EXPORT = False
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
 WITH_INTERVAL = ("median", "hodges-lehmann")

@@ -10,8 +10,6 @@ from repshift_cli.renderers.sheets.cells import Sheet
 
 TAKES = ("sheets",)
 SUFFIX = ".md"
-OPTION = True
-EXPORT = False
 
 
 def render(document: Document, out: TextIO) -> None:

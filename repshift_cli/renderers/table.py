@@ -21,7 +21,6 @@ from repshift_cli.renderers.sheets.row_columns import KERNEL
 TAKES = ("sheets",)
 SUFFIX = ".txt"
 OPTION = False
-EXPORT = False
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "failed": "bold red", "skipped": "yellow"}
 GAP = 2
