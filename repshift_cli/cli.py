@@ -23,6 +23,7 @@ from repshift_cli.commands.export import export
 from repshift_cli.commands.gate import gate
 from repshift_cli.commands.history import history
 from repshift_cli.commands.methods import methods
+from repshift_cli.commands.metrics import metrics
 from repshift_cli.commands.models import models
 from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
@@ -36,6 +37,10 @@ class Command(TyperCommand):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings | {"rich_markup_mode": "rich"})
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Without what is taken only to be refused, which has no name."""
+        return [piece for piece in super().collect_usage_pieces(ctx) if piece.strip("[].")]
 
 
 app = typer.Typer(
@@ -57,6 +62,7 @@ for command in (
     explain,
     models,
     methods,
+    metrics,
     backends,
     profiles,
     doctor,

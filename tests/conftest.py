@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, here and in child processes: workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -45,6 +46,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in marked:
         if reason:
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Under `-m gpu`: what was not checked, and why."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if config.getoption("markexpr") != "gpu" or not skipped:
+        return
+    reasons: dict[str, list[str]] = {}
+    for report in skipped:
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons.setdefault(why.removeprefix("Skipped: "), []).append(report.nodeid.partition("/")[2] or report.nodeid)
+    terminalreporter.section("not checked")
+    for why, tests in reasons.items():
+        terminalreporter.line(f"{len(tests)} tests: {why}")
+        for name in tests[:5]:
+            terminalreporter.line(f"    {name}")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from repshift_cli.attention import cudnn, efficient, flash, flash_attn2, flash_a
 from repshift_cli.attention import math as math_backend
 from repshift_cli.attention.base.packages import adapted
 from repshift_cli.attention.base.swap import attending
-from repshift_cli.probes.kernels import WrongKernel, judge, verify
+from repshift_cli.benchmark.verification import WrongKernel, judge, verify
 from repshift_cli.records import Step, Subject, call
 
 SDPA = F.scaled_dot_product_attention
@@ -45,6 +45,33 @@ def masks() -> dict[str, Tensor]:
         "float": tiny.pixels(2, 4, 7, 9, seed=7),
         "float with -inf": torch.zeros(7, 9, dtype=torch.float64).masked_fill(~seen, float("-inf")),
     }
+
+
+# --- efficient --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_efficient_repeats_grouped_keys_where_its_kernel_takes_none(
+    taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch says of its kernel is played; the numbers are those of grouped attention either way."""
+    told: list[tuple[int, bool]] = []
+
+    def torchs(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        told.append((key.shape[1], options.get("enable_gqa", False)))
+        return SDPA(query, key, value, **options)
+
+    monkeypatch.setattr(torch._C._nn, "scaled_dot_product_attention", torchs)
+    monkeypatch.setattr(efficient, "can_use_efficient_attention", lambda params: taken)
+    grouped = qkv(queries=9, kv_heads=2)
+    expected = vanilla.attend(*grouped, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(efficient.attend(*grouped, is_causal=True, enable_gqa=True), expected)
+    torch.testing.assert_close(efficient.attend(*qkv(), scale=0.3), vanilla.attend(*qkv(), scale=0.3))
+    assert told == [(2, True) if taken else (4, False), (4, False)]
+
+
+def test_torch_itself_is_asked_whether_the_kernel_takes_groups() -> None:
+    assert not efficient._takes_groups(*qkv(queries=9, kv_heads=2), None, 0.0, True)
 
 
 # --- vanilla ----------------------------------------------------------------------------------------------------------
@@ -181,7 +208,7 @@ def test_one_sdpa_back_end_is_forced_and_left(part: ModuleType) -> None:
     before = {other: enabled() for other, enabled in ENABLED.items()}
     with attending(part):
         assert {other: enabled() for other, enabled in ENABLED.items()} == {other: other is part for other in ENABLED}
-        assert F.scaled_dot_product_attention is SDPA
+        assert F.scaled_dot_product_attention is (part.attend or SDPA)
     assert {other: enabled() for other, enabled in ENABLED.items()} == before
 
 

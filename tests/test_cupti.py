@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -329,6 +330,24 @@ def test_an_availability_image_without_dram_counters_is_done_without() -> None:
     assert counted(library) == [5.0, 7.0]
     assert [bool(image) for image in library.images] == [True, False]
     assert library.calls.count("cuptiProfilerHostDeinitialize") == 2
+
+
+def test_the_image_lives_for_as_long_as_cupti_holds_its_pointer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until another is configured, or until the profiler is disabled."""
+    images: list[Any] = []
+    made = cupti.RangeProfiler._counter_data
+
+    def watched(self: Any) -> Any:
+        image = made(self)
+        images.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(cupti.RangeProfiler, "_counter_data", watched)
+    with cupti.RangeProfiler(FakeLibrary(), ctypes.c_void_p(1), 0, lambda: None) as profiler:
+        profiler.count(lambda: None)
+        assert images[0]() is not None
+        profiler.count(lambda: None)
+        assert images[1]() is not None
 
 
 def test_the_child_counts_in_the_context_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:

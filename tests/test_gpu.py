@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import re
 import time
@@ -14,8 +13,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from gpu_support import NAMES, moved
 from test_reduction import reference, run, shift
-from tiny import FAMILIES, Plain, case
+from tiny import FAMILIES, case
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -94,19 +94,6 @@ def test_time_is_the_devices_and_not_the_hosts(shop: StepBuilder) -> None:
 
 # --- attention --------------------------------------------------------------------------------------------------------
 
-NAMES = {
-    "flash": r"flash_fwd\w*|Flash\w*Fwd\w*|FlashAttentionForward\w*",
-    "efficient": r"fmha_cutlass\w*|mem_eff\w*",
-    "cudnn": r"cudnn\w*",
-    "math": "attention_math",
-    "vanilla": "softmax",
-    "eager": "softmax",
-    "sdpa": "(flash|efficient|cudnn)_attention|attention_math",
-    "flash_attn2": r"flash_fwd\w*",
-    "flash_attn3": r"FlashAttnFwd\w*",
-    "flash_attn4": r"FlashAttentionForward\w*",
-}
-
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", ["none", "repshift"])
@@ -116,10 +103,6 @@ def test_every_back_end_is_verified_by_its_kernels_name(shop: StepBuilder, name:
         pytest.skip(missing)
     step = shop.prepare(on_cuda(attention=name, **METHODS[method]))
     assert re.fullmatch(rf"({NAMES[name]})(, ({NAMES[name]}))* ×{DEPTH}", shop.parts.verify(step))
-
-
-def test_every_back_end_is_named_in_the_test_above() -> None:
-    assert set(NAMES) == set(registry.parts("attention")) - {"none"}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "vanilla"])
@@ -132,18 +115,6 @@ def test_back_ends_agree(shop: StepBuilder, name: str) -> None:
 
 
 # --- pruning ----------------------------------------------------------------------------------------------------------
-
-
-def moved(plain: Plain, dtype: torch.dtype) -> Plain:
-    place = {"device": "cuda", "dtype": dtype}
-    inputs = plain.inputs
-    there = (
-        {k: v.to(**place) for k, v in inputs.items()}
-        if isinstance(inputs, dict)
-        else tuple(t.to(**place) for t in inputs)
-    )
-    plain.module.to(**place)
-    return dataclasses.replace(plain, inputs=there)
 
 
 @contextmanager
@@ -160,7 +131,7 @@ def exact_products() -> Iterator[None]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_pruned_as_written(family: str, dtype: torch.dtype, tolerance: float) -> None:
-    plain = moved(FAMILIES[family](), dtype)
+    plain = moved(FAMILIES[family](), "cuda", dtype)
     given = case(**{**REPSHIFT, "keep": 0.5, "layers": (1, 2)}, device="cuda")
     with exact_products():
         expected = reference(plain, 0.5, (1, 2), lambda seen: shift(seen, "mlp", "l2", "update"))

@@ -6,15 +6,18 @@ The model brings the clock of its process along, so that the verdicts do not han
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sham import ROOT
 
-from repshift_cli.benchmark.builder import delayed
+from repshift_cli.benchmark.delay import delayed, on_device
 
 MODEL = '''
 import os
@@ -128,3 +131,52 @@ def test_the_delay_is_a_share_of_the_forward_itself(monkeypatch: pytest.MonkeyPa
         start = clock[0]
         assert delayed(forward, "cpu", 0.05)() == "output"
         assert clock[0] - start == pytest.approx(1.05 * length, abs=5000)
+
+
+class Queue:
+    """A host that launches ahead of a device, in microseconds: each operator takes both their time, in order."""
+
+    def __init__(self, host: float, device: float, ramp: int = 0) -> None:
+        self.host, self.device, self.ramp = host, device, ramp
+        self.now = self.free = 0.0
+
+    def launch(self, length: float, host: float | None = None) -> float:
+        """When the device is done with what the host launches now."""
+        self.now += self.host if host is None else host
+        slow = 3 if self.ramp > 0 else 1  # the clocks have not risen yet
+        self.ramp -= 1
+        self.free = max(self.free, self.now) + slow * length
+        return self.free
+
+    def forward(self) -> None:
+        for _ in range(100):
+            self.launch(self.device)
+
+    def sleep(self, cycles: int) -> None:
+        self.launch(cycles / 1000)
+
+    def nanoseconds(self) -> int:
+        self.now += 0.05
+        return int(1000 * self.now)
+
+    def time(self, forward: Callable[[], Any], count: int) -> list[float]:
+        """As CUDA events do: from when the device comes to the one to when it comes to the other."""
+        events = []
+        for _ in range(count):
+            start = self.launch(0.0, 1.0)
+            forward()
+            events.append((self.launch(0.0, 1.0) - start) / 1000)
+        self.now = max(self.now, self.free)
+        return events
+
+
+@pytest.mark.parametrize(("host", "device"), [(20, 5), (5, 20), (10, 10), (1, 40)])
+@pytest.mark.parametrize("ramp", [0, 2500])
+def test_the_delay_on_a_device_counts_whoever_sets_the_pace(host: float, device: float, ramp: int) -> None:
+    """20 us of host and 5 us of device for each operator: a sleep of the device alone would add half a percent."""
+    queue = Queue(host, device)
+    plain = statistics.median(queue.time(queue.forward, 20))
+    queue = Queue(host, device, ramp)
+    longer = on_device(queue.forward, 0.05, queue, queue.sleep, queue.nanoseconds)
+    longer()
+    assert statistics.median(queue.time(longer, 20)) / plain == pytest.approx(1.05, abs=0.006)

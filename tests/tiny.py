@@ -57,7 +57,7 @@ class Plain:
     def forward(self, cut: Callable[[int, dict[str, Tensor]], Tensor] | None = None) -> Tensor:
         """The output; `cut(layer, seen)` gives the hidden states after block `layer` (from 1), as it finds fit."""
         x = self.embed(self.inputs)
-        places = torch.arange(x.shape[1]).expand(len(x), -1)
+        places = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
         norms = self.norms or [(nn.Identity(), nn.Identity())] * len(self.blocks)
         for layer, ((attention, mlp), (norm1, norm2)) in enumerate(zip(self.blocks, norms, strict=True), start=1):
             branch = attention(x, places) if self.placed else attention(x)
@@ -230,7 +230,7 @@ def dinov3() -> Plain:
     def turned(heads: Tensor, places: Tensor) -> Tensor:
         """Each patch's pairs (i, i + d / 2) turned by the angles of its place; (B, heads, n, d)."""
         front, back = heads[:, :, 4:].chunk(2, -1)
-        c, s = (angles[places[:, 4:] - 4].unsqueeze(1) for angles in (cos, sin))
+        c, s = (angles.to(heads)[places[:, 4:] - 4].unsqueeze(1) for angles in (cos, sin))
         return torch.cat((heads[:, :, :4], heads[:, :, 4:] * c + torch.cat((-back, front), -1) * s), 2)
 
     def block(b: Module) -> Block:
@@ -466,7 +466,7 @@ def _post_norm(padding: tuple[int, ...]) -> Plain:
             qkv = nn.functional.linear(x, a.in_proj_weight, a.in_proj_bias)
             q, k, v = qkv.unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
             scores = q @ k.transpose(-1, -2) / (WIDTH / 4) ** 0.5
-            scores = scores.masked_fill(hidden.gather(1, places)[:, None, None], float("-inf"))
+            scores = scores.masked_fill(hidden.to(x.device).gather(1, places)[:, None, None], float("-inf"))
             return a.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
         return attention, (lambda x: b.linear2(b.linear1(x).relu()))

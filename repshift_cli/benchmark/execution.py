@@ -7,20 +7,35 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from repshift_cli.machine.device import free_memory
-from repshift_cli.probes.latency import timer_for
 from repshift_cli.records import Metric, Step, call
 
-COMPILE_TIME = Metric("compile_time", "compile", "s", "lower", "value", 40, "timed")
-GRAPH_BREAKS = Metric("graph_breaks", "graph breaks", "", "lower", "value", 41, "counted")
+COMPILE_TIME = Metric(
+    "compile_time",
+    "compile",
+    "s",
+    "lower",
+    "value",
+    "timed",
+    "Seconds of the first forward through torch.compile, in which it compiles.",
+)
+GRAPH_BREAKS = Metric(
+    "graph_breaks",
+    "graph breaks",
+    "",
+    "lower",
+    "value",
+    "counted",
+    "Places of the forward at which torch.compile left its graph.",
+)
+METRICS = (COMPILE_TIME, GRAPH_BREAKS)
 
 
 def graph(step: Step) -> Step:
@@ -116,38 +131,6 @@ def _own_code(function: Any) -> Any:
     """The function with a code object of its own, to which torch.compile ties what it compiled."""
     code = function.__code__.replace()
     return types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-
-
-def delayed(forward: Callable[[], Any], device: str, share: float) -> Callable[[], Any]:
-    """The forward made longer by `share` of itself: on a CPU the host spins, on CUDA the device does.
-
-    The device's cycles are found once, from events around a forward and around a spin (not yet run on a GPU).
-    """
-    if not device.startswith("cuda"):
-
-        def longer() -> Any:
-            start = time.perf_counter_ns()
-            output = forward()
-            end = start + (time.perf_counter_ns() - start) * (1 + share)
-            while time.perf_counter_ns() < end:
-                pass
-            return output
-
-        return longer
-    timer, cycles = timer_for(device), [0]
-    trial = 1_000_000
-
-    def longer_on_device() -> Any:
-        if not cycles[0]:
-            spin: Any = partial(torch.cuda._sleep, trial)
-            per_cycle = sorted(timer.time(spin, 5))[2] / trial
-            timer.time(forward, 5)
-            cycles[0] = max(1, round(share * sorted(timer.time(forward, 11))[5] / per_cycle))
-        output = forward()
-        torch.cuda._sleep(cycles[0])
-        return output
-
-    return longer_on_device
 
 
 def _leaves(inputs: Any) -> list[Any]:

@@ -210,7 +210,7 @@ class RangeProfiler:
 
     def count(self, work: Callable[[], Any]) -> list[float]:
         """Run the work once in a range: bytes read and written. CounterError where a pass or a range got lost."""
-        image = self._counter_data()
+        image = self._image = self._counter_data()  # CUPTI holds its pointer until it is given another
         self._configure(image)
         self._on(abi.Start)
         self._synchronize()

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from repshift_cli.kernels import launches
+
 ROWS = 4
 COLUMNS = 1024
 
@@ -20,13 +22,17 @@ def cut(hidden: Tensor, branch: Tensor | None, prefix: int, indices: Tensor) -> 
     other = hidden if branch is None else branch
     rows = prefix + indices.shape[1]
     out = torch.empty(batch, rows, width, device=hidden.device, dtype=torch.promote_types(hidden.dtype, other.dtype))
-    columns = min(triton.next_power_of_2(width), COLUMNS)
-    _cut[(batch, triton.cdiv(rows, ROWS), triton.cdiv(width, columns))](
+    columns = min(1 << (width - 1).bit_length(), COLUMNS)
+    _cut[(batch, -(-rows // ROWS), -(-width // columns))](
         *(hidden, other, indices, out, prefix, rows, width, *hidden.stride(), *other.stride(), *indices.stride()),
         ADD=branch is not None,
         ROWS=ROWS,
         COLUMNS=columns,
     )
+    if launches.listeners:
+        inputs = (hidden,) if branch is None else (hidden, branch)
+        kept = sum(batch * rows * width * t.element_size() for t in inputs)
+        launches.tell("triton.cut", kept + indices.nbytes, out.nbytes)
     return out
 
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from repshift_cli.kernels import launches
+
 
 def top(scores: Tensor, count: int) -> Tensor:
     """(B, N) -> (B, count) int64, as select.top says; one launch of B programs, one for each row.
@@ -16,13 +18,15 @@ def top(scores: Tensor, count: int) -> Tensor:
     """
     batch, tokens = scores.shape
     indices = torch.empty(batch, count, device=scores.device, dtype=torch.int64)
-    block = triton.next_power_of_2(tokens)
+    block = 1 << (tokens - 1).bit_length()
     _top[(batch,)](
         *(scores, indices, tokens, count, *scores.stride()),
         BLOCK=block,
         BITS=4 if block <= 1024 else 1,
         num_warps=max(1, min(16, block // 128)),
     )
+    if launches.listeners:
+        launches.tell("triton.select", batch * tokens * scores.element_size(), indices.nbytes)
     return indices
 
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from repshift_cli.kernels import launches
+
 ROWS = 4
 COLUMNS = 1024
 
@@ -18,9 +20,8 @@ def score(first: Tensor, second: Tensor, order: int, form: str) -> Tensor:
     """
     batch, tokens, width = first.shape
     scores = torch.empty(batch, tokens, device=first.device, dtype=torch.float32)
-    grid = (batch, triton.cdiv(tokens, ROWS))
-    columns = min(triton.next_power_of_2(width), COLUMNS)
-    _score[grid](
+    columns = min(1 << (width - 1).bit_length(), COLUMNS)
+    _score[(batch, -(-tokens // ROWS))](
         *(first, second, scores, tokens, *first.stride(), *second.stride()),
         WIDTH=width,
         ORDER=order,
@@ -28,6 +29,9 @@ def score(first: Tensor, second: Tensor, order: int, form: str) -> Tensor:
         ROWS=ROWS,
         COLUMNS=columns,
     )
+    if launches.listeners:
+        inputs = (first,) if form == "length" else (first, second)
+        launches.tell("triton.score", sum(batch * tokens * width * t.element_size() for t in inputs), scores.nbytes)
     return scores
 
 

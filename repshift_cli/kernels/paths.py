@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _forced: dict[str, str] = {}
 _seen: set[str] = set()
+_decided: dict[tuple[Any, ...], str] = {}
+"""The path by part, limit, devices and dtypes, for as long as what is forced stays as it is."""
 
 
 def path_for(part: str, *tensors: Tensor, limit: str | None = None) -> str:
@@ -32,16 +35,26 @@ def path_for(part: str, *tensors: Tensor, limit: str | None = None) -> str:
     says why what it asks for cannot run.
     """
     forced = _forced.get(part)
-    if forced is None and torch.compiler.is_compiling():
-        return "torch"
-    path = forced or "torch"
-    if forced != "torch":
-        why_not = limit or _why_not(tensors, interpreted=forced == "triton")
-        if forced and why_not:
-            raise UsageError(f"the Triton {part} kernel cannot run here: {why_not}; choose the path torch")
-        path = "torch" if why_not else "triton"
+    if torch.compiler.is_compiling():
+        return forced or "torch"
+    first = tensors[0]
+    current = torch.cuda.current_device() if first.is_cuda else None
+    key = (part, limit, current, *[(t.device, t.dtype) for t in tensors])
+    path = _decided.get(key)
+    if path is None:
+        path = _decided[key] = _decide(part, forced, tensors, limit)
     _seen.add(f"{part}:{path}")
     return path
+
+
+def _decide(part: str, forced: str | None, tensors: tuple[Tensor, ...], limit: str | None) -> str:
+    """The path that is taken from now on by whatever looks the same."""
+    if forced == "torch":
+        return forced
+    why_not = limit or _why_not(tensors, interpreted=forced == "triton")
+    if forced and why_not:
+        raise UsageError(f"the Triton {part} kernel cannot run here: {why_not}; choose the path torch")
+    return "torch" if why_not else "triton"
 
 
 def _why_not(tensors: tuple[Tensor, ...], interpreted: bool) -> str | None:
@@ -75,11 +88,13 @@ def using(path: str, *parts: str) -> Iterator[None]:
         raise UsageError(f"unknown kernel path {path!r} for {parts}: choose {', '.join(PATHS)} for {', '.join(PARTS)}")
     before = dict(_forced)
     _forced.update(dict.fromkeys(parts or PARTS, path))
+    _decided.clear()
     try:
         yield
     finally:
         _forced.clear()
         _forced.update(before)
+        _decided.clear()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from repshift_cli.kernels import launches
 from repshift_cli.kernels.scan import PLAIN, plain_scan, scan_in_use
 from repshift_cli.kernels.sdpa import Answer, AttentionCall, watched_by
 from repshift_cli.records import Site
@@ -88,7 +89,8 @@ class TrafficModel(TorchDispatchMode):
 
 @contextmanager
 def watching(model: TrafficModel, sites: Sequence[Site]) -> Iterator[None]:
-    """Within it the model knows which block it is in, and attention that shows no operator is added by its formula.
+    """Within it the model knows which block it is in, and what shows no operator is added: attention by its formula,
+    Triton's kernels by what they say of themselves.
 
     To be entered after pruning has put its hooks: what cutting a block's tokens costs then counts for that block.
     """
@@ -106,6 +108,7 @@ def watching(model: TrafficModel, sites: Sequence[Site]) -> Iterator[None]:
             stack.callback(before.remove)
             stack.callback(after.remove)
         stack.enter_context(_unseen_attention(model))
+        stack.enter_context(launches.listening(model.add))
         yield
 
 

@@ -23,14 +23,16 @@ class Awaiting(Tensor):
     """
 
     cut: Cut
+    plain: Tensor
+    """The same as a plain tensor: to ask this one for its shape goes through `__torch_function__` too."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in ADDS and len(args) == 2 and not kwargs:
             middle, branch = args if isinstance(args[1], Awaiting) else args[::-1]
-            if type(middle) is Tensor and middle.shape == branch.shape:
+            if type(middle) is Tensor and middle.shape == branch.plain.shape:
                 with part("cut"):
-                    return branch.cut.added(middle, branch.as_subclass(Tensor))
+                    return branch.cut.added(middle, branch.plain)
         if func is F.dropout and not (kwargs or {}).get("training", True):
             return args[0]
         with torch._C.DisableTorchFunctionSubclass():
@@ -42,7 +44,7 @@ def awaiting(branch: Tensor, cut: Cut) -> Tensor:
     if not (cut.view or worth_adding_late(branch, cut.stay)):
         return branch
     later = branch.as_subclass(Awaiting)
-    later.cut = cut
+    later.cut, later.plain = cut, branch
     return later
 
 
