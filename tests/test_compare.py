@@ -98,7 +98,7 @@ def test_an_exact_number_changes_or_does_not(base: float, head: float, better: s
 
 
 def test_a_zero_that_grows_has_no_ratio_and_is_worse() -> None:
-    zero, one = (Measurement("n", "n", "", "lower", "value", 1, "counted", (v,)) for v in (0.0, 1.0))
+    zero, one = (Measurement("n", "n", "", "lower", "value", "counted", (v,)) for v in (0.0, 1.0))
     found = between(FLASH, zero, one, 0.01)
     assert (found.ratio, found.word) == (None, WORSE)
 

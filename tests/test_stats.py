@@ -28,7 +28,7 @@ PAIRS = st.lists(st.tuples(st.floats(0.01, 1000), st.floats(0.01, 1000)), min_si
 
 
 def measurement(statistic: str, samples: tuple[float, ...], per_round: int = 1) -> Measurement:
-    return Measurement("m", "m", "ms", "lower", statistic, 1, "timed", samples, per_round, "none")
+    return Measurement("m", "m", "ms", "lower", statistic, "timed", samples, per_round, "none")
 
 
 @pytest.mark.parametrize(

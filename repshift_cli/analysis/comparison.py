@@ -33,7 +33,6 @@ class Finding:
     label: str
     unit: str
     better: str
-    rank: int
     exact: bool
     base: float | None
     head: float | None
@@ -112,7 +111,7 @@ def _by_case(run: Run) -> dict[Case, Record]:
 
 
 def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], list[Lonely]]:
-    """Every metric that both runs measured, the largest change first within each word's weight."""
+    """Every metric that both runs measured, the largest change first."""
     both, lonely = paired(base, head)
     found = []
     for old, new in both:
@@ -122,7 +121,7 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
             )
             if before is not None and before.samples and m.samples:
                 found.append(between(new.case, before, m, delta))
-    return sorted(found, key=lambda f: (-f.effect, f.rank)), lonely
+    return sorted(found, key=lambda f: -f.effect), lonely
 
 
 def between(case: Case, base: Measurement, head: Measurement, delta: float) -> Finding:
@@ -137,9 +136,7 @@ def between(case: Case, base: Measurement, head: Measurement, delta: float) -> F
         rounds = [stats.round_medians(m.samples, m.per_round) for m in (base, head)]
         ratio = stats.unpaired_ratio(*rounds) if min(map(min, rounds)) > 0 else None
         word = word_for(ratio, head.better, delta) if ratio else OPEN
-    return Finding(
-        case, head.metric, head.label, head.unit, head.better, head.rank, exact, a.value, b.value, ratio, word, delta
-    )
+    return Finding(case, head.metric, head.label, head.unit, head.better, exact, a.value, b.value, ratio, word, delta)
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------

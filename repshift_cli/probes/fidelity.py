@@ -7,14 +7,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repshift_cli.records import Measurement, Metric, Step, Subject, call
+from repshift_cli.probes import Context, Measure
+from repshift_cli.records import CaseBroken, Measurement, Metric, Step, Subject, call
 
-TOP1 = Metric("fidelity_top1", "same top-1", "%", "higher", "value", 15, "compared")
-KL = Metric("fidelity_kl", "KL", "nat", "lower", "value", 16, "compared")
-COSINE = Metric("fidelity_cosine", "cosine", "", "higher", "value", 15, "compared")
+TOP1 = Metric(
+    "fidelity_top1",
+    "same top-1",
+    "%",
+    "higher",
+    "value",
+    "compared",
+    "Share of the inputs on which the variant's highest class is that of the untouched model.",
+)
+KL = Metric(
+    "fidelity_kl",
+    "KL",
+    "nat",
+    "lower",
+    "value",
+    "compared",
+    "Divergence of the variant's class probabilities from those of the untouched model, averaged over the inputs.",
+)
+COSINE = Metric(
+    "fidelity_cosine",
+    "cosine",
+    "",
+    "higher",
+    "value",
+    "compared",
+    "Cosine between the pooled outputs of the variant and of the untouched model, for models that are no classifiers.",
+)
+METRICS = (TOP1, KL, COSINE)
 
 
-class NotFinite(RuntimeError):
+def make(context: Context) -> Measure:
+    """The untouched model's outputs, taken once, to compare with."""
+    return FidelityProbe(context.subject).measure
+
+
+class NotFinite(CaseBroken):
     """The output holds NaN or infinity."""
 
 

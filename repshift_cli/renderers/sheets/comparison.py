@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from repshift_cli.analysis.comparison import BETTER, CHANGED, OPEN, SAME, WORSE, Finding, Lonely
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records.labels import labels
-from repshift_cli.renderers.sheets.run import ALWAYS, MISSING, Cell, Column, Sheet, scale
+from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet, scale
+from repshift_cli.renderers.sheets.order import rank_of
 
 TONES = {
     CHANGED: "",
@@ -45,6 +46,11 @@ def sheet(
     said = [f"{names[f.case]}, {f.label}: {f.reason}" for f in findings if f.reason]
     said += [f"only on {one.side}: {names[one.case]} ({one.reason})" for one in lonely]
     return Sheet(tuple(header), tuple(columns), "", (*said, *notes))
+
+
+def by_size(findings: Sequence[Finding]) -> list[Finding]:
+    """The largest change first; of equal ones the metric that a table shows first."""
+    return sorted(findings, key=lambda f: (-f.effect, rank_of(f.metric)))
 
 
 def figure(finding: Finding, value: float | None) -> str:
