@@ -82,3 +82,29 @@ def test_the_reference_is_known_by_its_flag_not_by_its_words() -> None:
     flagged = with_metrics(replace(PACE, name="lap").missing("any words", reference=True), PACE.of(1))
     assert any("reference: but no flag" in note for note in sheets(run)[0].notes)
     assert not any("any words" in note for note in sheets(flagged)[0].notes)
+
+
+def test_all_metrics_are_listed_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    from repshift_cli import cli
+
+    assert cli.run(["metrics", "--json", "-"], False) == 0
+    found = {m["name"]: m for m in json.loads(capsys.readouterr().out)}
+    assert {"latency", "macs", "fidelity_kl", "hbm_modelled", "energy", "err_own", "cpu_time", "sm_clock"} <= set(found)
+    assert all(m["description"].endswith(".") and m["description"][0].isupper() for m in found.values())
+    assert found["latency"]["gateable"] and not found["sm_clock"]["gateable"]
+    assert set(HEADLINES) - {"keep", "layers", "tokens"} <= set(found), "every ordered column is a metric"
+    assert cli.run(["metrics"], False) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert found["latency"]["description"] in shown and "latency in ms, timed, median, less is better, gates" in shown
+
+
+def test_what_a_run_holds_is_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Whatever a real run writes has its description among the metrics."""
+    from repshift_cli import cli
+    from repshift_cli.benchmark.metrics import all_metrics
+
+    out = tmp_path / "run.json"
+    command = ["bench", "--model", "vit_t", "--image-size", "32", "--keep", "0.5", "--rounds", "1", "--in-process"]
+    assert cli.run([*command, "--device", "cpu", "--out", str(out)], False) == 0
+    held = {m.metric for record in store.load(out).records for m in record.measurements}
+    assert held <= {metric.name for metric in all_metrics()}

@@ -128,7 +128,7 @@ class StepBuilder:
             verify=_verified,
             look=_looked,
             memory=lambda step: self._before,
-            probes=lambda step: measures.seen(self._after, step) if step.case.model == OPERATORS else self._after,
+            probes=self._passes_of,
             timer=timer_for(device),
             watch=self._watch.sample,
             before=self._begin,
@@ -152,27 +152,37 @@ class StepBuilder:
             except Exception as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
-            self._before, self._after = self._passes(case, subject)
+            self._before, self._after = self._passes(case, self._context(subject, case.device))
             self._subject, self._group = subject, case.group
         assert self._subject is not None
         return self._subject
 
-    def _passes(self, case: Case, subject: Subject) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
-        """What is measured before and after the timed rounds; of a lone operator its own passes too."""
-        context = Context(
+    def _context(self, subject: Subject, device: str) -> Context:
+        """What the probes are given from outside."""
+        return Context(
             subject,
-            case.device,
-            process_bytes=partial(nvml.process_bytes, case.device),
-            card_bytes=partial(nvml.card_bytes, case.device),
-            millijoules=partial(nvml.millijoules, case.device),
+            device,
+            process_bytes=partial(nvml.process_bytes, device),
+            card_bytes=partial(nvml.card_bytes, device),
+            millijoules=partial(nvml.millijoules, device),
             synchronize=_synchronize,
             free_memory=free_memory,
             counter=self._counter,
             snapshot=self._snapshot,
-            lone_operator=case.model == OPERATORS,
         )
+
+    def _passes(self, case: Case, context: Context) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+        """The passes before the timed rounds and after; an operator has its own in the place of a model's."""
         before, after = passes(context)
-        return before, (*(measures.passes() if context.lone_operator else ()), *after)
+        if case.model != OPERATORS:
+            return before, after
+        return before, (*measures.passes(), *(one for one in after if one.name in measures.COMMON))
+
+    def _passes_of(self, step: Step) -> Sequence[Pass]:
+        """All of them; a compiled operator shows no operators of torch to those that listen for them."""
+        if step.case.model == OPERATORS and measures.hides_operators(step.case):
+            return [one for one in self._after if one.name not in measures.LISTENING]
+        return self._after
 
     def prepare(self, case: Case) -> Step:
         """The case as a step, captured in a CUDA graph where it asks for that."""

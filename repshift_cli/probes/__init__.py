@@ -40,8 +40,7 @@ class Context:
     `process_bytes()` is what the driver (on a CPU the kernel) counts for this process, `card_bytes()` for the whole
     card, `millijoules()` the card's energy counter: a number, or the sentence why there is none. `synchronize()` waits
     for the device, `free_memory()` gives back what of its memory nothing uses. `snapshot(case)` names the file for a
-    history of allocations, where one was asked for. `lone_operator` says
-    that the subject is no model but one attention operator.
+    history of allocations, where one was asked for.
     """
 
     subject: Subject
@@ -53,7 +52,6 @@ class Context:
     free_memory: Callable[[], None]
     counter: Counter = NOT_ASKED
     snapshot: Callable[[Case], Path] | None = None
-    lone_operator: bool = False
 
 
 Measure = Callable[[Step], Sequence[Measurement]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -21,6 +21,7 @@ from repshift_cli.benchmark.verification import SDPA, WrongKernel, device_kernel
 from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.counts import full_macs
 from repshift_cli.probes.fidelity import NotFinite
+from repshift_cli.probes.macs import MACS
 from repshift_cli.profiling import kineto
 from repshift_cli.records import Case, Measurement, Metric, Step
 
@@ -31,7 +32,7 @@ ERR_OWN = Metric(
     "lower",
     "value",
     "compared",
-    "Relative error against the operator's own definition in float64.",
+    "Relative error of the output against the operator's own definition in float64.",
 )
 ERR_FULL = Metric(
     "err_full",
@@ -40,16 +41,7 @@ ERR_FULL = Metric(
     "lower",
     "value",
     "compared",
-    "Relative error against full softmax attention in float64: what the operator gives up.",
-)
-MACS = Metric(
-    "macs",
-    "MACs",
-    "MAC",
-    "lower",
-    "value",
-    "counted",
-    "Multiply-accumulates of one sample, by the operator's own formula.",
+    "Relative error of the output against full softmax attention in float64.",
 )
 BYTES = Metric(
     "bytes_by_formula",
@@ -58,75 +50,25 @@ BYTES = Metric(
     "lower",
     "value",
     "modelled",
-    "Bytes that one call reads and writes at least, by the operator's own formula.",
-    detail=True,
-)
-RATE = Metric(
-    "tflops",
-    "TFLOP/s",
-    "",
-    "higher",
-    "value",
-    "timed",
-    "Floating-point operations of the operator's own formula, over the time of a call.",
-    gateable=False,
-)
-FULL_RATE = Metric(
-    "tflops_of_full",
-    "TFLOP/s of full",
-    "",
-    "higher",
-    "value",
-    "timed",
-    "Floating-point operations of full attention, over the time of a call of this operator.",
-    gateable=False,
-)
-COMPUTE_SHARE = Metric(
-    "share_of_compute",
-    "of compute",
-    "%",
-    "higher",
-    "value",
-    "timed",
-    "The operator's rate as a share of that of a large matrix product, measured here.",
-    gateable=False,
-)
-MEMORY_SHARE = Metric(
-    "share_of_bandwidth",
-    "of bandwidth",
-    "%",
-    "higher",
-    "value",
-    "timed",
-    "Bytes by formula over the time of a call, as a share of the rate of a large copy, measured here.",
-    gateable=False,
-)
-COMPUTE_CEILING = Metric(
-    "ceiling_tflops",
-    "matmul TFLOP/s",
-    "",
-    "higher",
-    "value",
-    "timed",
-    "Rate of a large matrix product in this dtype on this device, the best of ten.",
+    "Bytes that one call must move by the operator's own formula.",
     gateable=False,
     detail=True,
 )
-MEMORY_CEILING = Metric(
-    "ceiling_bandwidth",
-    "copy GB/s",
-    "",
-    "higher",
-    "value",
-    "timed",
-    "Rate of a large copy on this device, the best of ten.",
-    gateable=False,
-    detail=True,
-)
+
+
+def _rate(name: str, label: str, unit: str, description: str, detail: bool = False) -> Metric:
+    return Metric(name, label, unit, "higher", "value", "timed", description, gateable=False, detail=detail)
+
+
+RATE = _rate("tflops", "TFLOP/s", "", "Floating point operations per second, by the operator's own count.")
+FULL_RATE = _rate("tflops_of_full", "TFLOP/s of full", "", "The same by the count of full attention of these sizes.")
+COMPUTE_SHARE = _rate("share_of_compute", "of compute", "%", "Of the rate of a large matrix product measured here.")
+MEMORY_SHARE = _rate("share_of_bandwidth", "of bandwidth", "%", "Of the rate of a large copy measured here.")
+COMPUTE_CEILING = _rate("ceiling_tflops", "matmul TFLOP/s", "", "Rate of a large matrix product here.", detail=True)
+MEMORY_CEILING = _rate("ceiling_bandwidth", "copy GB/s", "", "Rate of a large copy here.", detail=True)
 METRICS = (
     ERR_OWN,
     ERR_FULL,
-    MACS,
     BYTES,
     RATE,
     FULL_RATE,
@@ -135,6 +77,12 @@ METRICS = (
     COMPUTE_CEILING,
     MEMORY_CEILING,
 )
+"""What operators have beside what models have too."""
+
+COMMON = ("launches", "hbm", "energy", "snapshot")
+"""The probes of models that measure operators too."""
+LISTENING = ("launches", "hbm")
+"""Those of them that listen for torch's operators."""
 
 BACKWARD_MACS = 2.5
 """Five products instead of two, the convention of the FlashAttention papers."""
@@ -200,6 +148,14 @@ def _most(names: Counter[str], among: Any) -> str:
 # --- probes -----------------------------------------------------------------------------------------------------------
 
 
+def passes() -> tuple[Pass, ...]:
+    """What is measured of operators alone."""
+    return (
+        Pass("errors", (ERR_OWN, ERR_FULL), ErrorProbe().measure),
+        Pass("counts", (MACS, BYTES), CountProbe().measure),
+    )
+
+
 class ErrorProbe:
     """Relative errors (of Frobenius norms): against the operator's own definition and against full softmax."""
 
@@ -254,22 +210,9 @@ def _kept(case: Case) -> Any:
     return type(shape)(shape.batch, shape.heads, shape.kv_heads, kept, shape.head_dim, kept)
 
 
-LISTENERS = ("launches", "hbm")
-"""The passes that listen for torch's operators, by their probes."""
-
-
-def passes() -> tuple[Pass, ...]:
-    """What is measured of an operator in the place of a model's fidelity, MACs and KV cache."""
-    return (
-        Pass("error", (ERR_OWN, ERR_FULL), ErrorProbe().measure),
-        Pass("count", (MACS, BYTES), CountProbe().measure),
-    )
-
-
-def seen(passes: Sequence[Pass], step: Step) -> Sequence[Pass]:
-    """All of them; a compiled operator shows no operators of torch to those that listen for them."""
-    hidden = LISTENERS if parted(step.case)[1].ops == flex.COMPILED else ()
-    return [one for one in passes if one.name not in hidden]
+def hides_operators(case: Case) -> bool:
+    """Whether a compiled engine shows nothing to a dispatch mode."""
+    return parted(case)[1].ops == flex.COMPILED
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------

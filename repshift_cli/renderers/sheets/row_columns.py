@@ -31,13 +31,12 @@ class Field:
 
 def fields_of(cases: Sequence[Case]) -> tuple[Field, ...]:
     """The fields of these cases, the options of their methods among them."""
-    keep = Field("keep", rank_of("keep"), lambda c: c.keep, lambda keep: f"{keep:g}")
     if cases and cases[0].model == OPERATORS:
-        return (keep,)
+        return (Field("keep", rank_of("keep"), lambda c: c.keep, lambda keep: f"{keep:g}"),)
     options = option_order(name for case in cases for name, _ in case.options)
     return (
-        keep,
-        Field("layers", rank_of("layers"), lambda c: c.layers),
+        Field("keep", rank_of("keep"), lambda c: c.keep, lambda keep: f"{keep:g}"),
+        Field("layers", rank_of("layers"), lambda c: c.layers, lambda layers: ",".join(map(str, layers))),
         *(Field(name, ALWAYS, methodcaller("option", name)) for name in options),
         Field("removal", ALWAYS, lambda c: c.removal),
     )
