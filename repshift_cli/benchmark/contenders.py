@@ -16,11 +16,13 @@ from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement
 Derived = tuple[Sequence[Measurement], Sequence[str]]
 Derive = Callable[[Step, Sequence[Measurement], float], Derived]
 
+LEAST_ROUNDS = 6
+"""Fewer rounds give no 95% interval."""
 USUAL_ROUNDS = 10
 """Before this many rounds no precision is believed."""
 
 LATENCY = Metric("latency", "latency", "ms", "lower", "median", 12, "timed")
-THROUGHPUT = Metric("throughput", "samples/s", "1/s", "higher", "median", 20, "timed")
+THROUGHPUT = Metric("throughput", "samples/s", "1/s", "higher", "inverse-median", 20, "timed")
 OVER_FLASH = Metric("speedup_vs_flash", "vs flash", "x", "higher", "hodges-lehmann", 10, "timed")
 OVER_VANILLA = Metric("speedup_vs_vanilla", "vs vanilla", "x", "higher", "hodges-lehmann", 11, "timed")
 OVER_UNPRUNED = Metric("speedup_vs_unpruned", "vs unpruned", "x", "higher", "hodges-lehmann", 10, "timed")
@@ -117,6 +119,7 @@ def record(
         rounds=rounds.count,
         warmup=contender.warmup,
         stopped_by=rounds.stopped_by,
+        unfit=cpu_state.unfit(rounds.readings),
         measurements=(
             *_timings(contender, contenders),
             *gpu_state.measurements(rounds.of_gpu),
@@ -158,6 +161,8 @@ def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterato
     yield from cpu_state.warnings(rounds.readings)
     yield from contender.step.subject.warnings
     yield from contender.words
+    if rounds.count < LEAST_ROUNDS:
+        yield f"{rounds.count} rounds give no interval, and no ratio is shown without: --rounds {LEAST_ROUNDS} or more"
     if not contender.steady:
         yield "warm-up did not settle; close other programs or raise --budget"
     if rounds.stopped_by == "budget":

@@ -35,6 +35,10 @@ ALWAYS = 0
 MISSING = "–"
 REFERENCE = "ref"
 """Shown where a variant would be compared with itself (the measurement's reason starts with `reference`)."""
+TOO_FEW = "too few rounds"
+"""A ratio without an interval."""
+BUSY = "busy"
+"""A ratio of times that allow no verdict (`Record.unfit`)."""
 NONE_SHOWN = "none shown"
 """A speed-up whose interval holds 1."""
 KERNEL = "kernel"
@@ -117,6 +121,7 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
         *_settings_note(cases),
         *_paths_note(records),
         *_interval_note(records, columns),
+        *_fidelity_note(records),
         *_outcome_notes(records, label),
         *_pending_note(cases, records, label),
         *_unmeasured_notes(records, label),
@@ -259,13 +264,19 @@ def _metric_columns(records: Sequence[Record]) -> list[Column]:
         if like.rank < TABLE_RANKS and any(m and m.samples for m in row):
             shown.append((like, row))
     labels = [like.label for like, _ in shown]
-    return [_metric_column(like, row, labels.count(like.label) > 1) for like, row in shown]
+    unfit = [record.unfit is not None for record in records]
+    return [_metric_column(like, row, labels.count(like.label) > 1, unfit) for like, row in shown]
 
 
-def _metric_column(like: Measurement, row: Sequence[Measurement | None], name_source: bool) -> Column:
+def _metric_column(
+    like: Measurement, row: Sequence[Measurement | None], name_source: bool, unfit: Sequence[bool]
+) -> Column:
     estimates = [estimate(m) if m else None for m in row]
     unit, factor = scale(like.unit, [e.value for e in estimates if e])
-    cells = tuple(metric_cell(m, e, factor) for m, e in zip(row, estimates, strict=True))
+    cells = tuple(
+        Cell(BUSY, "skipped") if e and busy and like.unit == "x" else metric_cell(m, e, factor)
+        for m, e, busy in zip(row, estimates, unfit, strict=True)
+    )
     words = [like.label, f"({like.source})" if name_source else "", "" if unit in SILENT_UNITS else unit]
     return Column(" ".join(filter(None, words)), like.rank, cells, numeric=True, metric=True)
 
@@ -283,7 +294,8 @@ def metric_cell(measurement: Measurement | None, figure: Estimate | None, factor
     if measurement is None:
         return Cell()
     if figure is None:
-        return Cell(REFERENCE, "quiet") if _is_reference(measurement) else Cell()
+        few = Cell(TOO_FEW, "quiet") if measurement.samples else Cell()
+        return Cell(REFERENCE, "quiet") if _is_reference(measurement) else few
     if measurement.unit == "x":
         return _ratio_cell(figure, measurement.better)
     figure = Estimate(figure.value / factor, *(b if b is None else b / factor for b in (figure.low, figure.high)))
@@ -300,7 +312,7 @@ def _ratio_cell(figure: Estimate, better: str) -> Cell:
     """A ratio with its interval; where that holds 1, a column in which more is better says that none was shown."""
     decimals = max(_decimals(figure, least=3, floor=1.0), _decimals(Estimate(figure.value), least=2))
     if figure.low is None or figure.high is None:
-        return Cell(f"{figure.value:.{decimals}f}x", "quiet", "(no interval)")
+        return Cell(TOO_FEW, "quiet")
     while not figure.spans(1) and 1 in (round(figure.low, decimals), round(figure.high, decimals)):
         decimals += 1  # an interval that ends beside 1 must not read as if it held it
     value = f"{figure.value:.{decimals}f}x"
@@ -380,12 +392,28 @@ def _interval_note(records: Sequence[Record], columns: Sequence[Column]) -> list
     rounds = f"{low} rounds" if low == high else f"{low} to {high} rounds"
     stops = " or ".join(sorted({r.stopped_by for r in done if r.stopped_by}))
     said = f"in brackets: the 95% interval over {rounds}" + (f" (stopped by {stops})" if stops else "")
-    words = {NONE_SHOWN: "the interval holds 1, so no speed-up was shown", REFERENCE: "what others are compared with"}
+    words = {
+        NONE_SHOWN: "the interval holds 1, so no speed-up was shown",
+        BUSY: "no ratio is judged, see the warning",
+        REFERENCE: "what others are compared with",
+    }
     texts = {cell.text for column in columns for cell in column.cells}
     notes = ["; ".join([said, *(f"{word}: {meaning}" for word, meaning in words.items() if word in texts)])]
     if len({(r.case.keep, r.case.layers) for r in done if _pruned(r.case)}) > 1:
         notes.append("schedules were timed one after another, each with its references: compare rows by their ratios")
     return notes
+
+
+def _fidelity_note(records: Sequence[Record]) -> list[str]:
+    """On how many inputs the outputs were compared."""
+    found = [m for r in records if (m := r.measurement("fidelity_inputs")) and m.samples]
+    counts = sorted({int(m.samples[0]) for m in found})
+    if not counts:
+        return []
+    said = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    top1 = any((m := r.measurement("fidelity_top1")) and m.samples for r in records)
+    interval = "; same top-1 with Wilson's 95% interval" if top1 else ""
+    return [f"outputs compared with the untouched model's on {said} input{'s' * (counts[-1] > 1)}{interval}"]
 
 
 def _outcome_notes(records: Sequence[Record], label: Callable[[Case], str]) -> list[str]:
@@ -460,7 +488,7 @@ def exported(run: Run) -> list[tuple[Case, Measurement, Estimate]]:
     found = []
     for record in ordered_records(run):
         for m in record.measurements:
-            figure = estimate(m) if m.rank < TABLE_RANKS else None
+            figure = None if m.rank >= TABLE_RANKS or (record.unfit and m.unit == "x") else estimate(m)
             if figure is not None:
                 found.append((record.case, m, figure))
     return found
