@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +150,7 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
     return ranked(found), lonely
 
 
-def ranked(findings: Sequence[Finding]) -> list[Finding]:
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """What changed, then what is open, then what is the same; in each, the most of its own noise first."""
     groups = {WORSE: 0, BETTER: 0, CHANGED: 0, OPEN: 1, SAME: 2}
     return sorted(findings, key=lambda f: (groups[f.word], -f.share_of_noise, -f.effect, f.rank))
