@@ -25,7 +25,7 @@ SEEN = ("resid_pre", "resid_post")
 def hooks(site: Site, method: Method, case: Case, note: Callable[[Callable[[], Tensor]], None]) -> Iterator[Any]:
     """Hooks that cut the stage's output (B, C, H, W) in both directions; the method sees it as tokens, (B, H W, C).
 
-    A method that chooses places chooses among the rows and among the columns. `note` is given a way to the places that stay.
+    A method that chooses places chooses among the rows and among the columns. `note` is given a way to those that stay.
     UsageError for a method that looks at more than a stage has.
     """
     needed = needs(method, case)

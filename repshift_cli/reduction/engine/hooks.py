@@ -26,8 +26,8 @@ from repshift_cli.reduction.engine.selection import Cut, chosen
 def pruned(subject: Subject, method: Method | None, case: Case, noting: bool = False) -> Iterator[Dropped]:
     """Within it the subject drops tokens at the end of the blocks `case.layers`; afterwards it is as it was.
 
-    What it gives tells which places the last forward kept, of a grid only with `noting`. No `method` is no pruning. At keep 1 nothing is hooked, so
-    the model is the untouched one bit for bit.
+    What it gives tells which places the last forward kept, of a grid only with `noting`. No `method` is no pruning.
+    At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
     """
     handles: list[Any] = []
     dropped = Dropped(subject, noting)
