@@ -22,6 +22,7 @@ from repshift_cli.analysis.comparison import BETTER, OPEN, SAME, WORSE, between,
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Measurement, Run, store
 from repshift_cli.records.labels import labels, words
+from repshift_cli.renderers.sheets.comparison import by_size
 
 FLASH = dataclasses.replace(ON_CPU, attention="flash")
 
@@ -98,7 +99,7 @@ def test_an_exact_number_changes_or_does_not(base: float, head: float, better: s
 
 
 def test_a_zero_that_grows_has_no_ratio_and_is_worse() -> None:
-    zero, one = (Measurement("n", "n", "", "lower", "value", 1, "counted", (v,)) for v in (0.0, 1.0))
+    zero, one = (Measurement("n", "n", "", "lower", "value", "counted", (v,)) for v in (0.0, 1.0))
     found = between(FLASH, zero, one, 0.01)
     assert (found.ratio, found.word) == (None, WORSE)
 
@@ -117,10 +118,10 @@ def test_what_changed_comes_first_by_its_share_of_its_own_noise() -> None:
     """A tenth of a percent that is ten times its noise stands before one percent that is twice its own."""
 
     def timed(name: str, *samples: float) -> Measurement:
-        return Measurement(name, name, "ms", "lower", "median", 12, "timed", samples)
+        return Measurement(name, name, "ms", "lower", "median", "timed", samples)
 
     def counted(name: str, value: float, source: str = "counted") -> Measurement:
-        return Measurement(name, name, "B", "lower", "value", 22, source, (value,))
+        return Measurement(name, name, "B", "lower", "value", source, (value,))
 
     noise = [1 + 0.0001 * (-1) ** i for i in range(12)]
     wide = [1 + 0.01 * (-1) ** i for i in range(12)]
@@ -132,7 +133,7 @@ def test_what_changed_comes_first_by_its_share_of_its_own_noise() -> None:
         (counted("much", 1000, "driver"), counted("much", 1100, "driver")),
         (counted("macs", 1000), counted("macs", 1001)),
     ]
-    found = comparison.ranked([between(FLASH, old, new, 0.01) for old, new in pairs])
+    found = by_size([between(FLASH, old, new, 0.01) for old, new in pairs])
     assert [f.metric for f in found] == ["macs", "sharp", "wide", "much", "process", "same"]
     assert [f.word for f in found] == [WORSE] * 4 + [SAME] * 2
 

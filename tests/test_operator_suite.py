@@ -20,10 +20,11 @@ from repshift_cli import cli, registry
 from repshift_cli.analysis.crossing import Crossing, crossing
 from repshift_cli.benchmark.contenders import OVER_FLASH
 from repshift_cli.benchmark.operators import choice, measures, steps
+from repshift_cli.benchmark.verification import WrongKernel
 from repshift_cli.machine import memory
+from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.sdpa import FLASH_KERNELS, FLASH_OPS
 from repshift_cli.probes.fidelity import NotFinite
-from repshift_cli.probes.kernels import WrongKernel
 from repshift_cli.records import OPERATORS, Case, Record, RepshiftError, Run, UsageError, store
 from repshift_cli.renderers.sheets.crossing import crossings
 from repshift_cli.renderers.sheets.profile import sheets_of
@@ -163,6 +164,17 @@ def test_what_ran_is_named_and_anything_else_fails() -> None:
         measures.judged(names, Counter({"ampere_gemm": 1}), FLASH_OPS, FLASH_KERNELS)
     device = Counter({"void pytorch_flash::flash_fwd_kernel<...>": 1})
     assert measures.judged(names, device, FLASH_OPS, FLASH_KERNELS) == "flash_fwd_kernel"
+
+
+def test_flex_that_fell_back_to_its_eager_form_fails() -> None:
+    compiled = Counter({"Torch-Compiled Region: 0/0": 1})
+    assert measures.judged(compiled, None, flex.COMPILED, "") == "compiled flex_attention ×1"
+    q = torch.randn(1, 1, 8, 16)
+    with torch.profiler.profile() as recorded:
+        flex.flex_attention(q, q, q)
+    eager = compiled + Counter(e.name for e in recorded.events())
+    with pytest.raises(WrongKernel, match="ran eagerly"):
+        measures.judged(eager, None, flex.COMPILED, "")
 
 
 def test_gradients_must_run_on_the_kernel_of_the_forward() -> None:

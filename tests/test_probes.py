@@ -19,11 +19,11 @@ from repshift_cli import registry
 from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark import builder
+from repshift_cli.benchmark.timers import CudaTimer, HostTimer, timer_for
 from repshift_cli.models.base.transformers import logits, pooled
 from repshift_cli.probes.base.traffic_model import TrafficModel, stored_bytes
 from repshift_cli.probes.fidelity import FidelityProbe, NotFinite, agreement, cosine, divergence
 from repshift_cli.probes.hbm import HbmProbe
-from repshift_cli.probes.latency import CudaTimer, HostTimer, timer_for
 from repshift_cli.probes.macs import MacsProbe, attention_flops, count_flops
 from repshift_cli.probes.memory import METRICS, MemoryProbe, highest, resting_bytes
 from repshift_cli.records import Case, Measurement, Step, Subject, call
@@ -225,7 +225,7 @@ def test_what_memory_cannot_be_told_has_a_reason() -> None:
         "memory_process": "no driver",
     }
     graph = MemoryProbe(lambda: 0).measure(step(nn.Linear(2, 2), (torch.randn(1, 2),), case(execution="graph")))
-    assert [m.metric for m in graph] == [m.metric for m in METRICS]
+    assert [m.metric for m in graph] == [m.name for m in METRICS]
     assert all("private pool" in (m.reason or "") for m in graph)
 
 

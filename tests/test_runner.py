@@ -23,7 +23,7 @@ PRUNED = replace(FLASH, pruning="repshift", keep=0.6, layers=(3,))
 RANDOM = replace(PRUNED, pruning="random")
 ORACLE = replace(PRUNED, pruning="oracle")
 TOKENS = (197,)
-COUNTED = Metric("macs", "MACs", "MAC", "lower", "value", 22, "counted")
+COUNTED = Metric("macs", "MACs", "MAC", "lower", "value", "counted", "Counted.")
 
 Script = Callable[[int, int], float]
 """(timed rounds finished so far, calls of this case so far) -> milliseconds of the forward; it may raise."""

@@ -29,7 +29,7 @@ PAIRS = st.lists(st.tuples(st.floats(0.01, 1000), st.floats(0.01, 1000)), min_si
 
 
 def measurement(statistic: str, samples: tuple[float, ...], per_round: int = 1) -> Measurement:
-    return Measurement("m", "m", "ms", "lower", statistic, 1, "timed", samples, per_round, "none")
+    return Measurement("m", "m", "ms", "lower", statistic, "timed", samples, per_round, "none")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_outliers_are_counted_beyond_the_outer_fences() -> None:
 
 
 def figure_of(statistic: str, samples: tuple[float, ...], per_round: int = 1) -> Estimate | None:
-    return estimate(Measurement("m", "m", "", "higher", statistic, 1, "timed", samples, per_round))
+    return estimate(Measurement("m", "m", "", "higher", statistic, "timed", samples, per_round))
 
 
 def test_one_of_one_may_be_anything_from_a_fifth_up() -> None:
@@ -215,7 +215,7 @@ def test_one_of_one_may_be_anything_from_a_fifth_up() -> None:
 
 def test_a_ratio_without_an_interval_is_no_figure() -> None:
     assert figure_of("hodges-lehmann", (1.2,) * 5) is None and figure_of("hodges-lehmann", (1.2,) * 6) is not None
-    assert point(Measurement("m", "m", "x", "higher", "hodges-lehmann", 1, "timed", (1.2,) * 5)) == pytest.approx(1.2)
+    assert point(Measurement("m", "m", "x", "higher", "hodges-lehmann", "timed", (1.2,) * 5)) == pytest.approx(1.2)
 
 
 @given(st.lists(st.floats(0.5, 50), min_size=8, max_size=8), st.sampled_from([1, 2, 4, 8]))

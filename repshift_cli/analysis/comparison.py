@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,6 @@ class Finding:
     label: str
     unit: str
     better: str
-    rank: int
     exact: bool
     base: float | None
     head: float | None
@@ -137,7 +135,7 @@ def _by_case(run: Run) -> dict[Case, Record]:
 
 
 def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], list[Lonely]]:
-    """Every metric that both runs measured, `ranked`."""
+    """Every metric that both runs measured, the largest change first."""
     both, lonely = paired(base, head)
     found = []
     for old, new in both:
@@ -147,13 +145,7 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
             )
             if before is not None and before.samples and m.samples:
                 found.append(between(new.case, before, m, delta))
-    return ranked(found), lonely
-
-
-def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """What changed, then what is open, then what is the same; in each, the most of its own noise first."""
-    groups = {WORSE: 0, BETTER: 0, CHANGED: 0, OPEN: 1, SAME: 2}
-    return sorted(findings, key=lambda f: (groups[f.word], -f.share_of_noise, -f.effect, f.rank))
+    return sorted(found, key=lambda f: -f.effect), lonely
 
 
 def between(case: Case, base: Measurement, head: Measurement, delta: float) -> Finding:
@@ -169,7 +161,7 @@ def between(case: Case, base: Measurement, head: Measurement, delta: float) -> F
         rounds = [stats.round_medians(m.samples, m.per_round) for m in (base, head)]
         ratio = stats.unpaired_ratio(*rounds) if min(map(min, rounds)) > 0 else None
         word = word_for(ratio, head.better, delta) if ratio else OPEN
-    return Finding(case, head.metric, head.label, head.unit, head.better, head.rank, exact, a, b, ratio, word, delta)
+    return Finding(case, head.metric, head.label, head.unit, head.better, exact, a, b, ratio, word, delta)
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------

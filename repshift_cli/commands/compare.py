@@ -12,7 +12,7 @@ from repshift_cli.records import Run, UsageError, store
 
 if TYPE_CHECKING:
     from repshift_cli.analysis.comparison import Finding, Lonely
-    from repshift_cli.renderers.sheets.run import Sheet
+    from repshift_cli.renderers.sheets.cells import Sheet
 
 BETWEEN_PROCESSES = (
     "change: head / base with its 95% interval over each run's rounds; a run of bench is one process, and processes "
@@ -59,7 +59,7 @@ def _sheet(
 ) -> Sheet:
     from repshift_cli.analysis import comparison
     from repshift_cli.gate.verdict import NoBase
-    from repshift_cli.renderers.sheets.comparison import sheet
+    from repshift_cli.renderers.sheets.comparison import by_size, sheet
 
     different = [*comparison.differences(old.machine, new.machine), *comparison.dtype_difference(old, new)]
     if different and not across:
@@ -69,7 +69,7 @@ def _sheet(
     if across:
         old, new = comparison.without_place(old), comparison.without_place(new)
     found, lonely = comparison.compare(old, new, delta)
-    found = _selected(found, metrics)
+    found = _selected(by_size(found), metrics)
     if different:
         found = [comparison.described(f) for f in found]
     shown = _shown(found, only_changed, everything or bool(metrics))

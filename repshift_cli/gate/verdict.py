@@ -184,7 +184,7 @@ def exact(case: Case, base: Measurement, head: Measurement, tolerance: float | N
     word = exact_word(a, b, head.better, tolerance or 0.0)
     verdict = INFORM if tolerance is None else FAIL if word == WORSE else PASS
     ratio = Estimate(b / a) if a else None
-    named = (head.metric, head.label, head.unit, head.better, head.rank)
+    named = (head.metric, head.label, head.unit, head.better)
     return Finding(case, *named, True, a, b, ratio, word, tolerance or 0.0, verdict)
 
 
@@ -192,7 +192,7 @@ def timed(check: Check, judged: Judged, base: Measurement, head: Measurement) ->
     """A judged check as a finding; the measurements hold one sample per process."""
     a, b = stats.point(base), stats.point(head)
     assert a is not None and b is not None
-    named = (head.metric, head.label, head.unit, head.better, head.rank)
+    named = (head.metric, head.label, head.unit, head.better)
     turned = judged.ratio
     ratio = _inverse(turned) if head.better == "higher" else turned
     word = word_for(ratio, head.better, check.delta)

@@ -7,20 +7,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repshift_cli.records import Measurement, Metric, Step, Subject, call
+from repshift_cli.probes import Context, Measure
+from repshift_cli.records import CaseBroken, Measurement, Metric, Step, Subject, call
 
-TOP1 = Metric("fidelity_top1", "same top-1", "%", "higher", "wilson", 15, "compared")
-KL = Metric("fidelity_kl", "KL", "nat", "lower", "value", 16, "compared")
-COSINE = Metric("fidelity_cosine", "cosine", "", "higher", "value", 15, "compared")
-
-INPUTS = Metric("fidelity_inputs", "inputs compared", "", "higher", "value", 123, "counted")
+TOP1 = Metric(
+    "fidelity_top1",
+    "same top-1",
+    "%",
+    "higher",
+    "wilson",
+    "compared",
+    "Share of the inputs on which the variant's highest class is that of the untouched model.",
+)
+KL = Metric(
+    "fidelity_kl",
+    "KL",
+    "nat",
+    "lower",
+    "value",
+    "compared",
+    "Divergence of the variant's class probabilities from those of the untouched model, averaged over the inputs.",
+)
+COSINE = Metric(
+    "fidelity_cosine",
+    "cosine",
+    "",
+    "higher",
+    "value",
+    "compared",
+    "Cosine between the pooled outputs of the variant and of the untouched model, for models that are no classifiers.",
+)
+INPUTS = Metric(
+    "fidelity_inputs",
+    "inputs compared",
+    "",
+    "higher",
+    "value",
+    "counted",
+    "On how many inputs the outputs were compared.",
+    gateable=False,
+    detail=True,
+)
+METRICS = (TOP1, KL, COSINE, INPUTS)
 
 RANDOM = "random weights: the classes mean nothing, so only KL is shown"
 ZERO = "undefined: the output of {} is zero, and so has no direction (a head that begins with zeros?)"
 FLAT = "undefined: the untouched model's output is zero, so that every class is the highest (a head of zeros?)"
 
 
-class NotFinite(RuntimeError):
+def make(context: Context) -> Measure:
+    """The untouched model's outputs, taken once, to compare with."""
+    return FidelityProbe(context.subject).measure
+
+
+class NotFinite(CaseBroken):
     """The output holds NaN or infinity."""
 
 

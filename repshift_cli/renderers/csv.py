@@ -14,12 +14,10 @@ from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Measurement, Record, Run, names_of
 from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.sheets.run import find, metrics_of, ordered_records
+from repshift_cli.renderers.sheets.metric_columns import find, metrics_of, ordered_records
 
 TAKES = ("run", "profile")
 SUFFIX = ".csv"
-OPTION = True
-EXPORT = False
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
 WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson")

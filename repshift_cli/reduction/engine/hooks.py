@@ -179,7 +179,8 @@ def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dro
         return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
 
     last = site.mlp if site.mlp is not None else site.attention
-    if last is not None and "resid_post" not in needed:
+    # parallel branches may be summed before x is added, or the MLP run first: these are cut at the block's end
+    if last is not None and "resid_post" not in needed and not site.parallel:
         yield last.register_forward_hook(at_branch)
     yield site.block.register_forward_hook(at_end)
 
