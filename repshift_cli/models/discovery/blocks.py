@@ -90,6 +90,8 @@ def find_sites(module: nn.Module, inputs: Any, scanning: bool = False, undivided
     for blocks in _repeated(module):
         trace = watch_first(module, blocks[0], inputs)
         paths = _branches(trace, blocks, undivided, prefix) if trace is not None else None
+        if paths is not None and paths[1] == "" and not successive(module, blocks, inputs):
+            paths = None  # any sum of two looks like parallel branches: these must be blocks of one row too
         if trace is None or paths is None:
             whole = _undivided(module, blocks, trace, inputs) if undivided and trace and not seen else ""
             if isinstance(whole, Found):
