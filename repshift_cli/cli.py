@@ -23,6 +23,7 @@ from repshift_cli.commands.export import export
 from repshift_cli.commands.gate import gate
 from repshift_cli.commands.history import history
 from repshift_cli.commands.methods import methods
+from repshift_cli.commands.metrics import metrics
 from repshift_cli.commands.models import models
 from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
@@ -61,6 +62,7 @@ for command in (
     explain,
     models,
     methods,
+    metrics,
     backends,
     profiles,
     doctor,

@@ -59,8 +59,8 @@ def smollm2_prompts() -> str:
     """Same top-1, KL and speed-up over flash."""
 
     def cell(record: Record) -> str:
-        same, kl, faster = (value(record, m) for m in ("fidelity_top1", "fidelity_kl", "speedup_vs_flash"))
-        return f"{same:.0f}% / {kl:.2f} / {faster:.2f}x"
+        same, kl = (value(record, m) for m in ("fidelity_top1", "fidelity_kl"))
+        return f"{same:.0f}% / {kl:.2f} / {_faster(record)}"
 
     return _schedules(pruned("cpu/smollm2-prompts"), lambda case: case.pruning, cell)
 
@@ -130,11 +130,10 @@ def _schedules(rows: Sequence[Record], name: Callable[[Case], str], cell: Callab
 
 
 def _faster(record: Record) -> str:
-    """The paired speed-up over flash, a dash where none was shown."""
+    """The paired speed-up over flash, a dash where none was shown or the rounds were too few for an interval."""
     measurement = record.measurement("speedup_vs_flash")
     ratio = stats.estimate(measurement) if measurement else None
-    assert ratio is not None
-    return NOTHING if ratio.spans(1) else f"{ratio.value:.2f}x"
+    return NOTHING if ratio is None or ratio.spans(1) else f"{ratio.value:.2f}x"
 
 
 def _shown(record: Record) -> str:

@@ -20,11 +20,11 @@ from repshift_cli import cli, registry
 from repshift_cli.analysis.crossing import Crossing, crossing
 from repshift_cli.benchmark.contenders import OVER_FLASH
 from repshift_cli.benchmark.operators import choice, measures, steps
+from repshift_cli.benchmark.verification import WrongKernel
 from repshift_cli.machine import memory
 from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.sdpa import FLASH_KERNELS, FLASH_OPS
 from repshift_cli.probes.fidelity import NotFinite
-from repshift_cli.probes.kernels import WrongKernel
 from repshift_cli.records import OPERATORS, Case, Record, RepshiftError, Run, UsageError, store
 from repshift_cli.renderers.sheets.crossing import crossings
 from repshift_cli.renderers.sheets.profile import sheets_of

@@ -151,9 +151,7 @@ class BaseAndHead:
         found = []
         for _, record in pairs:
             for m in record.measurements:
-                if m.source != EVERY_ROUND or m.statistic == EXACT or not m.samples:
-                    continue
-                if m.rank >= 100:
+                if m.source != EVERY_ROUND or m.statistic == EXACT or not m.gateable or not m.samples:
                     continue
                 share = self.thresholds.share(record.case, m.metric)
                 own = noise.get(record.case.key, {}).get(m.metric, 0.0)
@@ -194,11 +192,11 @@ class BaseAndHead:
         for check in self.watched:
             record = records.get(check.case)
             m = record.measurement(check.metric) if record else None
-            figure = stats.estimate(m) if m else None
+            figure = stats.point(m) if m else None
             if figure is None:
                 why = (record.reason if record else None) or process.last_line(self.folder / f"{name}.log")
                 raise NothingMeasured(f"nothing measured: {side.name} in round {self.count} (exit code {code}): {why}")
-            found[check.case, check.metric] = figure.value
+            found[check.case, check.metric] = figure
         return found
 
     def _note_warnings(self, records: Iterable[Record]) -> None:
@@ -228,7 +226,8 @@ class BaseAndHead:
             for m in head.measurements:
                 old = base.measurement(m.metric)
                 if m.statistic == EXACT and m.samples and old is not None and old.samples:
-                    found.append(verdict.exact(head.case, old, m, self.thresholds.share(head.case, m.metric)))
+                    share = self.thresholds.share(head.case, m.metric) if m.gateable else None
+                    found.append(verdict.exact(head.case, old, m, share))
         return found
 
     def lonely(self) -> list[Lonely]:

@@ -10,7 +10,7 @@ from repshift_cli.records import Run
 from repshift_cli.records.profile import ProfileRun
 
 if TYPE_CHECKING:
-    from repshift_cli.renderers.sheets.run import Sheet
+    from repshift_cli.renderers.sheets.cells import Sheet
 
 SHEETS = "sheets"
 """In a renderer's TAKES: every document that is laid out as tables."""
@@ -61,10 +61,10 @@ class Renderer(Protocol):
     TAKES: tuple[str, ...]
     """The kinds of documents that it renders, `SHEETS` or `ANY`."""
 
-    OPTION: bool
+    OPTION: bool = True
     """Whether every command with such a document has the option `--NAME FILE`."""
 
-    EXPORT: bool
+    EXPORT: bool = False
     """Whether it is a format of `repshift export`: what another tool reads."""
 
     SUFFIX: str

@@ -9,8 +9,6 @@ from repshift_cli.renderers import Document
 
 TAKES = ("any",)
 SUFFIX = ".json"
-OPTION = True
-EXPORT = False
 
 
 def render(document: Document, out: TextIO) -> None:

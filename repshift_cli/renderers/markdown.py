@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.sheets.run import Sheet
+from repshift_cli.renderers.sheets.cells import Sheet
 
 TAKES = ("sheets",)
 SUFFIX = ".md"
-OPTION = True
-EXPORT = False
 
 
 def render(document: Document, out: TextIO) -> None:

@@ -17,7 +17,7 @@ from repshift_cli import registry
 from repshift_cli.records import UsageError
 from repshift_cli.records.store import check_writable, write_text
 from repshift_cli.registry import Part
-from repshift_cli.renderers import takes
+from repshift_cli.renderers import Renderer, takes
 
 if TYPE_CHECKING:
     from repshift_cli.renderers import Document
@@ -75,7 +75,8 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
     offered = {
         f"to_{part.name.replace('-', '_')}": part
         for part in registry.parts("renderers").values()
-        if part.constants.get("OPTION") and any(takes(part.constants.get("TAKES", ()), k, laid_out) for k in kinds)
+        if part.constants.get("OPTION", Renderer.OPTION)
+        and any(takes(part.constants.get("TAKES", ()), k, laid_out) for k in kinds)
     }
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,16 +9,9 @@ from collections.abc import Sequence
 from repshift_cli.analysis.crossing import Crossing, crossing
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import OPERATORS, Case, Measurement, Record, Run
-from repshift_cli.renderers.sheets.run import (
-    ALWAYS,
-    MISSING,
-    Cell,
-    Column,
-    Sheet,
-    header_of,
-    metric_cell,
-    ordered_records,
-)
+from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet, metric_cell
+from repshift_cli.renderers.sheets.metric_columns import ordered_records
+from repshift_cli.renderers.sheets.run import header_of
 
 STEPS = "▁▂▃▄▅▆▇█"
 """One step is a factor of 2; what lies in the upper half is faster than the reference."""

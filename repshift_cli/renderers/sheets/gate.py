@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from repshift_cli.analysis.comparison import BETTER, WORSE, Finding, Lonely
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, Outcome, in_words
 from repshift_cli.records.labels import labels
+from repshift_cli.renderers.sheets.cells import Sheet
 from repshift_cli.renderers.sheets.comparison import sheet
-from repshift_cli.renderers.sheets.run import Sheet
 
 VERDICTS = (FAIL, INCONCLUSIVE)
 
