@@ -18,6 +18,12 @@ LEAST = 0.01
 """A change below this share is no change worth a word, unless told otherwise (../README.md, "The gate")."""
 
 EXACT = "value"
+WITHOUT_ROUNDS = (EXACT, "wilson")
+"""Statistics of what is taken once, not in every round."""
+WAVERING = ("driver", "sampled", "timed")
+"""Sources of single figures that differ from run to run of the same code: resident size, energy, time to compile."""
+ABOUT = 0.02
+"""A change of those below this share is none."""
 """The statistic of a metric without noise."""
 
 WORSE, BETTER, SAME, OPEN, CHANGED = "worse", "better", "same", "inconclusive", "changed"
@@ -44,11 +50,29 @@ class Finding:
     reason: str | None = None
 
     @property
+    def share_of_noise(self) -> float:
+        """The change in multiples of what it may be by chance: half its interval, or the threshold of a single figure.
+
+        A number without any noise that changed has infinitely many.
+        """
+        if self.word == SAME and self.exact:
+            return 0.0
+        noise = math.log1p(self.delta) if self.exact else _half(self.ratio)
+        return self.effect / noise if noise else math.inf if self.effect else 0.0
+
+    @property
     def effect(self) -> float:
         """The size of the change, on a logarithmic scale; what cannot be told comes first."""
         if self.ratio is None or self.ratio.value <= 0:
             return math.inf
         return abs(math.log(self.ratio.value))
+
+
+def _half(ratio: Estimate | None) -> float | None:
+    """Half the interval of a ratio, on a logarithmic scale."""
+    if ratio is None or not ratio.low or not ratio.high:
+        return None
+    return math.log(ratio.high / ratio.low) / 2
 
 
 ABSENT = "absent"
@@ -135,17 +159,18 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
 
 def between(case: Case, base: Measurement, head: Measurement, delta: float) -> Finding:
     """How one metric changed from one stored run to another: rounds are not paired across runs."""
-    a, b = stats.estimate(base), stats.estimate(head)
+    a, b = stats.point(base), stats.point(head)
     assert a is not None and b is not None
-    exact = head.statistic == EXACT
+    exact = head.statistic in WITHOUT_ROUNDS
     if exact:
-        ratio = Estimate(b.value / a.value) if a.value else None
-        word = exact_word(a.value, b.value, head.better, 0.0)
+        ratio = Estimate(b / a) if a else None
+        delta = max(delta, ABOUT) if head.source in WAVERING else 0.0
+        word = exact_word(a, b, head.better, delta)
     else:
         rounds = [stats.round_medians(m.samples, m.per_round) for m in (base, head)]
         ratio = stats.unpaired_ratio(*rounds) if min(map(min, rounds)) > 0 else None
         word = word_for(ratio, head.better, delta) if ratio else OPEN
-    return Finding(case, head.metric, head.label, head.unit, head.better, exact, a.value, b.value, ratio, word, delta)
+    return Finding(case, head.metric, head.label, head.unit, head.better, exact, a, b, ratio, word, delta)
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------

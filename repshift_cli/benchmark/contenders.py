@@ -16,6 +16,8 @@ from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement
 Derived = tuple[Sequence[Measurement], Sequence[str]]
 Derive = Callable[[Step, Sequence[Measurement], float], Derived]
 
+LEAST_ROUNDS = 6
+"""Fewer rounds give no 95% interval."""
 USUAL_ROUNDS = 10
 """Before this many rounds no precision is believed."""
 
@@ -33,9 +35,9 @@ THROUGHPUT = Metric(
     "samples/s",
     "1/s",
     "higher",
-    "median",
+    "inverse-median",
     "timed",
-    "Samples per second, from the very times of the latency.",
+    "Samples per second: the batch over the latency.",
 )
 _RATIO = ("x", "higher", "hodges-lehmann", "timed")
 OVER_FLASH = Metric(
@@ -173,6 +175,7 @@ def record(
         rounds=rounds.count,
         warmup=contender.warmup,
         stopped_by=rounds.stopped_by,
+        unfit=cpu_state.unfit(rounds.readings),
         measurements=(
             *_timings(contender, contenders),
             *gpu_state.measurements(rounds.of_gpu),
@@ -217,6 +220,8 @@ def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterato
     yield from cpu_state.warnings(rounds.readings)
     yield from contender.step.subject.warnings
     yield from contender.words
+    if rounds.count < LEAST_ROUNDS:
+        yield f"{rounds.count} rounds give no interval, and no ratio is shown without: --rounds {LEAST_ROUNDS} or more"
     if not contender.steady:
         yield "warm-up did not settle; close other programs or raise --budget"
     if rounds.stopped_by == "budget":

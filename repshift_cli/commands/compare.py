@@ -29,6 +29,9 @@ def compare(
         list[str] | None, typer.Option(help="Only this metric, by name or label; may be repeated.")
     ] = None,
     only_changed: Annotated[bool, typer.Option("--only-changed", help="Only what is better or worse.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="A row too for every metric that is the same on both sides.")
+    ] = False,
     delta: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="A change below this share is none: 0.01 is 1%.")
     ] = 0.01,
@@ -41,15 +44,24 @@ def compare(
     """Lay stored runs side by side: how every metric of every case changed, the largest change first."""
     reference = store.load(base)
     others = [(path, store.load(path)) for path in head]
-    found = [_compared(base, reference, path, run, metric or [], only_changed, delta, across) for path, run in others]
+    asked = (metric or [], only_changed, everything, delta, across)
+    found = [_compared(base, reference, path, run, *asked) for path, run in others]
     told, sheets = zip(*found, strict=True)
     outputs.emit(Document("comparison", told, lambda: sheets, whole="--markdown"))
 
 
 def _compared(
-    base: Path, old: Run, head: Path, new: Run, metrics: list[str], only_changed: bool, delta: float, across: bool
+    base: Path,
+    old: Run,
+    head: Path,
+    new: Run,
+    metrics: list[str],
+    only_changed: bool,
+    everything: bool,
+    delta: float,
+    across: bool,
 ) -> tuple[dict[str, Any], Sheet]:
-    """What JSON says of one pair of runs, and the sheet of it."""
+    """What JSON says of one pair of runs, every finding, and the sheet of it."""
     from repshift_cli.analysis import comparison
     from repshift_cli.gate.verdict import NoBase
     from repshift_cli.renderers.sheets.comparison import by_size, sheet
@@ -65,11 +77,20 @@ def _compared(
     found = _selected(by_size(found), metrics)
     if different:
         found = [comparison.described(f) for f in found]
-    shown = [f for f in found if f.word in comparison.CHANGES] if only_changed else found
+    shown = _shown(found, only_changed, everything or bool(metrics))
     notes = _notes(found, lonely, shown, different)
     header = (f"base: {base}", f"head: {head}", *_made(old, new))
-    told = {"base": str(base), "head": str(head), "differences": different, "findings": shown, "lonely": lonely}
+    told = {"base": str(base), "head": str(head), "differences": different, "findings": found, "lonely": lonely}
     return told, sheet(shown, lonely, header, notes)
+
+
+def _shown(found: list[Finding], only_changed: bool, everything: bool) -> list[Finding]:
+    """What is a row of its own: what is the same stands in one line below, unless it was asked for."""
+    from repshift_cli.analysis import comparison
+
+    if only_changed:
+        return [f for f in found if f.word in comparison.CHANGES]
+    return found if everything else [f for f in found if f.word != comparison.SAME]
 
 
 def _selected(found: list[Finding], metrics: list[str]) -> list[Finding]:
@@ -94,6 +115,8 @@ def _notes(found: list[Finding], lonely: list[Lonely], shown: list[Finding], dif
     counts = {word: sum(f.word == word for f in found) for word in dict.fromkeys(f.word for f in found)}
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
     notes.append(f"{len(found)} metrics of cases that both have: {said}" if found else "no case is on both sides")
-    if len(shown) < len(found):
-        notes.append(f"{len(found) - len(shown)} that did not change or are open are left out")
+    if hidden := [f for f in found if f not in shown]:
+        named = ", ".join(dict.fromkeys(f.label or f.metric for f in hidden))
+        words = " or ".join(dict.fromkeys(f.word for f in hidden))
+        notes.append(f"{len(hidden)} more are {words} ({named}); --all shows them")
     return notes

@@ -196,11 +196,11 @@ class BaseAndHead:
         for check in self.watched:
             record = records.get(check.case)
             m = record.measurement(check.metric) if record else None
-            figure = stats.estimate(m) if m else None
+            figure = stats.point(m) if m else None
             if figure is None:
                 why = (record.reason if record else None) or process.last_line(self.folder / f"{name}.log")
                 raise NothingMeasured(f"nothing measured: {side.name} in round {self.count} (exit code {code}): {why}")
-            found[check.case, check.metric] = figure.value
+            found[check.case, check.metric] = figure
         return found
 
     def _note_warnings(self, records: Collection[Record]) -> None:

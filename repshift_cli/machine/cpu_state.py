@@ -237,6 +237,13 @@ def warnings(readings: Sequence[Any]) -> Iterator[str]:
         yield f"{_too_many(last)}: {_advice(lost, last)}"
 
 
+def unfit(readings: Sequence[Any]) -> str | None:
+    """Why no verdict may be drawn from times taken so, or None: the machine was busy beyond `GROSS`."""
+    rounds = rounds_of(readings)
+    lost = statistics.median(r.lost for r in rounds) if rounds else 0.0
+    return _busy(rounds, lost) if lost >= GROSS else None
+
+
 def _busy(rounds: Sequence[Shares], lost: float) -> str:
     cpu = statistics.median(r.cpu for r in rounds)
     if lost > 1 - cpu + 0.01:

@@ -150,6 +150,8 @@ class Record:
     stopped_by: str | None = None
     measurements: tuple[Measurement, ...] = ()
     warnings: tuple[str, ...] = ()
+    unfit: str | None = None
+    """Why its times allow no verdict (a busy machine), or None."""
     deaths: int = 0
     stack: str | None = None
     place: str | None = None

@@ -20,8 +20,8 @@ TAKES = ("run", "profile")
 SUFFIX = ".csv"
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
-WITH_INTERVAL = ("median", "hodges-lehmann")
-RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by")
+WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson")
+RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by", "unfit")
 
 
 def render(document: Document, out: TextIO) -> None:
@@ -70,7 +70,7 @@ def _row(record: Record, metrics: list[Measurement], names: list[str]) -> dict[s
     for like, name in zip(metrics, names, strict=True):
         measurement = find(record, like)
         figure = estimate(measurement) if measurement else None
-        if figure is None:
+        if figure is None or (record.unfit and like.unit == "x"):
             continue
         row[name] = _text(figure.value)
         if like.statistic in WITH_INTERVAL:

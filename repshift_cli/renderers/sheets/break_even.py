@@ -35,7 +35,7 @@ def _ratio(record: Record) -> Measurement | None:
     """The record's most wanted speed-up, where it prunes and was measured."""
     if record.status != "ok" or not record.tokens or record.case.model == OPERATORS:
         return None
-    if record.case.pruning == METHODS_WITHOUT_PRUNING:
+    if record.unfit or record.case.pruning == METHODS_WITHOUT_PRUNING:
         return None
     ratios = [m for m in record.measurements if m.unit == "x" and m.better == "higher" and m.samples]
     return min(ratios, key=lambda m: rank_of(m.metric), default=None)

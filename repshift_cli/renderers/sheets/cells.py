@@ -15,6 +15,10 @@ ALWAYS = 0
 MISSING = "–"
 REFERENCE = "ref"
 """Shown where a variant would be compared with itself."""
+TOO_FEW = "too few rounds"
+"""A ratio without an interval."""
+BUSY = "busy"
+"""A ratio of times that allow no verdict (`Record.unfit`)."""
 NONE_SHOWN = "none shown"
 """A speed-up whose interval holds 1."""
 
@@ -79,7 +83,8 @@ def metric_cell(measurement: Measurement | None, figure: Estimate | None, factor
     if measurement is None:
         return Cell()
     if figure is None:
-        return Cell(REFERENCE, "quiet") if measurement.reference else Cell()
+        few = Cell(TOO_FEW, "quiet") if measurement.samples else Cell()
+        return Cell(REFERENCE, "quiet") if measurement.reference else few
     if measurement.unit == "x":
         return _ratio_cell(figure, measurement.better)
     figure = Estimate(figure.value / factor, *(b if b is None else b / factor for b in (figure.low, figure.high)))
@@ -92,7 +97,7 @@ def _ratio_cell(figure: Estimate, better: str) -> Cell:
     """A ratio with its interval; where that holds 1, a column in which more is better says that none was shown."""
     decimals = max(_decimals(figure, least=3, floor=1.0), _decimals(Estimate(figure.value), least=2))
     if figure.low is None or figure.high is None:
-        return Cell(f"{figure.value:.{decimals}f}x", "quiet", "(no interval)")
+        return Cell(TOO_FEW, "quiet")
     while not figure.spans(1) and 1 in (round(figure.low, decimals), round(figure.high, decimals)):
         decimals += 1  # an interval that ends beside 1 must not read as if it held it
     value = f"{figure.value:.{decimals}f}x"

@@ -49,8 +49,12 @@ def sheet(
 
 
 def by_size(findings: Sequence[Finding]) -> list[Finding]:
-    """The largest change first; of equal ones the metric that a table shows first."""
-    return sorted(findings, key=lambda f: (-f.effect, rank_of(f.metric)))
+    """What changed before what is open before what is the same; in each the change that is the most of its own noise.
+
+    Of equal ones the larger first, then the metric that a table shows first.
+    """
+    groups = {WORSE: 0, BETTER: 0, CHANGED: 0, OPEN: 1, SAME: 2}
+    return sorted(findings, key=lambda f: (groups[f.word], -f.share_of_noise, -f.effect, rank_of(f.metric)))
 
 
 def figure(finding: Finding, value: float | None) -> str:

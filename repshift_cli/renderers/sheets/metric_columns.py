@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from repshift_cli.analysis.stats import Estimate, estimate
 from repshift_cli.records import Case, Measurement, Record, Run
-from repshift_cli.renderers.sheets.cells import Column, metric_cell, scale
+from repshift_cli.renderers.sheets.cells import BUSY, Cell, Column, metric_cell, scale
 from repshift_cli.renderers.sheets.order import rank_of
 
 SILENT_UNITS = ("", "x", "1/s")
@@ -47,13 +47,19 @@ def metric_columns(records: Sequence[Record]) -> list[Column]:
         if not like.detail and any(m and m.samples for m in row):
             shown.append((like, row))
     labels = [like.label for like, _ in shown]
-    return [_metric_column(like, row, labels.count(like.label) > 1) for like, row in shown]
+    unfit = [record.unfit is not None for record in records]
+    return [_metric_column(like, row, labels.count(like.label) > 1, unfit) for like, row in shown]
 
 
-def _metric_column(like: Measurement, row: Sequence[Measurement | None], name_source: bool) -> Column:
+def _metric_column(
+    like: Measurement, row: Sequence[Measurement | None], name_source: bool, unfit: Sequence[bool]
+) -> Column:
     estimates = [estimate(m) if m else None for m in row]
     unit, factor = scale(like.unit, [e.value for e in estimates if e])
-    cells = tuple(metric_cell(m, e, factor) for m, e in zip(row, estimates, strict=True))
+    cells = tuple(
+        Cell(BUSY, "skipped") if e and busy and like.unit == "x" else metric_cell(m, e, factor)
+        for m, e, busy in zip(row, estimates, unfit, strict=True)
+    )
     words = [like.label, f"({like.source})" if name_source else "", "" if unit in SILENT_UNITS else unit]
     return Column(" ".join(filter(None, words)), rank_of(like.metric), cells, numeric=True, metric=True)
 
@@ -63,7 +69,7 @@ def exported(run: Run) -> list[tuple[Case, Measurement, Estimate]]:
     found = []
     for record in ordered_records(run):
         for m in record.measurements:
-            figure = None if m.detail else estimate(m)
+            figure = None if m.detail or (record.unfit and m.unit == "x") else estimate(m)
             if figure is not None:
                 found.append((record.case, m, figure))
     return found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from repshift_cli.records import WITHOUT_ATTENTION, Case, Record
-from repshift_cli.renderers.sheets.cells import ALWAYS, NONE_SHOWN, REFERENCE, Column
+from repshift_cli.renderers.sheets.cells import ALWAYS, BUSY, NONE_SHOWN, REFERENCE, Column
 from repshift_cli.renderers.sheets.row_columns import fields_of, is_pruned, short_kernel, varies
 
 NAMES_IN_A_NOTE = 4
@@ -42,12 +42,28 @@ def interval_note(records: Sequence[Record], columns: Sequence[Column]) -> list[
     rounds = f"{low} rounds" if low == high else f"{low} to {high} rounds"
     stops = " or ".join(sorted({r.stopped_by for r in done if r.stopped_by}))
     said = f"in brackets: the 95% interval over {rounds}" + (f" (stopped by {stops})" if stops else "")
-    words = {NONE_SHOWN: "the interval holds 1, so no speed-up was shown", REFERENCE: "what others are compared with"}
+    words = {
+        NONE_SHOWN: "the interval holds 1, so no speed-up was shown",
+        BUSY: "no ratio is judged, see the warning",
+        REFERENCE: "what others are compared with",
+    }
     texts = {cell.text for column in columns for cell in column.cells}
     notes = ["; ".join([said, *(f"{word}: {meaning}" for word, meaning in words.items() if word in texts)])]
     if len({(r.case.keep, r.case.layers) for r in done if is_pruned(r.case)}) > 1:
         notes.append("schedules were timed one after another, each with its references: compare rows by their ratios")
     return notes
+
+
+def fidelity_note(records: Sequence[Record]) -> list[str]:
+    """On how many inputs the outputs were compared."""
+    found = [m for r in records if (m := r.measurement("fidelity_inputs")) and m.samples]
+    counts = sorted({int(m.samples[0]) for m in found})
+    if not counts:
+        return []
+    said = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    top1 = any((m := r.measurement("fidelity_top1")) and m.samples for r in records)
+    interval = "; same top-1 with Wilson's 95% interval" if top1 else ""
+    return [f"outputs compared with the untouched model's on {said} input{'s' * (counts[-1] > 1)}{interval}"]
 
 
 def outcome_notes(records: Sequence[Record], label: Callable[[Case], str]) -> list[str]:

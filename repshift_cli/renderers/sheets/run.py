@@ -33,6 +33,7 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
         *notes.settings_note(cases),
         *notes.paths_note(records),
         *notes.interval_note(records, columns),
+        *notes.fidelity_note(records),
         *notes.outcome_notes(records, label),
         *notes.pending_note(cases, records, label),
         *notes.unmeasured_notes(records, label),
