@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -179,11 +180,11 @@ def test_fields_that_do_not_say_what_they_are_are_named() -> None:
     ],
 )
 def test_a_difference_of_machines_is_named(changes: dict[str, Any], words: str) -> None:
-    assert comparison.differences(CUDA, dataclasses.replace(CUDA, **changes)) == [words]
+    assert list(comparison.differences(CUDA, dataclasses.replace(CUDA, **changes)).values()) == [words]
 
 
 def test_a_minor_driver_and_another_card_of_the_model_do_not_differ() -> None:
-    assert comparison.differences(CUDA, dataclasses.replace(CUDA, driver="580.99", uuid="GPU-other")) == []
+    assert comparison.differences(CUDA, dataclasses.replace(CUDA, driver="580.99", uuid="GPU-other")) == {}
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -220,6 +221,13 @@ def test_markdown_is_a_table_for_a_comment(tmp_path: Path) -> None:
     _, out, _ = compare(tmp_path, small_run(), slower(small_run(), 1.05), "--markdown", "--metric", "latency")
     assert "| case | base | head | change | head is |" in out
     assert re.search(r"\| flash \| 142\.\d ms \| 149\.\d ms \| \+5\.0% \(", out)
+
+
+def test_json_has_every_finding(tmp_path: Path) -> None:
+    _, out, _ = compare(tmp_path, small_run(), slower(small_run(), 1.05), "--metric", "latency", "--json", "-")
+    (pair,) = json.loads(out)
+    assert {f["word"] for f in pair["findings"]} == {"worse"} and pair["differences"] == []
+    assert all(f["ratio"]["value"] == pytest.approx(1.05, abs=0.01) for f in pair["findings"])
 
 
 def test_other_machines_are_refused_and_across_only_describes(tmp_path: Path) -> None:

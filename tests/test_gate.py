@@ -330,7 +330,7 @@ def test_the_last_line_says_which_and_why(findings: list[Finding], code: int, wo
 
 def test_a_case_that_no_longer_runs_is_a_regression() -> None:
     case = dataclasses.replace(ON_CPU, attention="flash")
-    broken = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "failed: out of memory")])
+    broken = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "failed", "failed: out of memory")])
     assert broken.exit_code == 1 and "no longer runs (failed: out of memory)" in broken.sentence
-    gone = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "skipped: no CUDA")])
+    gone = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "skipped", "failed to be wanted: no CUDA")])
     assert gone.exit_code == 0

@@ -56,6 +56,19 @@ def test_an_older_file_has_its_flags_from_rank_and_reason(
     assert replace(read, gateable=True, detail=False, reference=False) == made
 
 
+@pytest.mark.parametrize(
+    ("warnings", "throttled"), [(["2 rounds under a hardware throttle were repeated (heat)"], True), (["warm"], False)]
+)
+def test_an_older_record_says_by_its_warnings_that_it_was_throttled(
+    tmp_path: Path, warnings: list[str], throttled: bool
+) -> None:
+    plain = to_plain(small_run()) | {"schema": 3}
+    plain["records"] = [{k: v for k, v in plain["records"][0].items() if k != "throttled"} | {"warnings": warnings}]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(plain))
+    assert store.load(path).records[0].throttled is throttled
+
+
 def with_metrics(*made: Measurement) -> Run:
     case = small_run().planned[0]
     return replace(small_run(), planned=(case,), records=(Record(case, "ok", measurements=made),))

@@ -75,13 +75,22 @@ def _half(ratio: Estimate | None) -> float | None:
     return math.log(ratio.high / ratio.low) / 2
 
 
+ABSENT = "absent"
+
+
 @dataclass(frozen=True)
 class Lonely:
-    """A case that only one side measured, with what the other side says of it."""
+    """A case that only one `side` measured; `status` is that of the other side's record, or absent, with its words."""
 
     case: Case
     side: str
+    status: str
     reason: str
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether base measured it and it fails on head."""
+        return self.side == "base" and self.status == "failed"
 
 
 def worse(ratio: Estimate, better: str) -> Estimate:
@@ -126,7 +135,7 @@ def paired(base: Run, head: Run) -> tuple[list[tuple[Record, Record]], list[Lone
         elif ran:
             other = records["head" if ran == ["base"] else "base"]
             reason = f"{other.status}: {other.reason}" if other else "it has no such case"
-            lonely.append(Lonely(case, ran[0], " ".join(reason.split())))
+            lonely.append(Lonely(case, ran[0], other.status if other else ABSENT, " ".join(reason.split())))
     return both, lonely
 
 
@@ -182,10 +191,11 @@ def fingerprint(machine: Machine) -> dict[str, str]:
     return {name: str(value) for name, value in named.items() if value is not None}
 
 
-def differences(base: Machine, head: Machine) -> list[str]:
-    """Where the fingerprints differ, in words: `torch 2.12.0 and 2.13.0`."""
+def differences(base: Machine, head: Machine) -> dict[str, str]:
+    """Where the fingerprints differ, by name, in words: `torch 2.12.0 and 2.13.0`."""
     a, b = fingerprint(base), fingerprint(head)
-    return [f"{n} {a.get(n, 'none')} and {b.get(n, 'none')}" for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)]
+    names = [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]
+    return {name: f"{name} {a.get(name, 'none')} and {b.get(name, 'none')}" for name in names}
 
 
 def dtype_difference(base: Run, head: Run) -> list[str]:

@@ -183,6 +183,7 @@ def record(
             *contender.measurements,
             *derived,
         ),
+        throttled=bool(contender.throttled) or gpu_state.throttled(rounds.of_gpu),
         warnings=(*_warnings(contender, rounds, precision), *words),
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.records import Run, UsageError, store
+from repshift_cli.renderers import Document
 
 if TYPE_CHECKING:
     from repshift_cli.analysis.comparison import Finding, Lonely
@@ -20,6 +21,7 @@ BETWEEN_PROCESSES = (
 )
 
 
+@output_options("comparison")
 def compare(
     base: Annotated[Path, typer.Argument(help="The run file that others are compared with.", show_default=False)],
     head: Annotated[list[Path], typer.Argument(help="One run file or more.", metavar="HEAD...", show_default=False)],
@@ -36,17 +38,19 @@ def compare(
     across: Annotated[
         bool, typer.Option("--across", help="Lay runs of different machines side by side, without judging them.")
     ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a comment on GitHub.")] = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Lay stored runs side by side: how every metric of every case changed, the largest change first."""
     reference = store.load(base)
     others = [(path, store.load(path)) for path in head]
     asked = (metric or [], only_changed, everything, delta, across)
-    sheets = [_sheet(base, reference, path, run, *asked) for path, run in others]
-    _print(sheets, markdown)
+    found = [_compared(base, reference, path, run, *asked) for path, run in others]
+    told, sheets = zip(*found, strict=True)
+    outputs.emit(Document("comparison", told, lambda: sheets, whole="--markdown"))
 
 
-def _sheet(
+def _compared(
     base: Path,
     old: Run,
     head: Path,
@@ -56,12 +60,13 @@ def _sheet(
     everything: bool,
     delta: float,
     across: bool,
-) -> Sheet:
+) -> tuple[dict[str, Any], Sheet]:
+    """What JSON says of one pair of runs, every finding, and the sheet of it."""
     from repshift_cli.analysis import comparison
     from repshift_cli.gate.verdict import NoBase
     from repshift_cli.renderers.sheets.comparison import by_size, sheet
 
-    different = [*comparison.differences(old.machine, new.machine), *comparison.dtype_difference(old, new)]
+    different = [*comparison.differences(old.machine, new.machine).values(), *comparison.dtype_difference(old, new)]
     if different and not across:
         raise NoBase(
             f"environment mismatch: {base} and {head} differ in {'; '.join(different)}; --across describes only"
@@ -74,7 +79,9 @@ def _sheet(
         found = [comparison.described(f) for f in found]
     shown = _shown(found, only_changed, everything or bool(metrics))
     notes = _notes(found, lonely, shown, different)
-    return sheet(shown, lonely, (f"base: {base}", f"head: {head}", *_made(old, new)), notes)
+    header = (f"base: {base}", f"head: {head}", *_made(old, new))
+    told = {"base": str(base), "head": str(head), "differences": different, "findings": found, "lonely": lonely}
+    return told, sheet(shown, lonely, header, notes)
 
 
 def _shown(found: list[Finding], only_changed: bool, everything: bool) -> list[Finding]:
@@ -113,17 +120,3 @@ def _notes(found: list[Finding], lonely: list[Lonely], shown: list[Finding], dif
         words = " or ".join(dict.fromkeys(f.word for f in hidden))
         notes.append(f"{len(hidden)} more are {words} ({named}); --all shows them")
     return notes
-
-
-def _print(sheets: list[Sheet], markdown: bool) -> None:
-    from repshift_cli.renderers import markdown as as_markdown
-    from repshift_cli.renderers import table
-
-    if markdown:
-        sys.stdout.write("\n".join(as_markdown.section(sheet) for sheet in sheets))
-        return
-    console = table.console_for(sys.stdout)
-    for number, sheet in enumerate(sheets):
-        if number:
-            console.print()
-        table.print_sheet(sheet, console, "--markdown")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from repshift_cli.commands.shared.listing import Row, show_rows
+from repshift_cli.commands.shared.output import Outputs, output_options
+from repshift_cli.renderers import Document
 
 if TYPE_CHECKING:
     from repshift_cli.records import Metric
@@ -17,24 +14,16 @@ if TYPE_CHECKING:
 BETTER = {"lower": "less is better", "higher": "more is better"}
 
 
-def metrics(
-    json_to: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write JSON to this file, - for stdout.")
-    ] = None,
-) -> None:
+@output_options("metrics", laid_out=False)
+def metrics(*, outputs: Outputs) -> None:
     """List the metrics: what each of them means, where it comes from, and whether the gate may judge by it."""
     from repshift_cli.benchmark.metrics import all_metrics
-    from repshift_cli.commands.shared.output import STDOUT, write
 
-    found = all_metrics()
-    if json_to is not None:
-        text = json.dumps([dataclasses.asdict(metric) for metric in found], indent=1, ensure_ascii=False) + "\n"
-        write(json_to, text)
-        if json_to == STDOUT:
-            return
-    footer = "\nAn older run file's metrics are shown as they were; `repshift show RUN --json -` has all raw samples."
-    show_rows(map(_row, found), footer)
-    sys.stdout.flush()
+    found = sorted(all_metrics(), key=lambda metric: metric.name)
+    outputs.write(Document("metrics", found))
+    if not outputs.own_stdout:
+        footer = "\nThe names are those of JSON and CSV, of `compare --metric` and of a profile's [thresholds]."
+        show_rows(map(_row, found), footer)
 
 
 def _row(metric: Metric) -> Row:

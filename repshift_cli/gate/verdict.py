@@ -229,7 +229,7 @@ class Outcome:
     @property
     def broken(self) -> list[Lonely]:
         """Cases that base measured and that failed on head."""
-        return [c for c in self.lonely if c.side == "base" and c.reason.startswith("failed")]
+        return [c for c in self.lonely if c.is_broken]
 
     @property
     def verdict(self) -> str:

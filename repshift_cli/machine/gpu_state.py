@@ -61,7 +61,7 @@ def warnings(readings: Sequence[Any]) -> Iterator[str]:
     """What a person should know about how the device was while it was timed."""
     told = [r for r in readings if r is not None]
     during = [r for r in readings[1:] if r is not None]
-    if any(r.hardware_throttled for r in during):
+    if throttled(readings):
         yield "the device was throttled by hardware in rounds that count; cool it and measure again"
     causes = Counter(cause for r in during for cause in r.throttle)
     for cause, words in ADVICE.items():
@@ -71,6 +71,11 @@ def warnings(readings: Sequence[Any]) -> Iterator[str]:
     others = dict.fromkeys(name for r in told for name in getattr(r, "others", ()))
     if others:
         yield f"not alone on the GPU while it was timed: {', '.join(others)}; stop them and measure again"
+
+
+def throttled(readings: Sequence[Any]) -> bool:
+    """Whether hardware slowed the device down in rounds that count."""
+    return any(r.hardware_throttled for r in readings[1:] if r is not None)
 
 
 def _clocks(readings: Sequence[Any]) -> str:

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 4
 measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record; 4 has `options` of a case, where
 `operation`, `distance` and `form` were fields of their own, and `gateable`, `detail` and `reference` of a measurement,
 where `rank` and the reason said so. Older files are read: what they lack has its default, and what has moved is moved
-(`case.from_older`, `run.from_older`)."""
+(`case.from_older`, `run.measurement_from_older`, `run.record_from_older`)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Measurement:
             raise ValueError(f"{self.metric}: no samples and no reason")
 
 
-def from_older(plain: dict[str, Any]) -> dict[str, Any]:
+def measurement_from_older(plain: dict[str, Any]) -> dict[str, Any]:
     """The JSON value of a measurement as this schema has it, from that of schema 1 to 3; this schema's own as it is.
 
     A `rank` of 100 or more meant that it is no column and, if timed, never judged; a reason that begins with
@@ -136,7 +136,7 @@ class Record:
     was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
     `budget`; `warmup` counts the untimed forwards. `deaths` is how often a process died at this case, or had to be
     ended; `stack` the Python stack that it had then. `place` names the one of several workers that measured it, by the
-    GPU that it had (`local:1`).
+    GPU that it had (`local:1`). `throttled` says that hardware slowed the device down while it was timed.
     """
 
     case: Case
@@ -155,10 +155,18 @@ class Record:
     deaths: int = 0
     stack: str | None = None
     place: str | None = None
+    throttled: bool = False
 
     def measurement(self, metric: str) -> Measurement | None:
         """The measurement of that name, or None."""
         return next((m for m in self.measurements if m.metric == metric), None)
+
+
+def record_from_older(plain: dict[str, Any]) -> dict[str, Any]:
+    """The JSON value of a record as this schema has it: before, a warning alone said that hardware throttled."""
+    if "throttled" in plain or not isinstance(plain.get("warnings"), list):
+        return plain
+    return plain | {"throttled": any("throttle" in str(text) for text in plain["warnings"])}
 
 
 @dataclass(frozen=True)

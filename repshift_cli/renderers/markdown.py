@@ -14,7 +14,8 @@ SUFFIX = ".md"
 
 def render(document: Document, out: TextIO) -> None:
     """Write every table with all its columns, the title above the first."""
-    out.write(document.title + "\n".join(section(sheet) for sheet in document.sheets))
+    title = f"### {document.title}\n\n{escape(document.sentence)}\n\n" if document.title else ""
+    out.write(title + "\n".join(section(sheet) for sheet in document.sheets))
 
 
 def section(sheet: Sheet) -> str:
