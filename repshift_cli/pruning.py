@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from repshift_cli import registry
 from repshift_cli.models.base.subjects import protecting
 from repshift_cli.models.discovery.recognised import recognised
-from repshift_cli.records import REMOVALS, Case, Facts, Subject, UsageError
+from repshift_cli.records import REMOVALS, Case, Facts, Subject, UsageError, Value
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.sweep import axes, plan, profiles
 from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.parsing import own_options
 
-OPTIONS = ("keep", "layers", "operation", "distance", "form", "removal", "protect")
-"""What of a profile says how to prune."""
+OPTIONS = ("keep", "layers", "removal", "protect")
+"""What of a profile says how to prune, beside the methods' own options."""
 METHOD = "repshift"
 
 _blocks_in_use: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -83,7 +84,7 @@ def prune(
     profile: str | Path | None = None,
     protect: str | None = None,
     adapter: Mapping[str, str | int] | None = None,
-    **options: str,
+    **options: Value,
 ) -> Pruned:
     """Have `model` drop tokens at the ends of these blocks, from now until the handle's `remove()` or its `with` ends.
 
@@ -98,8 +99,9 @@ def prune(
     pruned, or leave it to torch: code that was compiled before is forgotten, here and at `remove()`.
     """
     given = {"keep": keep, "layers": _schedule(layers), "protect": protect, **options}
-    if unknown := set(options) - set(OPTIONS):
-        raise UsageError(f"prune() has no option {sorted(unknown)[0]!r}; methods take {', '.join(OPTIONS[2:6])}")
+    own = (*own_options(), "removal")
+    if unknown := set(options) - set(own):
+        raise UsageError(f"prune() has no option {sorted(unknown)[0]!r}; methods take {', '.join(own)}")
     module: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if any(part in _blocks_in_use for part in module.modules()):
         raise UsageError("this model is pruned already: call remove() on that handle first, or leave its `with`")
@@ -118,10 +120,13 @@ def _case(
 ) -> Case:
     """The one case that the options and the profile name, checked as a sweep is."""
     told = profiles.load_profile(str(profile)) if profile is not None else {}
-    chosen = {key: value for key, value in axes.merge(told, given).items() if key in OPTIONS}
+    chosen = {key: value for key, value in axes.merge(told, given).items() if key in (*OPTIONS, *own_options())}
     methods = [method] if method is not None else _methods(told, profile)
     sweep = Axes.from_options({**chosen, "model": name, "variant": [f"none+{m}" for m in methods]})
     offered = {m: registry.options_of(registry.find("reduction", m)) for m in methods}
+    taken = {option for options in offered.values() for option in options}
+    if idle := given.keys() & own_options().keys() - taken:
+        raise UsageError(f"{min(idle)} applies to methods that take it (`repshift methods`), not to {methods[0]}")
     planned = plan.expand(sweep, "cpu", lambda *_: _facts(subject), {"none": plan.Backend(None)}, offered)
     cases = [p for p in planned if p.case.layers]
     if len(cases) != 1:

@@ -1,9 +1,11 @@
 """The command line: light help, exit codes, one line per error, the listings, completion."""
 
+import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 
 from repshift_cli import __version__, cli, registry
 from repshift_cli.cli import debug_first, run
-from repshift_cli.commands.shared import completion, listing
-from repshift_cli.records import RepshiftError, UsageError
+from repshift_cli.commands.shared import completion, listing, options
+from repshift_cli.records import Option, RepshiftError, UsageError
 from repshift_cli.registry import Part
+from repshift_cli.sweep import parsing
 
 HEAVY = {"torch", "transformers", "timm", "torchvision", "pynvml"}
 LISTINGS = ("models", "methods", "backends", "profiles", "doctor")
@@ -219,6 +222,23 @@ def test_names_complete() -> None:
         "paper-retrieval",
         "paper-vim",
     ]
+
+
+def test_a_methods_own_option_is_declared_once_and_completes(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Option("power", "str", "Power.", "low", choices=("low", "high"))
+    assert completion.values_of(own)("low,h") == ["low,high"]
+    made = {"power": own, "steps": replace(own, name="steps"), "variant": replace(own, name="variant")}
+    monkeypatch.setattr(parsing, "method_options", lambda: made)
+    table = {name: options.of_a_method(option) for name, option in parsing.own_options().items()}
+    monkeypatch.setattr(options, "OPTIONS", {"keep": options.Keep, **table})
+
+    @options.sweep_options(only=("keep", "power", "steps"))
+    def command(asked: options.Asked, steps: int = 5) -> None:
+        """What a command has already keeps its meaning."""
+
+    assert {"keep", "power", "steps"} <= inspect.signature(command).parameters.keys()
+    assert inspect.signature(command).parameters["steps"].default == 5
+    assert "variant" not in table
 
 
 def test_the_shell_completes_without_torch() -> None:

@@ -209,6 +209,7 @@ def test_a_profile_says_how(model: Any, tmp_path: Path) -> None:
         ({"layers": [9]}, "beyond the depth of ViTForImageClassification, which has 4"),
         ({"method": "repshfit"}, "did you mean repshift"),
         ({"form": "papre"}, "choose from paper, update"),
+        ({"method": "random", "form": "update"}, r"form applies to methods that take it \(.*\), not to random"),
         ({"colour": "red"}, "no option 'colour'; methods take operation"),
         ({"profile": "keep-sweep"}, "28 ways to prune are named .* give keep, layers"),
         ({"protect": "first:17"}, "leaves none of the 16 tokens"),

@@ -195,7 +195,7 @@ DryRun = Annotated[
 ]
 
 
-def _of_a_method(option: Option) -> Any:
+def of_a_method(option: Option) -> Any:
     """The command-line option of what a reduction method declares as its own."""
     named = typer.Option(
         metavar="LIST",
@@ -218,7 +218,7 @@ OPTIONS: dict[str, Any] = {
     "image_size": ImageSize,
     "frames": Frames,
     "tokens": Tokens,
-    **{name: _of_a_method(option) for name, option in own_options().items()},
+    **{name: of_a_method(option) for name, option in own_options().items()},
     "removal": Removal,
     "protect": Protect,
     "profile": Profile,
