@@ -22,5 +22,5 @@ def _row(part: Part) -> Row:
 
 def _option_row(option: Option) -> Row:
     ends = [f"{word} {end:g}" for word, end in (("from", option.least), ("to", option.most)) if end is not None]
-    kind = " ".join([option.type, *ends, ", ".join(map(written, option.choices))]).rstrip()
+    kind = f"one of {', '.join(map(written, option.choices))}" if option.choices else " ".join([option.type, *ends])
     return f"--{option.name.replace('_', '-')}", f"{option.text}\n{kind}; taken by {', '.join(option.methods)}", None
