@@ -23,10 +23,12 @@ from repshift_cli.commands.export import export
 from repshift_cli.commands.gate import gate
 from repshift_cli.commands.history import history
 from repshift_cli.commands.methods import methods
+from repshift_cli.commands.metrics import metrics
 from repshift_cli.commands.models import models
 from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
+from repshift_cli.commands.shared.output import METAVAR, with_stdout
 from repshift_cli.commands.show import show
 from repshift_cli.records import RepshiftError, UsageError, one_line, visible
 
@@ -36,6 +38,15 @@ class Command(TyperCommand):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings | {"rich_markup_mode": "rich"})
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """An output option without a file writes to stdout."""
+        outputs = {name for option in self.params if option.metavar == METAVAR for name in option.opts}
+        return super().parse_args(ctx, with_stdout(args, outputs))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Without what is taken only to be refused, which has no name."""
+        return [piece for piece in super().collect_usage_pieces(ctx) if piece.strip("[].")]
 
 
 app = typer.Typer(
@@ -57,6 +68,7 @@ for command in (
     explain,
     models,
     methods,
+    metrics,
     backends,
     profiles,
     doctor,

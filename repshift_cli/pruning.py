@@ -42,7 +42,7 @@ class Pruned:
         self.warnings = subject.warnings
         self._blocks = [site.block for site in subject.sites]
         self._stack = ExitStack()
-        self._dropped = self._stack.enter_context(pruned(subject, _method(case.pruning), case))
+        self._dropped = self._stack.enter_context(pruned(subject, _method(case.pruning), case, noting=True))
         _blocks_in_use.update(self._blocks)
         _forget_compiled_code()
 

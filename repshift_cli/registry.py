@@ -47,12 +47,12 @@ ROOMS = {
     "models": Room("model family", "repshift models", "Family"),
     "operators": Room("attention operator", "repshift operators --list", "Operator"),
     "counters": Room("counter", "repshift doctor --counters", "Instrument"),
-    "probes": Room("probe", "repshift doctor", None),
+    "probes": Room("probe", "repshift metrics", "Probe"),
     "benchmark.launchers": Room("launcher", "repshift bench --help", "Launcher"),
     "renderers": Room("renderer", "repshift show --help", "Renderer"),
 }
 
-OPEN_ROOMS = ("attention", "reduction", "models", "operators", "renderers")
+OPEN_ROOMS = ("attention", "reduction", "models", "operators", "renderers", "probes")
 """The rooms that other packages can add parts to."""
 
 OLDER_GROUPS = {"pruning": "reduction"}

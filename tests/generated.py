@@ -54,7 +54,9 @@ def options(command: Any) -> list[Any]:
 
 
 def _command(name: str, command: Any) -> str:
-    arguments = [f" [{p.metavar or p.name.upper()}]" for p in command.params if p.param_type_name == "argument"]
+    arguments = [
+        f" [{p.metavar or p.name.upper()}]" for p in command.params if p.param_type_name == "argument" and not p.hidden
+    ]
     lines = [f"### `repshift {name}{''.join(arguments)}`", "", *_paragraphs(command.help), ""]
     panels = dict.fromkeys(p.rich_help_panel or PANEL for p in options(command))
     for panel in panels:

@@ -57,17 +57,17 @@ def times(milliseconds: float, seed: int = 0) -> tuple[float, ...]:
     return tuple(milliseconds * (1 + 0.02 * noise.random()) for _ in range(ROUNDS * PER_ROUND))
 
 
-def speedup(over: str, rank: int, reference: Sequence[float] | None, own: Sequence[float]) -> Measurement:
-    kind = ("x", "higher", "hodges-lehmann", rank, "timed")
+def speedup(over: str, reference: Sequence[float] | None, own: Sequence[float]) -> Measurement:
+    kind = ("x", "higher", "hodges-lehmann", "timed")
     name, label = f"speedup_vs_{over}", f"vs {over}"
     if reference is None:
-        return Measurement(name, label, *kind, reason="reference: this is the variant that others are compared with")
+        return Measurement(name, label, *kind, reason="reference: this is vanilla itself", reference=True)
     ratios = paired_ratios(round_medians(reference, PER_ROUND), round_medians(own, PER_ROUND))
     return Measurement(name, label, *kind, samples=tuple(ratios))
 
 
-def exact(metric: str, label: str, unit: str, better: str, rank: int, source: str, value: float) -> Measurement:
-    return Measurement(metric, label, unit, better, "value", rank, source, (value,))
+def exact(metric: str, label: str, unit: str, better: str, source: str, value: float, **more: bool) -> Measurement:
+    return Measurement(metric, label, unit, better, "value", source, (value,), **more)
 
 
 def measurements(case: Case, milliseconds: float, vanilla: float, flash: float) -> tuple[Measurement, ...]:
@@ -75,31 +75,30 @@ def measurements(case: Case, milliseconds: float, vanilla: float, flash: float) 
     against_flash = None if case.variant == "flash" else times(flash, seed=1)
     against_vanilla = None if case.variant == "vanilla" else times(vanilla, seed=2)
     reference = "reference: the unpruned model itself"
-    cosine = ("fidelity_cosine", "cosine", "", "higher", "value", 15, "compared")
+    cosine = ("fidelity_cosine", "cosine", "", "higher", "value", "compared")
     return (
-        speedup("flash", 10, against_flash, own),
-        speedup("vanilla", 11, against_vanilla, own),
-        Measurement("latency", "latency", "ms", "lower", "median", 12, "timed", own, PER_ROUND),
-        Measurement(*cosine, samples=(0.98765,)) if pruned else Measurement(*cosine, reason=reference),
+        speedup("flash", against_flash, own),
+        speedup("vanilla", against_vanilla, own),
+        Measurement("latency", "latency", "ms", "lower", "median", "timed", own, PER_ROUND),
+        Measurement(*cosine, samples=(0.98765,)) if pruned else Measurement(*cosine, reason=reference, reference=True),
         Measurement(
             "throughput",
             "img/s",
             "1/s",
             "higher",
             "median",
-            20,
             "timed",
             tuple(1000 * case.batch / t for t in own),
             PER_ROUND,
         ),
-        exact("macs", "MACs", "MAC", "lower", 22, "counted", 11.5e9 if pruned else 17.56e9),
-        exact(
-            "memory_peak_allocated", "peak mem", "B", "lower", 25, "allocator", (412 if pruned else 523) * float(MIB)
+        exact("macs", "MACs", "MAC", "lower", "counted", 11.5e9 if pruned else 17.56e9),
+        exact("memory_peak_allocated", "peak mem", "B", "lower", "allocator", (412 if pruned else 523) * float(MIB)),
+        exact("hbm_modelled", "HBM modelled", "B", "lower", "modelled", (300 if pruned else 400) * float(MIB)),
+        Measurement("hbm", "HBM", "B", "lower", "value", "counter", reason="no counter was read: no NVIDIA GPU"),
+        exact("memory_peak_reserved", "reserved", "B", "lower", "allocator", 600.0 * MIB, detail=True),
+        Measurement(
+            "sm_clock", "SM clock", "MHz", "higher", "median", "driver", reason="no NVML on a CPU", detail=True
         ),
-        exact("hbm_modelled", "HBM modelled", "B", "lower", 30, "modelled", (300 if pruned else 400) * float(MIB)),
-        Measurement("hbm", "HBM", "B", "lower", "value", 31, "counter", reason="no counter was read: no NVIDIA GPU"),
-        exact("memory_peak_reserved", "reserved", "B", "lower", 101, "allocator", 600.0 * MIB),
-        Measurement("sm_clock", "SM clock", "MHz", "higher", "median", 120, "driver", reason="no NVML on a CPU"),
     )
 
 

@@ -24,7 +24,7 @@ from repshift_cli.attention import cudnn, efficient, flash, flash_attn2, flash_a
 from repshift_cli.attention import math as math_backend
 from repshift_cli.attention.base.packages import adapted
 from repshift_cli.attention.base.swap import attending
-from repshift_cli.probes.kernels import WrongKernel, judge, verify
+from repshift_cli.benchmark.verification import WrongKernel, judge, verify
 from repshift_cli.records import Step, Subject, call
 
 SDPA = F.scaled_dot_product_attention

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from repshift_cli.attention import eager, sdpa
 from repshift_cli.benchmark import builder
+from repshift_cli.benchmark.verification import WrongKernel, judge, verify, verify_library, verify_none
 from repshift_cli.kernels.sdpa import heard_by
 from repshift_cli.models.base.transformers import eager_attention
-from repshift_cli.probes.kernels import WrongKernel, judge, verify, verify_library, verify_none
 from repshift_cli.records import Facts, Step, call
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Backend, expand

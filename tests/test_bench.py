@@ -334,6 +334,16 @@ def test_a_dry_run_counts_and_refuses_aloud_and_writes_nothing(repshift: Any, he
     assert repshift(*dry, "flash").splitlines()[-1] == "1 case to measure, 0 refused"
 
 
+def test_a_dry_run_as_json_and_a_model_without_its_option(repshift: Any) -> None:
+    dry = ("bench", "--model", f"{NAME}:tiny", "--device", "cpu", "--dry-run", "--variant", "flash,cudnn")
+    cases = json.loads(repshift(*dry, "--dtype", "float32", "--json", "-"))["cases"]
+    assert [(c["attention"], c["dtype"], c["tokens"], c["refused"] is None) for c in cases] == [
+        ("flash", "fp32", [16], True),
+        ("cudnn", "fp32", [16], False),
+    ]
+    assert one_sentence(repshift("bench", "vit_t")).endswith("a model is named with --model vit_t")
+
+
 def test_a_dry_run_when_piped_has_one_line_for_each_case(repshift: Any) -> None:
     more = ("--device", "cpu", "--dry-run", "--variant", "flash+repshift", "--layers", "1,2,3,4")
     output = repshift("bench", "--model", f"{NAME}:tiny", *more)

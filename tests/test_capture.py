@@ -16,11 +16,12 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 
 from repshift_cli.benchmark import builder, execution
-from repshift_cli.probes.kernels import WrongKernel, hold_against, verify
-from repshift_cli.probes.launches import paced_by_host
+from repshift_cli.benchmark.derived import paced_by_host
+from repshift_cli.benchmark.verification import WrongKernel, hold_against, verify
+from repshift_cli.probes import launches
 from repshift_cli.probes.memory import MemoryProbe
 from repshift_cli.profiling import kineto
-from repshift_cli.records import Case, Measurement, Metric, Step
+from repshift_cli.records import Case, Measurement, Step
 
 PRUNED: dict[str, Any] = {"pruning": "repshift", "keep": 0.5, "layers": (1, 2)}
 
@@ -184,7 +185,7 @@ def test_the_host_alone_attaches_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def busy(milliseconds: float) -> list[Measurement]:
-    return [Metric("device_busy", "kernels' time", "ms", "lower", "median", 116, "timed").of(milliseconds)]
+    return [launches.BUSY.of(milliseconds)]
 
 
 def test_bench_says_when_the_host_sets_the_pace() -> None:

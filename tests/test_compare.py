@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ from repshift_cli.analysis.comparison import BETTER, OPEN, SAME, WORSE, between,
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Measurement, Run, store
 from repshift_cli.records.labels import labels, words
+from repshift_cli.renderers.sheets.comparison import by_size
 
 FLASH = dataclasses.replace(ON_CPU, attention="flash")
 
@@ -98,7 +100,7 @@ def test_an_exact_number_changes_or_does_not(base: float, head: float, better: s
 
 
 def test_a_zero_that_grows_has_no_ratio_and_is_worse() -> None:
-    zero, one = (Measurement("n", "n", "", "lower", "value", 1, "counted", (v,)) for v in (0.0, 1.0))
+    zero, one = (Measurement("n", "n", "", "lower", "value", "counted", (v,)) for v in (0.0, 1.0))
     found = between(FLASH, zero, one, 0.01)
     assert (found.ratio, found.word) == (None, WORSE)
 
@@ -108,8 +110,33 @@ def test_a_zero_that_grows_has_no_ratio_and_is_worse() -> None:
 
 def test_the_largest_change_comes_first() -> None:
     found, lonely = comparison.compare(small_run(), slower(small_run(), 1.05))
-    assert [f.effect for f in found] == sorted((f.effect for f in found), reverse=True)
+    words = [f.word for f in found]
+    assert words == sorted(words, key=[WORSE, OPEN, SAME].index)
     assert {f.word for f in found if f.metric == "latency"} == {WORSE} and not lonely
+
+
+def test_what_changed_comes_first_by_its_share_of_its_own_noise() -> None:
+    """A tenth of a percent that is ten times its noise stands before one percent that is twice its own."""
+
+    def timed(name: str, *samples: float) -> Measurement:
+        return Measurement(name, name, "ms", "lower", "median", "timed", samples)
+
+    def counted(name: str, value: float, source: str = "counted") -> Measurement:
+        return Measurement(name, name, "B", "lower", "value", source, (value,))
+
+    noise = [1 + 0.0001 * (-1) ** i for i in range(12)]
+    wide = [1 + 0.01 * (-1) ** i for i in range(12)]
+    pairs = [
+        (timed("wide", *wide), timed("wide", *(1.08 * n for n in wide))),
+        (timed("same", *noise), timed("same", *noise)),
+        (timed("sharp", *noise), timed("sharp", *(1.02 * n for n in noise))),
+        (counted("process", 1000, "driver"), counted("process", 1000.6, "driver")),
+        (counted("much", 1000, "driver"), counted("much", 1100, "driver")),
+        (counted("macs", 1000), counted("macs", 1001)),
+    ]
+    found = by_size([between(FLASH, old, new, 0.01) for old, new in pairs])
+    assert [f.metric for f in found] == ["macs", "sharp", "wide", "much", "process", "same"]
+    assert [f.word for f in found] == [WORSE] * 4 + [SAME] * 2
 
 
 def test_cases_of_one_side_are_listed_with_what_the_other_says() -> None:
@@ -153,11 +180,11 @@ def test_fields_that_do_not_say_what_they_are_are_named() -> None:
     ],
 )
 def test_a_difference_of_machines_is_named(changes: dict[str, Any], words: str) -> None:
-    assert comparison.differences(CUDA, dataclasses.replace(CUDA, **changes)) == [words]
+    assert list(comparison.differences(CUDA, dataclasses.replace(CUDA, **changes)).values()) == [words]
 
 
 def test_a_minor_driver_and_another_card_of_the_model_do_not_differ() -> None:
-    assert comparison.differences(CUDA, dataclasses.replace(CUDA, driver="580.99", uuid="GPU-other")) == []
+    assert comparison.differences(CUDA, dataclasses.replace(CUDA, driver="580.99", uuid="GPU-other")) == {}
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -173,9 +200,12 @@ def test_it_says_worse_in_words_without_colour_and_fits(tmp_path: Path, columns:
 
 def test_only_changed_and_metric_select(tmp_path: Path) -> None:
     head = slower(small_run(), 1.05)
-    _, everything, _ = compare(tmp_path, small_run(), head)
+    _, everything, _ = compare(tmp_path, small_run(), head, "--all")
+    _, default, _ = compare(tmp_path, small_run(), head)
     _, changed, _ = compare(tmp_path, small_run(), head, "--only-changed")
-    assert "MACs" in everything and "MACs" not in changed and "img/s" in changed
+    rows = [text.partition("·  ")[0].partition("\n· ")[0] for text in (everything, default, changed)]
+    assert "MACs" in rows[0] and "MACs" not in rows[1] + rows[2] and "img/s" in rows[1] and "img/s" in rows[2]
+    assert "17 more are same (vs flash, vs vanilla, cosine, MACs," in default.replace("\n  ", " ")
     _, one, _ = compare(tmp_path, small_run(), head, "--metric", "latency")
     assert one.startswith("latency · ") and "img/s" not in one
     code, _, error = compare(tmp_path, small_run(), head, "--metric", "speed")
@@ -191,6 +221,13 @@ def test_markdown_is_a_table_for_a_comment(tmp_path: Path) -> None:
     _, out, _ = compare(tmp_path, small_run(), slower(small_run(), 1.05), "--markdown", "--metric", "latency")
     assert "| case | base | head | change | head is |" in out
     assert re.search(r"\| flash \| 142\.\d ms \| 149\.\d ms \| \+5\.0% \(", out)
+
+
+def test_json_has_every_finding(tmp_path: Path) -> None:
+    _, out, _ = compare(tmp_path, small_run(), slower(small_run(), 1.05), "--metric", "latency", "--json", "-")
+    (pair,) = json.loads(out)
+    assert {f["word"] for f in pair["findings"]} == {"worse"} and pair["differences"] == []
+    assert all(f["ratio"]["value"] == pytest.approx(1.05, abs=0.01) for f in pair["findings"])
 
 
 def test_other_machines_are_refused_and_across_only_describes(tmp_path: Path) -> None:

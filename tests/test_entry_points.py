@@ -78,6 +78,43 @@ def test_the_operator_is_measured_beside_the_others(repshift: Repshift) -> None:
     assert measured["err_full"]["reason"] == "not applicable: looks at nothing"
 
 
+# --- a metric and a format --------------------------------------------------------------------------------------------
+
+
+def test_a_metric_is_one_file(repshift: Repshift, tmp_path: Path) -> None:
+    """Listed, measured, in JSON and CSV, a column behind the known ones; one that fails costs its own figure."""
+    out = tmp_path / "run.json"
+    done = repshift("bench --model example_vit --variant flash --rounds 1 --out " + str(out), "metrics", together=True)
+    assert done.returncode == 0, done.stderr
+    table, printed = done.stdout.splitlines()[:8], " ".join(done.stdout.split())
+    assert "example_parameters Parameters of the model, whatever they do. parameters, counted, value" in printed
+    heading = next(line for line in table if line.startswith("variant"))
+    assert heading.split().index("parameters") > heading.split().index("MACs")
+    assert "not measured: luck: LookupError: there is none to count" in printed
+    (record,) = json.loads(out.read_text())["records"]
+    measured = {m["metric"]: m for m in record["measurements"]}
+    assert record["status"] == "ok" and measured["macs"]["samples"]
+    count = measured["example_parameters"]["samples"][0]
+    assert count > 1e4 and measured["example_luck"]["reason"] == "LookupError: there is none to count"
+    shown = repshift("show", str(out), "--csv", "-")
+    names, values = (line.split(",") for line in shown.stdout.splitlines())
+    assert float(values[names.index("example_parameters")]) == count and "example_luck" in names
+
+
+def test_a_format_is_one_file(repshift: Repshift, tmp_path: Path) -> None:
+    """An option of every command that has such a document, and a format of export."""
+    out, lines = tmp_path / "run.json", tmp_path / "lines.txt"
+    bench = f"bench --model example_vit --variant flash --rounds 1 --out {out} --example-lines {lines}"
+    commands = (f"show {out} --example-lines", f"export {out} --format example-lines", "profile --help", "bench --help")
+    done = repshift(bench, *commands, together=True)
+    assert done.returncode == 0, done.stderr
+    text = lines.read_text()
+    assert text.startswith("flash: ") and text.endswith(" ms\n")
+    assert done.stdout.count(text) == 2, "by show and by export"
+    printed = " ".join(done.stdout.replace("│", " ").split())
+    assert printed.count("--example-lines FILE|- Example format: a line per case with its latency") == 1, "bench alone"
+
+
 # --- a method's own option --------------------------------------------------------------------------------------------
 
 VARIANTS = "flash,flash+example_powered,flash+example_method"

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from repshift_cli.benchmark import builder, execution
+from repshift_cli.benchmark.verification import WrongKernel, verify
 from repshift_cli.cli import app
-from repshift_cli.probes.kernels import WrongKernel, verify
 from repshift_cli.records import Case, Step, Subject
 
 METHODS = ("repshift", "lowest", "random", "stride", "oracle")

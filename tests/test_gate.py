@@ -273,7 +273,7 @@ def test_learnt_noise_is_the_99th_percentile_of_a_against_a() -> None:
 
 
 def value(number: float, better: str = "lower") -> Measurement:
-    return Measurement("macs", "MACs", "MAC", better, "value", 22, "counted", (number,))
+    return Measurement("macs", "MACs", "MAC", better, "value", "counted", (number,))
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,7 @@ def test_an_exact_metric_needs_no_statistics(
 def finding(verdict: str, word: str = "same", ratio: float = 1.0, seed: int = 0) -> Finding:
     case = dataclasses.replace(ON_CPU, attention="flash", seed=seed)
     figure = Estimate(ratio, ratio - 0.005, ratio + 0.005)
-    return Finding(
-        case, "latency", "latency", "ms", "lower", 12, False, 10, 10 * ratio, figure, word, 0.01, verdict, 12
-    )
+    return Finding(case, "latency", "latency", "ms", "lower", False, 10, 10 * ratio, figure, word, 0.01, verdict, 12)
 
 
 def outcome(*findings: Finding, lonely: Sequence[Lonely] = ()) -> Outcome:
@@ -332,7 +330,7 @@ def test_the_last_line_says_which_and_why(findings: list[Finding], code: int, wo
 
 def test_a_case_that_no_longer_runs_is_a_regression() -> None:
     case = dataclasses.replace(ON_CPU, attention="flash")
-    broken = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "failed: out of memory")])
+    broken = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "failed", "failed: out of memory")])
     assert broken.exit_code == 1 and "no longer runs (failed: out of memory)" in broken.sentence
-    gone = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "skipped: no CUDA")])
+    gone = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "skipped", "failed to be wanted: no CUDA")])
     assert gone.exit_code == 0

@@ -78,7 +78,7 @@ def test_bytes_over_time_stay_below_the_peak() -> None:
     import torch
 
     from repshift_cli.benchmark.builder import lone_step
-    from repshift_cli.probes.latency import CudaTimer
+    from repshift_cli.benchmark.timers import CudaTimer
 
     peak = nvml.peak_bandwidth("cuda")
     if isinstance(peak, str) or not believed():
@@ -116,7 +116,8 @@ def test_memory_is_nested_and_a_snapshot_is_written(tmp_path: Path) -> None:
     from functools import partial
 
     from repshift_cli.benchmark.builder import lone_step
-    from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
+    from repshift_cli.probes.memory import MemoryProbe
+    from repshift_cli.probes.snapshot import recorded
 
     step = lone_step(deit("flash"))
     probe = MemoryProbe(partial(nvml.process_bytes, "cuda"), partial(nvml.card_bytes, "cuda"))
@@ -124,5 +125,5 @@ def test_memory_is_nested_and_a_snapshot_is_written(tmp_path: Path) -> None:
     told = [found[f"memory_{n}"] for n in ("resting", "peak_allocated", "peak_reserved", "process", "card")]
     values = [m.samples[0] for m in told if m.samples]
     assert values == sorted(values) and len(values) >= 3
-    SnapshotProbe(lambda _: tmp_path / "snapshot.pickle").measure(step)
+    recorded(lambda _: tmp_path / "snapshot.pickle", step)
     assert (tmp_path / "snapshot.pickle").stat().st_size > 0

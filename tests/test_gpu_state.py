@@ -17,9 +17,10 @@ from repshift_cli.cli import run
 from repshift_cli.machine import gpu_state, nvml
 from repshift_cli.machine.describe import describe
 from repshift_cli.machine.nvml import Reading, Watch
-from repshift_cli.probes import memory
+from repshift_cli.probes import snapshot
 from repshift_cli.probes.energy import EnergyProbe
-from repshift_cli.probes.memory import METRICS, MemoryProbe, SnapshotProbe
+from repshift_cli.probes.memory import METRICS, MemoryProbe
+from repshift_cli.probes.snapshot import recorded
 from repshift_cli.records import Step
 
 
@@ -203,7 +204,7 @@ def tiny_step() -> Step:
 
 def test_each_kind_of_memory_has_its_name_or_its_reason() -> None:
     found = {m.metric: m for m in MemoryProbe(lambda: 5, lambda: "no GPU in this run").measure(tiny_step())}
-    assert set(found) == {m.metric for m in METRICS}
+    assert set(found) == {m.name for m in METRICS}
     peak, above, resting = (
         found[f"memory_{n}"].samples[0] for n in ("peak_allocated", "peak_above_resting", "resting")
     )
@@ -215,9 +216,9 @@ def test_each_kind_of_memory_has_its_name_or_its_reason() -> None:
 
 def test_a_snapshot_goes_to_the_file_of_its_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written: list[Any] = []
-    monkeypatch.setattr(memory, "record_memory", lambda step, target: written.append((step, target)))
+    monkeypatch.setattr(snapshot, "record_memory", lambda step, target: written.append((step, target)))
     made = tiny_step()
-    assert SnapshotProbe(lambda c: tmp_path / f"{c.attention}.pickle").measure(made) == ()
+    assert recorded(lambda c: tmp_path / f"{c.attention}.pickle", made) == ()
     assert written == [(made, tmp_path / "flash.pickle")]
 
 

@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repshift_cli import registry
 from repshift_cli.attention.base.swap import attending
+from repshift_cli.benchmark.derived import rates
 from repshift_cli.counters.base.traffic import CounterError, Traffic
+from repshift_cli.probes import Counter
 from repshift_cli.probes.base.traffic_model import (
     FORMULA,
     OUTSIDE,
@@ -23,7 +25,7 @@ from repshift_cli.probes.base.traffic_model import (
     stored_bytes,
     watching,
 )
-from repshift_cli.probes.hbm import Counter, HbmProbe, modelled, rates
+from repshift_cli.probes.hbm import HbmProbe, modelled
 from repshift_cli.records import Measurement, Step, call
 
 B, H, N, D = 2, 3, 20, 16
@@ -267,7 +269,7 @@ def test_off_measures_nothing_and_models_nothing() -> None:
 
 
 def measured(total: float, macs: float = 0.0) -> list[Measurement]:
-    kind = ("", "B", "lower", "median", 1, "counter")
+    kind = ("", "B", "lower", "median", "counter")
     found = [Measurement("hbm", *kind, samples=(total,), provider="cupti")]
     found += [Measurement("macs", *kind, samples=(macs,))] if macs else []
     return [*found, Measurement("hbm_modelled", *kind, samples=(2 * total,))]
@@ -292,7 +294,7 @@ def test_more_than_the_peak_is_not_believed() -> None:
 def test_without_a_peak_or_without_bytes_there_is_no_share() -> None:
     found, _ = rates(measured(1e9), 1.0, 1, "the peak bandwidth is not known: Not Supported")
     assert named(found)["hbm_share_of_peak"].reason == "the peak bandwidth is not known: Not Supported"
-    missing = [Measurement("hbm", "HBM", "B", "lower", "median", 1, "counter", reason="no GPU in this run")]
+    missing = [Measurement("hbm", "HBM", "B", "lower", "median", "counter", reason="no GPU in this run")]
     found, words = rates(missing, 1.0, 1, 1e12)
     assert {m.reason for m in found} == {"no GPU in this run"} and words == []
     assert rates([], 1.0, 1, 1e12) == ([], [])
@@ -319,7 +321,7 @@ def test_what_moves_the_bytes_is_shown(tmp_path: Any, capsys: Any, monkeypatch: 
     made = small_run()
     parts = {"operator": {"aten.addmm": 3.0 * 2**20, "aten.add": 2.0**20}, "block": {"1": 2.0**20, "2": 2.0**20}}
     parts["operator"] |= {f"aten.op{i}": 1024.0 for i in range(9)}
-    total = Measurement("hbm_modelled", "HBM modelled", "B", "lower", "value", 30, "modelled", (4.0 * 2**20,))
+    total = Measurement("hbm_modelled", "HBM modelled", "B", "lower", "value", "modelled", (4.0 * 2**20,))
     record = replace(made.records[0], measurements=(replace(total, parts=parts),))
     file = tmp_path / "run.json"
     file.write_text(to_json(replace(made, records=(record,))), encoding="utf-8")

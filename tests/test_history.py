@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -127,6 +128,12 @@ def test_markdown_cases_and_metrics(folder: Path) -> None:
     assert out.startswith("**MACs G") and "| flash | 21 |" in out
     code, _, error = command(folder, "history", "runs", "--case", "flash+repshift")
     assert code == 2 and "no case of 21 runs has latency and flash+repshift" in error
+
+
+def test_json_has_every_point(folder: Path) -> None:
+    _, out, _ = command(folder, "history", "runs", "--case", "flash", "--json", "-")
+    series = json.loads(out)
+    assert [len(own["points"]) for own in series] == [21] and series[0]["case"]["attention"] == "flash"
 
 
 def test_what_is_no_run_is_named_and_left_out(folder: Path) -> None:

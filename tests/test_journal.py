@@ -81,10 +81,10 @@ def test_what_was_begun_and_never_recorded_is_known(tmp_path: Path) -> None:
     first, second = FULL.records[:2]
     for _ in range(2):
         journal.begin([first.case, second.case])
-    journal.add(first)
+    journal.add(replace(first, reason="a line\u2028within"))  # JSON leaves such ends of lines as they are
     shutil.copy(journal.path, tmp_path / "killed.json")
     killed = Journal.open(tmp_path / "killed.json")
-    assert killed.unfinished == {second.case.key: 2} and killed.run.records == (first,)
+    assert killed.unfinished == {second.case.key: 2} and [r.case for r in killed.run.records] == [first.case]
     killed.close()
     journal.close()
     ended = Journal.open(journal.path)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from repshift_cli.attention import vanilla
 from repshift_cli.attention.base.swap import attending
-from repshift_cli.models import own
+from repshift_cli.models import hf, own
 from repshift_cli.models.base.outputs import reading_of
 from repshift_cli.models.discovery.adapter import Adapter
 from repshift_cli.models.discovery.blocks import NoSites
@@ -261,3 +261,17 @@ def test_tokens_first_is_told_the_option(batch: int) -> None:
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 4, 64), DEPTH, enable_nested_tensor=False)
     with pytest.raises(UsageError, match="build it with batch_first=True"):
         located(made(encoder), (tiny.pixels(12, batch, WIDTH),), None)
+
+
+def test_a_checkpoint_whose_branches_are_scaled_is_shown_the_way_too(tmp_path: Path) -> None:
+    from transformers import BeitConfig, BeitForImageClassification
+
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BeitConfig(**shape, image_size=32, patch_size=8, use_relative_position_bias=True)
+    BeitForImageClassification(config).save_pretrained(tmp_path)
+    given = case(model=f"hf:{tmp_path}", weights=str(tmp_path), image_size=32)
+    with pytest.raises(NoSites, match="from a function of your own it can be pruned") as no:
+        hf.build(given)
+    module = BeitForImageClassification.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    found = located(module, {"pixel_values": torch.randn(2, 3, 32, 32)}, Adapter(**no.value.adapter)).found
+    assert found.biased and found.sites[0].operations == ("mlp", "attention", "block")

@@ -311,16 +311,24 @@ class Summed(Parallel):
         return x + self.drop(self.mix(normed) + self.feed(normed))
 
 
-@pytest.mark.parametrize("make", [Parallel, Scaled, Summed])
+@pytest.mark.parametrize("make", [Parallel, Summed])
+def test_parallel_branches_are_told_apart_by_which_mixes(make: type[nn.Module]) -> None:
+    model = tiny.roughen(tiny.PlainTransformer(make))
+    for undivided in (True, False):
+        found = find_sites(model, (torch.randn(2, 12, tiny.WIDTH),), undivided=undivided)
+        assert {site.operations for site in found.sites} == {("mlp", "attention", "block")}
+        assert all(site.attention is site.block.mix and site.mlp is site.block.feed for site in found.sites)
+
+
+@pytest.mark.parametrize("make", [Scaled])
 def test_of_blocks_whose_branches_cannot_be_told_apart_the_whole_is_a_site(make: type[nn.Module]) -> None:
     model = tiny.roughen(tiny.PlainTransformer(make))
     inputs = (torch.randn(2, 12, tiny.WIDTH),)
     found = find_sites(model, inputs, undivided=True)
     assert [site.block for site in found.sites] == list(model.blocks)  # type: ignore[arg-type]
     assert {site.operations for site in found.sites} == {("block",)}
-    if make is not Summed:
-        with pytest.raises(NoSites, match=rf"no repeated block .* looked at {make.__name__}"):
-            find_sites(model, inputs)
+    with pytest.raises(NoSites, match=rf"no repeated block .* looked at {make.__name__}"):
+        find_sites(model, inputs)
 
 
 class Hidden(Scaled):

@@ -20,10 +20,11 @@ from repshift_cli import cli, registry
 from repshift_cli.analysis.crossing import Crossing, crossing
 from repshift_cli.benchmark.contenders import OVER_FLASH
 from repshift_cli.benchmark.operators import choice, measures, steps
+from repshift_cli.benchmark.verification import WrongKernel
 from repshift_cli.machine import memory
+from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.sdpa import FLASH_KERNELS, FLASH_OPS
 from repshift_cli.probes.fidelity import NotFinite
-from repshift_cli.probes.kernels import WrongKernel
 from repshift_cli.records import OPERATORS, Case, Record, RepshiftError, Run, UsageError, store
 from repshift_cli.renderers.sheets.crossing import crossings
 from repshift_cli.renderers.sheets.profile import sheets_of
@@ -165,6 +166,17 @@ def test_what_ran_is_named_and_anything_else_fails() -> None:
     assert measures.judged(names, device, FLASH_OPS, FLASH_KERNELS) == "flash_fwd_kernel"
 
 
+def test_flex_that_fell_back_to_its_eager_form_fails() -> None:
+    compiled = Counter({"Torch-Compiled Region: 0/0": 1})
+    assert measures.judged(compiled, None, flex.COMPILED, "") == "compiled flex_attention ×1"
+    q = torch.randn(1, 1, 8, 16)
+    with torch.profiler.profile() as recorded:
+        flex.flex_attention(q, q, q)
+    eager = compiled + Counter(e.name for e in recorded.events())
+    with pytest.raises(WrongKernel, match="ran eagerly"):
+        measures.judged(eager, None, flex.COMPILED, "")
+
+
 def test_gradients_must_run_on_the_kernel_of_the_forward() -> None:
     op = "aten::_scaled_dot_product_flash_attention_for_cpu"
     assert measures.judged(Counter({op: 1, f"{op}_backward": 1}), None, FLASH_OPS, "", backward=True)
@@ -261,7 +273,7 @@ def run_of(curves: dict[str, dict[int, float]]) -> Run:
             "ok",
             tokens=(n,),
             rounds=8,
-            measurements=(OVER_FLASH.of(*[ratio * (1 + 0.001 * i) for i in range(8)]),),
+            measurements=(OVER_FLASH.of(*[ratio * (0.9965 + 0.001 * i) for i in range(8)]),),
         )
         for name, curve in curves.items()
         for n, ratio in curve.items()
@@ -270,7 +282,7 @@ def run_of(curves: dict[str, dict[int, float]]) -> Run:
 
 
 def test_the_break_even_table_and_its_chart() -> None:
-    run = run_of({"softmax": {256: 0.5, 1024: 0.6}, "linear": {256: 0.5, 1024: 2.1}, "sliding": {256: 1.1, 1024: 4.5}})
+    run = run_of({"softmax": {256: 0.6, 1024: 0.6}, "linear": {256: 0.6, 1024: 2.1}, "sliding": {256: 1.1, 1024: 4.5}})
     (sheet,) = crossings(run)
     cells = {c.title: [cell.line for cell in c.cells] for c in sheet.columns}
     assert cells["operator"] == ["sliding", "linear", "softmax"]
@@ -279,6 +291,8 @@ def test_the_break_even_table_and_its_chart() -> None:
     assert cells["chart"] == ["▅▇", "▄▆", "▄▄"]
     assert list(cells)[-2:] == ["256", "1024"]
     assert crossings(run_of({"softmax": {256: 0.5}})) == []
+    (sheet,) = crossings(run_of({"mqa": {256: 1.0, 1024: 1.0}}))
+    assert sheet.columns[1].cells[0].text == "–", "an interval that holds 1 shows nothing"
     assert len(sheets_of(run)) == 3
 
 

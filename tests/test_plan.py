@@ -56,6 +56,23 @@ def the_reason(**changes: Any) -> str:
     return only.refused
 
 
+def test_a_refused_model_is_one_case_where_others_can_be_measured() -> None:
+    def facts_of(model: str, *sizes: int | None) -> Facts:
+        if model == "windows":
+            raise UsageError("windows needs its whole grid")
+        return FACTS
+
+    axes = Axes(model=("windows", "deep"), variant=("flash", "flash+random"))
+    found = expand(axes, "cpu", facts_of, BACKENDS, METHODS)
+    assert [(p.case.model, p.case.variant, p.refused) for p in found] == [
+        ("windows", "flash", "windows needs its whole grid"),
+        ("deep", "flash", None),
+        ("deep", "flash+random", None),
+    ]
+    with pytest.raises(UsageError, match="windows needs its whole grid"):
+        expand(replace(axes, model=("windows",)), "cpu", facts_of, BACKENDS, METHODS)
+
+
 # --- order and number -------------------------------------------------------------------------------------------------
 
 

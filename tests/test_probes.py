@@ -19,11 +19,11 @@ from repshift_cli import registry
 from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark import builder
+from repshift_cli.benchmark.timers import CudaTimer, HostTimer, timer_for
 from repshift_cli.models.base.transformers import logits, pooled
 from repshift_cli.probes.base.traffic_model import TrafficModel, stored_bytes
 from repshift_cli.probes.fidelity import FidelityProbe, NotFinite, agreement, cosine, divergence
 from repshift_cli.probes.hbm import HbmProbe
-from repshift_cli.probes.latency import CudaTimer, HostTimer, timer_for
 from repshift_cli.probes.macs import MacsProbe, attention_flops, count_flops
 from repshift_cli.probes.memory import METRICS, MemoryProbe, highest, resting_bytes
 from repshift_cli.records import Case, Measurement, Step, Subject, call
@@ -225,7 +225,7 @@ def test_what_memory_cannot_be_told_has_a_reason() -> None:
         "memory_process": "no driver",
     }
     graph = MemoryProbe(lambda: 0).measure(step(nn.Linear(2, 2), (torch.randn(1, 2),), case(execution="graph")))
-    assert [m.metric for m in graph] == [m.metric for m in METRICS]
+    assert [m.metric for m in graph] == [m.name for m in METRICS]
     assert all("private pool" in (m.reason or "") for m in graph)
 
 
@@ -470,20 +470,34 @@ def test_cosine_by_hand() -> None:
 def test_the_untouched_model_is_like_itself(classifies: bool) -> None:
     x = torch.randn(6, 5)
     module = Says(classifies)
-    made = step(module, (x,), evaluation=((x,), (x + 1,)))
-    measured = FidelityProbe(made.subject).measure(made)
+    made = step(module, (x,), case(weights="trained"), evaluation=((x,), (x + 1,)))
+    found = {m.metric: m.samples for m in FidelityProbe(made.subject).measure(made)}
+    assert found.pop("fidelity_inputs") == (12.0,)
     if classifies:
-        assert {m.metric: m.samples for m in measured} == {"fidelity_top1": (100.0,), "fidelity_kl": (0.0,)}
+        assert found == {"fidelity_top1": (100.0,) * 12, "fidelity_kl": (0.0,)}
     else:
-        assert [m.metric for m in measured] == ["fidelity_cosine"]
-        assert measured[0].samples[0] == pytest.approx(1, abs=1e-12)
+        assert found == {"fidelity_cosine": (pytest.approx(1, abs=1e-12),)}
+
+
+def test_random_weights_have_no_classes_to_keep() -> None:
+    made = step(Says(True), (torch.randn(6, 5),))
+    top1, kl, _ = FidelityProbe(made.subject).measure(made)
+    assert not top1.samples and top1.reason and "random weights" in top1.reason and kl.samples == (0.0,)
+
+
+@pytest.mark.parametrize("classifies", [True, False])
+def test_an_output_of_zeros_has_no_fidelity_and_says_why(classifies: bool) -> None:
+    """A head that begins with zeros: not a cosine of 0, nor a perfect KL."""
+    made = step(Says(classifies), (torch.zeros(2, 5),))
+    measured = [m for m in FidelityProbe(made.subject).measure(made) if m.metric != "fidelity_inputs"]
+    assert measured and all(not m.samples and m.reason and m.reason.startswith("undefined: ") for m in measured)
 
 
 def test_fidelity_is_the_mean_over_all_evaluation_inputs() -> None:
     """Two batches of two; the variant turns the sign of the second batch."""
     first, second = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     module = Says(True)
-    made = step(module, (first,), evaluation=((first,), (second,)))
+    made = step(module, (first,), case(weights="trained"), evaluation=((first,), (second,)))
     probe = FidelityProbe(made.subject)
     turned = Step(
         made.case,
@@ -493,7 +507,7 @@ def test_fidelity_is_the_mean_over_all_evaluation_inputs() -> None:
         lambda i: SimpleNamespace(logits=i[0] if i[0] is first else -i[0]),
     )
     measured = probe.measure(turned)
-    assert value(measured, "fidelity_top1") == 50.0
+    assert measured[0].metric == "fidelity_top1" and measured[0].samples == (100.0, 100.0, 0.0, 0.0)
     by_hand = [3 * (1 / (1 + math.exp(-3)) - 1 / (1 + math.exp(3))), math.tanh(0.5)]
     assert value(measured, "fidelity_kl") == pytest.approx(sum(by_hand) / 4, rel=1e-5)
 

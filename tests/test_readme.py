@@ -89,6 +89,7 @@ def test_pip_takes_the_address_of_a_repository(tmp_path: Path) -> None:
     assert "paper-deit" in shown.stdout, shown.stderr
 
 
+@pytest.mark.slow
 def test_the_method_of_the_contributors_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (name, text), *_ = CONTRIBUTING.files().items()
     (tmp_path / name).write_text(text, encoding="utf-8")

@@ -125,7 +125,7 @@ def test_options_that_are_none_are_told(options: object, message: str) -> None:
 
 def test_no_value_needs_a_reason() -> None:
     with pytest.raises(ValueError, match="hbm: no samples and no reason"):
-        Measurement("hbm", "HBM", "B", "lower", "value", 31, "counter")
+        Measurement("hbm", "HBM", "B", "lower", "value", "counter")
 
 
 @pytest.mark.parametrize(

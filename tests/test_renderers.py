@@ -19,7 +19,8 @@ from repshift_cli import renderers
 from repshift_cli.records import Measurement, Record, Run
 from repshift_cli.records.json_codec import to_json
 from repshift_cli.renderers import csv, document_of, json, markdown, table
-from repshift_cli.renderers.sheets.run import Column, sheets
+from repshift_cli.renderers.sheets.cells import Column
+from repshift_cli.renderers.sheets.run import sheets
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -39,12 +40,12 @@ def ratio(*samples: float, better: str = "higher") -> Measurement:
     """Two or three values stand for six rounds, the fewest with an interval; one for itself."""
     samples = samples * (6 // len(samples)) if len(samples) > 1 else samples
     return Measurement(
-        "pace", "pace", "x", better, "hodges-lehmann", 10, "timed", samples, reason=None if samples else "off"
+        "pace", "pace", "x", better, "hodges-lehmann", "timed", samples, reason=None if samples else "off"
     )
 
 
-def value(unit: str, number: float, rank: int = 20) -> Measurement:
-    return Measurement("amount", "amount", unit, "lower", "value", rank, "counted", (number,))
+def value(unit: str, number: float) -> Measurement:
+    return Measurement("amount", "amount", unit, "lower", "value", "counted", (number,))
 
 
 def column(run: Run, title: str) -> Column:
@@ -118,7 +119,7 @@ def test_colour_only_repeats_what_the_text_says(monkeypatch: pytest.MonkeyPatch)
         ((1.30, 1.34), "1.32x (1.30–1.34)"),
         ((0.9, 1.1), "none shown (0.90–1.10)"),
         ((0.5, 0.5), "0.500x (0.500–0.500)"),
-        ((1.25,), "1.25x (no interval)"),
+        ((1.25,), "too few rounds"),
         ((1.0031, 1.0032, 1.0033), "1.003x (1.003–1.003)"),
         ((1.0001, 1.0001), "1.0001x (1.0001–1.0001)"),
         ((12.3, 12.6, 12.4), "12.4x (12.3–12.6)"),
@@ -168,7 +169,7 @@ def test_what_was_not_measured_is_a_dash_with_its_reason_and_never_0() -> None:
     notes = sheets(run)[0].notes
     assert "not measured: HBM: no counter was read: no NVIDIA GPU" in notes
     assert not any("SM clock" in note for note in notes)
-    hbm = Measurement("hbm", "HBM", "B", "lower", "value", 31, "counter", reason="ncu was not found")
+    hbm = Measurement("hbm", "HBM", "B", "lower", "value", "counter", reason="ncu was not found")
     other = replace(run.records[2], measurements=(*run.records[2].measurements[:-3], hbm))
     notes = sheets(replace(run, records=(*run.records[:2], other)))[0].notes
     assert "not measured: HBM (vanilla, flash): no counter was read: no NVIDIA GPU" in notes
@@ -177,7 +178,7 @@ def test_what_was_not_measured_is_a_dash_with_its_reason_and_never_0() -> None:
 
 def test_two_sources_of_one_metric_never_share_a_column() -> None:
     run = small_run()
-    counter = Measurement("hbm", "HBM", "B", "lower", "value", 31, "counter", (2.0**20,))
+    counter = Measurement("hbm", "HBM", "B", "lower", "value", "counter", (2.0**20,))
     sampled = replace(counter, source="sampled")
     records = tuple(replace(r, measurements=(m,)) for r, m in zip(run.records[:2], (counter, sampled), strict=True))
     run = replace(run, records=records)
@@ -258,7 +259,7 @@ def test_a_run_without_records_is_shown(run: Run) -> None:
         renderer.render(document_of(run), io.StringIO())
 
 
-def test_ranks_of_100_and_more_have_no_column() -> None:
+def test_details_have_no_column() -> None:
     assert not any("reserved" in c.title for c in sheets(small_run())[0].columns)
 
 

@@ -104,3 +104,17 @@ def test_the_command_beside_a_table_asks_for_what_the_run_has(name: str) -> None
     assert given["variant"].split(",") == run.options["variant"]
     assert ("rounds" in given and int(given["rounds"])) == (run.options.get("rounds") or False)
     assert int(given.get("batch", 1)) == run.options["batch"][0]
+
+
+def test_what_the_operators_page_says_of_the_lengths() -> None:
+    rows = [r for r in run_of("cpu/operators").records if not r.case.option("decode")]
+    assert {r.status for r in run_of("cpu/operators").records} == {"ok"}
+    faster = {(r.case.variant, r.case.length): value(r, "speedup_vs_flash") for r in rows if r.case.variant != "flash"}
+    lengths = sorted({n for _, n in faster})
+    halves = {n: faster["flash+oracle", n] for n in lengths}
+    assert round(min(halves.values()), 1) == 3.4
+    assert max(faster["xattention", n] for n in lengths) < 1
+    assert [n for n in lengths if faster["sliding", n] > 1] == [2048, 4096, 8192]
+    beaten = {v: [n for n in lengths if faster[v, n] > halves[n]] for v, _ in faster if v != "flash+oracle"}
+    assert {v: n for v, n in beaten.items() if n} == {"linear": [2048, 4096, 8192], "log_linear": [4096, 8192]}
+    assert says(RESULTS.text, "at least 3.4 times as fast at every length")

@@ -104,6 +104,13 @@ def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:
     assert nothing_left(repository)
 
 
+def test_json_on_stdout_has_it_to_itself(repository: Repository) -> None:
+    code, out, error = repository.gate("--base", "HEAD", "--github", "--json", "-")
+    said = json.loads(out)
+    assert code == 0 and (said["verdict"], said["exit_code"]) == ("pass", 0)
+    assert {f["metric"] for f in said["findings"]} >= {"latency", "macs"} and said["sentence"] in error
+
+
 def test_a_metric_that_is_better_higher_gates_the_other_way_round(repository: Repository) -> None:
     profile = (repository.folder / "gate.toml").read_text().replace("latency", "throughput")
     repository.write({"gate.toml": profile, "factor.txt": "1.055"})
@@ -187,6 +194,15 @@ def test_what_processes_warn_of_is_told_with_their_number(repository: Repository
     repository.write({"template.json": text})
     _, out, _ = repository.gate("--base", "HEAD")
     assert "warning in 8 of 16 processes: N rounds were throttled" in out
+
+
+def test_hardware_that_throttles_everywhere_is_told(repository: Repository) -> None:
+    run = json.loads(template(FLASH))
+    run["records"][0]["throttled"] = True
+    repository.write({"template.json": json.dumps(run)})
+    repository.commit("a hot room")
+    _, out, _ = repository.gate("--base", "HEAD")
+    assert "warning in 16 of 16 processes: the device was throttled by hardware" in out
 
 
 def to_fail(reason: str) -> Record:

@@ -23,7 +23,7 @@ PRUNED = replace(FLASH, pruning="repshift", keep=0.6, layers=(3,))
 RANDOM = replace(PRUNED, pruning="random")
 ORACLE = replace(PRUNED, pruning="oracle")
 TOKENS = (197,)
-COUNTED = Metric("macs", "MACs", "MAC", "lower", "value", 22, "counted")
+COUNTED = Metric("macs", "MACs", "MAC", "lower", "value", "counted", "Counted.")
 
 Script = Callable[[int, int], float]
 """(timed rounds finished so far, calls of this case so far) -> milliseconds of the forward; it may raise."""
@@ -277,7 +277,7 @@ def test_exact_rounds_whatever_the_precision_and_the_budget() -> None:
     for rounds in (1, 6, 23):
         (record,) = Bench({FLASH: 30.0}).run(exactly(rounds))
         assert (record.rounds, record.stopped_by, len(samples(record))) == (rounds, "rounds", rounds)
-        assert record.warnings == ()
+        assert [w for w in record.warnings if "give no interval" not in w] == []
 
 
 @pytest.mark.parametrize(("ms", "per_round"), [(50.0, 1), (20.0, 1), (19.0, 2), (3.0, 7), (1.0, 20), (0.01, 20)])

@@ -12,7 +12,7 @@ import typer
 from synthetic import small_run
 from typer.testing import CliRunner
 
-from repshift_cli.commands.shared.output import Outputs
+from repshift_cli.commands.shared.output import Outputs, with_stdout
 from repshift_cli.commands.show import show
 from repshift_cli.records import SCHEMA_VERSION, UsageError, store
 from repshift_cli.records.json_codec import json_schema
@@ -77,6 +77,23 @@ def test_an_unwritable_target_is_refused_before_anything_is_written(run_file: Pa
     assert not (tmp_path / "t.csv").exists()
     Outputs({"csv": "-", "markdown": str(tmp_path / "t.md")}).check()
     assert not (tmp_path / "t.md").exists()
+
+
+def test_another_format_never_takes_the_place_of_a_run_file(run_file: Path) -> None:
+    before = run_file.read_bytes()
+    with pytest.raises(UsageError, match=r"--csv would write over .*run\.json, which is JSON"):
+        output(run_file, "--csv", run_file)
+    assert run_file.read_bytes() == before
+
+
+def test_an_output_without_a_file_is_stdout(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from repshift_cli import cli
+
+    assert cli.run(["show", str(run_file), "--csv"], False) == 0
+    assert capsys.readouterr().out == output(run_file, "--csv", "-")
+    assert with_stdout(["a", "--csv", "--only", "--json", "-", "--markdown"], {"--csv", "--json", "--markdown"}) == [
+        *("a", "--csv", "-", "--only", "--json", "-", "--markdown", "-")
+    ]
 
 
 def test_a_terminal_without_unicode_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:

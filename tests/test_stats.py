@@ -17,6 +17,7 @@ from repshift_cli.analysis.stats import (
     median_interval,
     outliers,
     paired_ratios,
+    point,
     round_medians,
     steady,
     student_t,
@@ -28,7 +29,7 @@ PAIRS = st.lists(st.tuples(st.floats(0.01, 1000), st.floats(0.01, 1000)), min_si
 
 
 def measurement(statistic: str, samples: tuple[float, ...], per_round: int = 1) -> Measurement:
-    return Measurement("m", "m", "ms", "lower", statistic, 1, "timed", samples, per_round, "none")
+    return Measurement("m", "m", "ms", "lower", statistic, "timed", samples, per_round, "none")
 
 
 @pytest.mark.parametrize(
@@ -194,3 +195,37 @@ def test_outliers_are_counted_beyond_the_outer_fences() -> None:
     assert outliers(calm) == 0
     assert outliers([*calm * 3, 9.0]) == 1
     assert outliers([1.0, 9.0, 1.0]) == 0
+
+
+# --- shares and rates -------------------------------------------------------------------------------------------------
+
+
+def figure_of(statistic: str, samples: tuple[float, ...], per_round: int = 1) -> Estimate | None:
+    return estimate(Measurement("m", "m", "", "higher", statistic, "timed", samples, per_round))
+
+
+def test_one_of_one_may_be_anything_from_a_fifth_up() -> None:
+    """Wilson's interval by hand: 1 / (1 + z^2) for one of one, z^2 / (1 + z^2) from above for none of one."""
+    one, none = figure_of("wilson", (100.0,)), figure_of("wilson", (0.0,))
+    assert one == Estimate(100.0, pytest.approx(100 / (1 + 1.959964**2)), pytest.approx(100.0))
+    assert none == Estimate(0.0, pytest.approx(0.0, abs=1e-9), pytest.approx(100 - 100 / (1 + 1.959964**2)))
+    many = figure_of("wilson", (100.0,) * 30 + (0.0,) * 2)
+    assert many and many.low and many.value == 93.75 and 79 < many.low < 80
+
+
+def test_a_ratio_without_an_interval_is_no_figure() -> None:
+    assert figure_of("hodges-lehmann", (1.2,) * 5) is None and figure_of("hodges-lehmann", (1.2,) * 6) is not None
+    assert point(Measurement("m", "m", "x", "higher", "hodges-lehmann", "timed", (1.2,) * 5)) == pytest.approx(1.2)
+
+
+@given(st.lists(st.floats(0.5, 50), min_size=8, max_size=8), st.sampled_from([1, 2, 4, 8]))
+def test_a_rate_is_the_inverse_of_the_time_it_comes_from(times: list[float], per_round: int) -> None:
+    """Medians of an even count of samples and of their inverses would differ."""
+    time, rate = (
+        figure_of(s, tuple(v), per_round) for s, v in (("median", times), ("inverse-median", [1 / t for t in times]))
+    )
+    assert time and rate and rate.value * time.value == pytest.approx(1)
+    if time.low and time.high:
+        assert (
+            rate.low and rate.high and rate.low * time.high == pytest.approx(1) == pytest.approx(rate.high * time.low)
+        )

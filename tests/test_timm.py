@@ -559,3 +559,30 @@ def test_torchvision_whose_library_cannot_be_loaded(tmp_path: Path, first: str, 
     assert (done.returncode != 0) == fails, done.stderr
     if fails:
         assert "operator torchvision::nms does not exist" in done.stderr
+
+
+# --- every probe ------------------------------------------------------------------------------------------------------
+
+POOLED = ("vit_base_patch16_siglip_224", "vit_so150m_patch16_reg4_map_256", "vit_pe_core_tiny_patch16_384")
+"""Models pooled by attention, whose query is a parameter handed to a module."""
+
+
+@pytest.mark.parametrize("name", [*POOLED, "vit_small_patch16_dinov3", "vit_base_patch16_xp_224"])
+def test_every_probe_measures_them(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through bench, not the forward alone."""
+    monkeypatch.chdir(tmp_path)
+    family.facts.cache_clear()
+    asked = ["--model", f"timm:{name}", "--image-size", "64", "--variant", "flash,flash+repshift", "--keep", "0.5"]
+    common = ["--device", "cpu", "--layers", "1", "--rounds", "1", "--out", "run.json"]
+    done = CliRunner().invoke(app, ["bench", *asked, *common], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    for record in store.load(Path("run.json")).records:
+        found = {m.metric: m for m in record.measurements}
+        for metric in ("macs", "operators", "hbm_modelled", "memory_peak_allocated"):
+            assert found[metric].samples and found[metric].samples[0] > 0, found[metric].reason
+        lacking = {m.reason for m in record.measurements if not m.samples and not m.reference}
+        assert lacking <= {
+            "no GPU in this run",
+            "a CPU has no caching allocator",
+            "no vanilla in this run; add it to --variant",
+        }

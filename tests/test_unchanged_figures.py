@@ -146,7 +146,7 @@ DRAWN = "random"
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
-FIDELITY = ("fidelity_top1", "fidelity_kl", "fidelity_cosine")
+FIDELITY = ("fidelity_kl", "fidelity_cosine")
 COUNTED = ("operators", "memory_peak_above_resting", "hbm_modelled", "hbm_modelled_read", "hbm_modelled_written")
 NAMED = ("attention", "pruning", "keep", "layers", "operation", "distance", "form", "removal", "protect")
 """What tells the cases of a family apart, as a run file calls it."""

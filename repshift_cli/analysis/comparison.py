@@ -18,6 +18,12 @@ LEAST = 0.01
 """A change below this share is no change worth a word, unless told otherwise (../README.md, "The gate")."""
 
 EXACT = "value"
+WITHOUT_ROUNDS = (EXACT, "wilson")
+"""Statistics of what is taken once, not in every round."""
+WAVERING = ("driver", "sampled", "timed")
+"""Sources of single figures that differ from run to run of the same code: resident size, energy, time to compile."""
+ABOUT = 0.02
+"""A change of those below this share is none."""
 """The statistic of a metric without noise."""
 
 WORSE, BETTER, SAME, OPEN, CHANGED = "worse", "better", "same", "inconclusive", "changed"
@@ -33,7 +39,6 @@ class Finding:
     label: str
     unit: str
     better: str
-    rank: int
     exact: bool
     base: float | None
     head: float | None
@@ -45,6 +50,17 @@ class Finding:
     reason: str | None = None
 
     @property
+    def share_of_noise(self) -> float:
+        """The change in multiples of what it may be by chance: half its interval, or the threshold of a single figure.
+
+        A number without any noise that changed has infinitely many.
+        """
+        if self.word == SAME and self.exact:
+            return 0.0
+        noise = math.log1p(self.delta) if self.exact else _half(self.ratio)
+        return self.effect / noise if noise else math.inf if self.effect else 0.0
+
+    @property
     def effect(self) -> float:
         """The size of the change, on a logarithmic scale; what cannot be told comes first."""
         if self.ratio is None or self.ratio.value <= 0:
@@ -52,13 +68,29 @@ class Finding:
         return abs(math.log(self.ratio.value))
 
 
+def _half(ratio: Estimate | None) -> float | None:
+    """Half the interval of a ratio, on a logarithmic scale."""
+    if ratio is None or not ratio.low or not ratio.high:
+        return None
+    return math.log(ratio.high / ratio.low) / 2
+
+
+ABSENT = "absent"
+
+
 @dataclass(frozen=True)
 class Lonely:
-    """A case that only one side measured, with what the other side says of it."""
+    """A case that only one `side` measured; `status` is that of the other side's record, or absent, with its words."""
 
     case: Case
     side: str
+    status: str
     reason: str
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether base measured it and it fails on head."""
+        return self.side == "base" and self.status == "failed"
 
 
 def worse(ratio: Estimate, better: str) -> Estimate:
@@ -103,7 +135,7 @@ def paired(base: Run, head: Run) -> tuple[list[tuple[Record, Record]], list[Lone
         elif ran:
             other = records["head" if ran == ["base"] else "base"]
             reason = f"{other.status}: {other.reason}" if other else "it has no such case"
-            lonely.append(Lonely(case, ran[0], " ".join(reason.split())))
+            lonely.append(Lonely(case, ran[0], other.status if other else ABSENT, " ".join(reason.split())))
     return both, lonely
 
 
@@ -112,7 +144,7 @@ def _by_case(run: Run) -> dict[Case, Record]:
 
 
 def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], list[Lonely]]:
-    """Every metric that both runs measured, the largest change first within each word's weight."""
+    """Every metric that both runs measured, the largest change first."""
     both, lonely = paired(base, head)
     found = []
     for old, new in both:
@@ -122,24 +154,23 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
             )
             if before is not None and before.samples and m.samples:
                 found.append(between(new.case, before, m, delta))
-    return sorted(found, key=lambda f: (-f.effect, f.rank)), lonely
+    return sorted(found, key=lambda f: -f.effect), lonely
 
 
 def between(case: Case, base: Measurement, head: Measurement, delta: float) -> Finding:
     """How one metric changed from one stored run to another: rounds are not paired across runs."""
-    a, b = stats.estimate(base), stats.estimate(head)
+    a, b = stats.point(base), stats.point(head)
     assert a is not None and b is not None
-    exact = head.statistic == EXACT
+    exact = head.statistic in WITHOUT_ROUNDS
     if exact:
-        ratio = Estimate(b.value / a.value) if a.value else None
-        word = exact_word(a.value, b.value, head.better, 0.0)
+        ratio = Estimate(b / a) if a else None
+        delta = max(delta, ABOUT) if head.source in WAVERING else 0.0
+        word = exact_word(a, b, head.better, delta)
     else:
         rounds = [stats.round_medians(m.samples, m.per_round) for m in (base, head)]
         ratio = stats.unpaired_ratio(*rounds) if min(map(min, rounds)) > 0 else None
         word = word_for(ratio, head.better, delta) if ratio else OPEN
-    return Finding(
-        case, head.metric, head.label, head.unit, head.better, head.rank, exact, a.value, b.value, ratio, word, delta
-    )
+    return Finding(case, head.metric, head.label, head.unit, head.better, exact, a, b, ratio, word, delta)
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------
@@ -160,10 +191,11 @@ def fingerprint(machine: Machine) -> dict[str, str]:
     return {name: str(value) for name, value in named.items() if value is not None}
 
 
-def differences(base: Machine, head: Machine) -> list[str]:
-    """Where the fingerprints differ, in words: `torch 2.12.0 and 2.13.0`."""
+def differences(base: Machine, head: Machine) -> dict[str, str]:
+    """Where the fingerprints differ, by name, in words: `torch 2.12.0 and 2.13.0`."""
     a, b = fingerprint(base), fingerprint(head)
-    return [f"{n} {a.get(n, 'none')} and {b.get(n, 'none')}" for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)]
+    names = [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]
+    return {name: f"{name} {a.get(name, 'none')} and {b.get(name, 'none')}" for name in names}
 
 
 def dtype_difference(base: Run, head: Run) -> list[str]:

@@ -19,6 +19,8 @@ from functools import lru_cache
 from repshift_cli.records import Measurement
 
 CONFIDENCE = 0.95
+INVERSE = "inverse-median"
+"""The statistic of rates: the inverse of the median time, so that it never contradicts the latency beside it."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,55 @@ class Estimate:
 
 
 def estimate(measurement: Measurement) -> Estimate | None:
-    """The figure that a measurement's `statistic` names, or None where nothing was measured."""
+    """The figure that a measurement's `statistic` names, or None: nothing was measured, or a ratio in too few rounds.
+
+    A ratio without an interval is no figure: it may say the contrary of the latencies beside it.
+    """
     if not measurement.samples:
         return None
-    rounds = round_medians(measurement.samples, measurement.per_round)
-    if measurement.statistic == "median":
-        return median_interval(rounds)
+    rounds = rounds_of(measurement)
+    if measurement.statistic in ("median", INVERSE):
+        figure = median_interval([1 / r for r in rounds] if measurement.statistic == INVERSE else rounds)
+        return inverse(figure) if measurement.statistic == INVERSE else figure
     if measurement.statistic == "hodges-lehmann":
-        return hodges_lehmann(rounds)
+        ratio = hodges_lehmann(rounds)
+        return None if ratio.low is None else ratio
+    if measurement.statistic == "wilson":
+        return wilson(rounds)
     return Estimate(statistics.fmean(rounds))
+
+
+def point(measurement: Measurement) -> float | None:
+    """The figure alone, from however few samples; None where nothing was measured."""
+    if measurement.samples and measurement.statistic == "hodges-lehmann":
+        return hodges_lehmann(rounds_of(measurement)).value
+    figure = estimate(measurement)
+    return None if figure is None else figure.value
+
+
+def rounds_of(measurement: Measurement) -> list[float]:
+    """One figure per round: the median of its samples; of rates, the inverse of the times'."""
+    if measurement.statistic != INVERSE:
+        return round_medians(measurement.samples, measurement.per_round)
+    return [1 / t for t in round_medians([1 / s for s in measurement.samples], measurement.per_round)]
+
+
+def inverse(figure: Estimate) -> Estimate:
+    """1 / figure, its interval turned."""
+    low, high = (None if end is None else 1 / end for end in (figure.high, figure.low))
+    return Estimate(1 / figure.value, low, high)
+
+
+def wilson(percents: Sequence[float]) -> Estimate:
+    """The share of inputs that are 100 (not 0), in percent, with Wilson's 95% score interval (1927).
+
+    It holds near 0 and 100%, also for few: one of one is 100%, and may be anything from 21% up.
+    """
+    n, z = len(percents), statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    share = statistics.fmean(percents) / 100
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Estimate(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
 
 
 def round_medians(samples: Sequence[float], per_round: int) -> list[float]:

@@ -17,9 +17,13 @@ from repshift_cli import registry
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark.contenders import Derived
 from repshift_cli.benchmark.delay import delayed
+from repshift_cli.benchmark.derived import paced_by_host, rates
 from repshift_cli.benchmark.execution import compiled, graph
 from repshift_cli.benchmark.operators import measures, steps
-from repshift_cli.benchmark.runner import Parts, Probe, reason_of
+from repshift_cli.benchmark.passes import Pass, passes
+from repshift_cli.benchmark.runner import Parts, reason_of
+from repshift_cli.benchmark.timers import timer_for
+from repshift_cli.benchmark.verification import verify, verify_library, verify_none
 from repshift_cli.counters.base.choice import Choice
 from repshift_cli.counters.base.traffic import CounterError
 from repshift_cli.kernels import paths
@@ -30,15 +34,7 @@ from repshift_cli.machine.device import free_memory
 from repshift_cli.models.base.subjects import protecting
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
-from repshift_cli.probes.energy import EnergyProbe
-from repshift_cli.probes.fidelity import FidelityProbe
-from repshift_cli.probes.hbm import Counter, HbmProbe, rates
-from repshift_cli.probes.kernels import verify, verify_library, verify_none
-from repshift_cli.probes.kv_cache import KvCacheProbe
-from repshift_cli.probes.latency import timer_for
-from repshift_cli.probes.launches import LaunchProbe, paced_by_host
-from repshift_cli.probes.macs import MacsProbe
-from repshift_cli.probes.memory import MemoryProbe, SnapshotProbe
+from repshift_cli.probes import Context, Counter
 from repshift_cli.profiling import kineto
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
@@ -118,21 +114,21 @@ class StepBuilder:
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)
         self._counter = _counter(choice or Choice(None, "not asked for"))
-        self._snapshots = (SnapshotProbe(snapshot),) if snapshot else ()
+        self._snapshot = snapshot
         self._peak = nvml.peak_bandwidth(device)
         self._watch = CpuWatch(torch.get_num_threads()) if device == "cpu" else nvml.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
         self._broken: tuple[tuple[Any, ...], Exception] | None = None
         self._behind: tuple[str, ...] = ()
-        self._memory: tuple[Probe, ...] = ()
-        self._probes: tuple[Probe, ...] = ()
+        self._before: tuple[Pass, ...] = ()
+        self._after: tuple[Pass, ...] = ()
         self.parts = Parts(
             prepare=self.prepare,
             verify=_verified,
             look=_looked,
-            memory=lambda step: self._memory,
-            probes=self._probes_of,
+            memory=lambda step: self._before,
+            probes=self._passes_of,
             timer=timer_for(device),
             watch=self._watch.sample,
             before=self._begin,
@@ -147,7 +143,7 @@ class StepBuilder:
         if self._broken is not None and self._broken[0] == case.group:
             raise self._broken[1]
         if self._group != case.group:
-            self._subject, self._memory, self._probes, self._group = None, (), (), None
+            self._subject, self._before, self._after, self._group = None, (), (), None
             free_memory()
             try:
                 subject = _built(case)
@@ -156,25 +152,37 @@ class StepBuilder:
             except Exception as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
-            held = partial(nvml.process_bytes, case.device), partial(nvml.card_bytes, case.device)
-            self._memory = (MemoryProbe(*held, free_memory),)
-            self._probes = self._made_probes(case, subject)
+            self._before, self._after = self._passes(case, self._context(subject, case.device))
             self._subject, self._group = subject, case.group
         assert self._subject is not None
         return self._subject
 
-    def _made_probes(self, case: Case, subject: Subject) -> tuple[Probe, ...]:
-        energy = EnergyProbe(partial(nvml.millijoules, case.device), _synchronize)
-        common = (LaunchProbe(), HbmProbe(self._counter), energy, *self._snapshots)
-        if case.model == OPERATORS:
-            return (measures.ErrorProbe(), measures.CountProbe(), *common)
-        return (FidelityProbe(subject), MacsProbe(), KvCacheProbe(), *common)
+    def _context(self, subject: Subject, device: str) -> Context:
+        """What the probes are given from outside."""
+        return Context(
+            subject,
+            device,
+            process_bytes=partial(nvml.process_bytes, device),
+            card_bytes=partial(nvml.card_bytes, device),
+            millijoules=partial(nvml.millijoules, device),
+            synchronize=_synchronize,
+            free_memory=free_memory,
+            counter=self._counter,
+            snapshot=self._snapshot,
+        )
 
-    def _probes_of(self, step: Step) -> Sequence[Probe]:
+    def _passes(self, case: Case, context: Context) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+        """The passes before the timed rounds and after; an operator has its own in the place of a model's."""
+        before, after = passes(context)
+        if case.model != OPERATORS:
+            return before, after
+        return before, (*measures.passes(), *(one for one in after if one.name in measures.COMMON))
+
+    def _passes_of(self, step: Step) -> Sequence[Pass]:
         """All of them; a compiled operator shows no operators of torch to those that listen for them."""
         if step.case.model == OPERATORS and measures.hides_operators(step.case):
-            return [p for p in self._probes if not isinstance(p, (LaunchProbe, HbmProbe))]
-        return self._probes
+            return [one for one in self._after if one.name not in measures.LISTENING]
+        return self._after
 
     def prepare(self, case: Case) -> Step:
         """The case as a step, captured in a CUDA graph where it asks for that."""

@@ -16,17 +16,75 @@ from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement
 Derived = tuple[Sequence[Measurement], Sequence[str]]
 Derive = Callable[[Step, Sequence[Measurement], float], Derived]
 
+LEAST_ROUNDS = 6
+"""Fewer rounds give no 95% interval."""
 USUAL_ROUNDS = 10
 """Before this many rounds no precision is believed."""
 
-LATENCY = Metric("latency", "latency", "ms", "lower", "median", 12, "timed")
-THROUGHPUT = Metric("throughput", "samples/s", "1/s", "higher", "median", 20, "timed")
-OVER_FLASH = Metric("speedup_vs_flash", "vs flash", "x", "higher", "hodges-lehmann", 10, "timed")
-OVER_VANILLA = Metric("speedup_vs_vanilla", "vs vanilla", "x", "higher", "hodges-lehmann", 11, "timed")
-OVER_UNPRUNED = Metric("speedup_vs_unpruned", "vs unpruned", "x", "higher", "hodges-lehmann", 10, "timed")
-OVER_DECODE = Metric("speedup_vs_decode", "vs decode", "x", "higher", "hodges-lehmann", 10, "timed")
-OVER_ORACLE = Metric("time_vs_oracle", "time/oracle", "x", "lower", "hodges-lehmann", 18, "timed")
-SET_ASIDE = Metric("latency_throttled", "throttled", "ms", "lower", "median", 120, "timed")
+LATENCY = Metric(
+    "latency",
+    "latency",
+    "ms",
+    "lower",
+    "median",
+    "timed",
+    "Time of one forward of the whole batch, by CUDA events on a GPU and by the host's clock on a CPU.",
+)
+THROUGHPUT = Metric(
+    "throughput",
+    "samples/s",
+    "1/s",
+    "higher",
+    "inverse-median",
+    "timed",
+    "Samples per second: the batch over the latency.",
+)
+_RATIO = ("x", "higher", "hodges-lehmann", "timed")
+OVER_FLASH = Metric(
+    "speedup_vs_flash",
+    "vs flash",
+    *_RATIO,
+    "How many times as fast as the unpruned model on FlashAttention, from the ratios within each round.",
+)
+OVER_VANILLA = Metric(
+    "speedup_vs_vanilla",
+    "vs vanilla",
+    *_RATIO,
+    "How many times as fast as the unpruned model on materialised attention, from the ratios within each round.",
+)
+OVER_UNPRUNED = Metric(
+    "speedup_vs_unpruned",
+    "vs unpruned",
+    *_RATIO,
+    "How many times as fast as the unpruned model where there is no attention to choose, from the ratios of rounds.",
+)
+OVER_DECODE = Metric(
+    "speedup_vs_decode",
+    "vs decode",
+    *_RATIO,
+    "How many times as fast as the plain decode of one query, from the ratios within each round.",
+)
+OVER_ORACLE = Metric(
+    "time_vs_oracle",
+    "time/oracle",
+    "x",
+    "lower",
+    "hodges-lehmann",
+    "timed",
+    "Time over that of the oracle, which drops as many tokens without choosing them: what the choice costs.",
+)
+SET_ASIDE = Metric(
+    "latency_throttled",
+    "throttled",
+    "ms",
+    "lower",
+    "median",
+    "timed",
+    "Times of rounds under a hardware throttle, which were repeated and count in no other figure.",
+    gateable=False,
+    detail=True,
+)
+METRICS = (LATENCY, THROUGHPUT, OVER_FLASH, OVER_VANILLA, OVER_UNPRUNED, OVER_DECODE, OVER_ORACLE, SET_ASIDE)
 
 BASELINES = {"flash": OVER_FLASH, "vanilla": OVER_VANILLA, WITHOUT_ATTENTION: OVER_UNPRUNED}
 """The unpruned variants that others are compared with."""
@@ -117,6 +175,7 @@ def record(
         rounds=rounds.count,
         warmup=contender.warmup,
         stopped_by=rounds.stopped_by,
+        unfit=cpu_state.unfit(rounds.readings),
         measurements=(
             *_timings(contender, contenders),
             *gpu_state.measurements(rounds.of_gpu),
@@ -124,6 +183,7 @@ def record(
             *contender.measurements,
             *derived,
         ),
+        throttled=bool(contender.throttled) or gpu_state.throttled(rounds.of_gpu),
         warnings=(*_warnings(contender, rounds, precision), *words),
     )
 
@@ -131,14 +191,16 @@ def record(
 def _timings(contender: Contender, contenders: list[Contender]) -> Iterator[Measurement]:
     yield LATENCY.of(*contender.samples, per_round=contender.per_round)
     assert contender.step is not None
-    units = Metric(**{**vars(THROUGHPUT), "label": f"{contender.step.subject.units}/s"})
-    yield units.of(*(1000 * contender.case.batch / ms for ms in contender.samples), per_round=contender.per_round)
+    yield THROUGHPUT.counting(contender.step.subject.units).of(
+        *(1000 * contender.case.batch / ms for ms in contender.samples), per_round=contender.per_round
+    )
     by_name = dict(references(contender, contenders))
     for name, metric in baselines(contender.case).items():
         if name in by_name:
             yield metric.of(*stats.paired_ratios(by_name[name].medians, contender.medians))
         else:
-            yield metric.missing(_why_unpaired(name, contender, contenders))
+            own = contender.case.variant == name
+            yield metric.missing(_why_unpaired(name, contender, contenders), reference=own)
     if "oracle" in by_name:
         yield OVER_ORACLE.of(*stats.paired_ratios(contender.medians, by_name["oracle"].medians))
     if contender.throttled:
@@ -158,6 +220,8 @@ def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterato
     yield from cpu_state.warnings(rounds.readings)
     yield from contender.step.subject.warnings
     yield from contender.words
+    if rounds.count < LEAST_ROUNDS:
+        yield f"{rounds.count} rounds give no interval, and no ratio is shown without: --rounds {LEAST_ROUNDS} or more"
     if not contender.steady:
         yield "warm-up did not settle; close other programs or raise --budget"
     if rounds.stopped_by == "budget":

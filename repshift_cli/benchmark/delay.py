@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
-from repshift_cli.probes.latency import timer_for
+from repshift_cli.benchmark.timers import timer_for
 
 TRIAL = 1_000_000
 """Cycles of the device by which its pace is found."""

@@ -17,8 +17,25 @@ from torch import Tensor
 from repshift_cli.machine.device import free_memory
 from repshift_cli.records import Metric, Step, call
 
-COMPILE_TIME = Metric("compile_time", "compile", "s", "lower", "value", 40, "timed")
-GRAPH_BREAKS = Metric("graph_breaks", "graph breaks", "", "lower", "value", 41, "counted")
+COMPILE_TIME = Metric(
+    "compile_time",
+    "compile",
+    "s",
+    "lower",
+    "value",
+    "timed",
+    "Seconds of the first forward through torch.compile, in which it compiles.",
+)
+GRAPH_BREAKS = Metric(
+    "graph_breaks",
+    "graph breaks",
+    "",
+    "lower",
+    "value",
+    "counted",
+    "Places of the forward at which torch.compile left its graph.",
+)
+METRICS = (COMPILE_TIME, GRAPH_BREAKS)
 
 
 def graph(step: Step) -> Step:

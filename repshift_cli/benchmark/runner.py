@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
-from repshift_cli.benchmark.contenders import USUAL_ROUNDS, Contender, Derive, Rounds, record, references
+from repshift_cli.benchmark.contenders import LEAST_ROUNDS, USUAL_ROUNDS, Contender, Derive, Rounds, record, references
 from repshift_cli.records import Case, Measurement, Progress, Record, Step
 
 PREPARED = ("eager", "compile", "graph")
 """The executions in the order in which cases are made ready: what is captured comes last."""
 
-LEAST_ROUNDS = 6
-"""Fewer rounds give the median no 95% interval, so the budget never ends a comparison before."""
 
 MOST_RETRIES = 10
 """Rounds under a hardware throttle that are repeated, at most."""

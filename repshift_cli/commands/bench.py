@@ -93,7 +93,7 @@ def bench(
         with launching.launched(on, in_process, case_timeout, order.sweep.budget) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, Bar)
             if dry_run:
-                options.list_cases(plan.planned)
+                options.list_cases(plan.planned, outputs)
                 return
             session = _session(order, plan, place, carrier, retry_failed)
             with _said_where_it_stopped(session, outputs):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.records import Run, UsageError, store
+from repshift_cli.renderers import Document
 
 if TYPE_CHECKING:
     from repshift_cli.analysis.comparison import Finding, Lonely
-    from repshift_cli.renderers.sheets.run import Sheet
+    from repshift_cli.renderers.sheets.cells import Sheet
 
 BETWEEN_PROCESSES = (
     "change: head / base with its 95% interval over each run's rounds; a run of bench is one process, and processes "
@@ -20,6 +21,7 @@ BETWEEN_PROCESSES = (
 )
 
 
+@output_options("comparison")
 def compare(
     base: Annotated[Path, typer.Argument(help="The run file that others are compared with.", show_default=False)],
     head: Annotated[list[Path], typer.Argument(help="One run file or more.", metavar="HEAD...", show_default=False)],
@@ -27,29 +29,44 @@ def compare(
         list[str] | None, typer.Option(help="Only this metric, by name or label; may be repeated.")
     ] = None,
     only_changed: Annotated[bool, typer.Option("--only-changed", help="Only what is better or worse.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="A row too for every metric that is the same on both sides.")
+    ] = False,
     delta: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="A change below this share is none: 0.01 is 1%.")
     ] = 0.01,
     across: Annotated[
         bool, typer.Option("--across", help="Lay runs of different machines side by side, without judging them.")
     ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a comment on GitHub.")] = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Lay stored runs side by side: how every metric of every case changed, the largest change first."""
     reference = store.load(base)
     others = [(path, store.load(path)) for path in head]
-    sheets = [_sheet(base, reference, path, run, metric or [], only_changed, delta, across) for path, run in others]
-    _print(sheets, markdown)
+    asked = (metric or [], only_changed, everything, delta, across)
+    found = [_compared(base, reference, path, run, *asked) for path, run in others]
+    told, sheets = zip(*found, strict=True)
+    outputs.emit(Document("comparison", told, lambda: sheets, whole="--markdown"))
 
 
-def _sheet(
-    base: Path, old: Run, head: Path, new: Run, metrics: list[str], only_changed: bool, delta: float, across: bool
-) -> Sheet:
+def _compared(
+    base: Path,
+    old: Run,
+    head: Path,
+    new: Run,
+    metrics: list[str],
+    only_changed: bool,
+    everything: bool,
+    delta: float,
+    across: bool,
+) -> tuple[dict[str, Any], Sheet]:
+    """What JSON says of one pair of runs, every finding, and the sheet of it."""
     from repshift_cli.analysis import comparison
     from repshift_cli.gate.verdict import NoBase
-    from repshift_cli.renderers.sheets.comparison import sheet
+    from repshift_cli.renderers.sheets.comparison import by_size, sheet
 
-    different = [*comparison.differences(old.machine, new.machine), *comparison.dtype_difference(old, new)]
+    different = [*comparison.differences(old.machine, new.machine).values(), *comparison.dtype_difference(old, new)]
     if different and not across:
         raise NoBase(
             f"environment mismatch: {base} and {head} differ in {'; '.join(different)}; --across describes only"
@@ -57,12 +74,23 @@ def _sheet(
     if across:
         old, new = comparison.without_place(old), comparison.without_place(new)
     found, lonely = comparison.compare(old, new, delta)
-    found = _selected(found, metrics)
+    found = _selected(by_size(found), metrics)
     if different:
         found = [comparison.described(f) for f in found]
-    shown = [f for f in found if f.word in comparison.CHANGES] if only_changed else found
+    shown = _shown(found, only_changed, everything or bool(metrics))
     notes = _notes(found, lonely, shown, different)
-    return sheet(shown, lonely, (f"base: {base}", f"head: {head}", *_made(old, new)), notes)
+    header = (f"base: {base}", f"head: {head}", *_made(old, new))
+    told = {"base": str(base), "head": str(head), "differences": different, "findings": found, "lonely": lonely}
+    return told, sheet(shown, lonely, header, notes)
+
+
+def _shown(found: list[Finding], only_changed: bool, everything: bool) -> list[Finding]:
+    """What is a row of its own: what is the same stands in one line below, unless it was asked for."""
+    from repshift_cli.analysis import comparison
+
+    if only_changed:
+        return [f for f in found if f.word in comparison.CHANGES]
+    return found if everything else [f for f in found if f.word != comparison.SAME]
 
 
 def _selected(found: list[Finding], metrics: list[str]) -> list[Finding]:
@@ -87,20 +115,8 @@ def _notes(found: list[Finding], lonely: list[Lonely], shown: list[Finding], dif
     counts = {word: sum(f.word == word for f in found) for word in dict.fromkeys(f.word for f in found)}
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
     notes.append(f"{len(found)} metrics of cases that both have: {said}" if found else "no case is on both sides")
-    if len(shown) < len(found):
-        notes.append(f"{len(found) - len(shown)} that did not change or are open are left out")
+    if hidden := [f for f in found if f not in shown]:
+        named = ", ".join(dict.fromkeys(f.label or f.metric for f in hidden))
+        words = " or ".join(dict.fromkeys(f.word for f in hidden))
+        notes.append(f"{len(hidden)} more are {words} ({named}); --all shows them")
     return notes
-
-
-def _print(sheets: list[Sheet], markdown: bool) -> None:
-    from repshift_cli.renderers import markdown as as_markdown
-    from repshift_cli.renderers import table
-
-    if markdown:
-        sys.stdout.write("\n".join(as_markdown.section(sheet) for sheet in sheets))
-        return
-    console = table.console_for(sys.stdout)
-    for number, sheet in enumerate(sheets):
-        if number:
-            console.print()
-        table.print_sheet(sheet, console, "--markdown")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from repshift_cli.commands.shared import completion
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.records import UsageError, store
 
 _WHAT, _HOW, _OUT = "What is compared", "Measurement", "Output"
@@ -73,19 +74,13 @@ NoiseFile = Annotated[Path, typer.Option("--noise", help="Where the noise of run
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the run files. (default: in repshift-runs/)", rich_help_panel=_OUT)
 ]
-MarkdownTo = Annotated[
-    Path | None, typer.Option("--markdown", help="Write the table as Markdown to this file.", rich_help_panel=_OUT)
-]
-JunitTo = Annotated[Path | None, typer.Option("--junit", help="Write a JUnit file.", rich_help_panel=_OUT)]
-JsonTo = Annotated[
-    Path | None, typer.Option("--json", help="Write the outcome as JSON to this file.", rich_help_panel=_OUT)
-]
 Github = Annotated[bool, typer.Option("--github", help="Print annotations for GitHub Actions.", rich_help_panel=_OUT)]
 Everything = Annotated[
     bool, typer.Option("--all", help="Show every metric, also what informs and did not change.", rich_help_panel=_OUT)
 ]
 
 
+@output_options("gate")
 def gate(
     base: Base = None,
     head: Head = None,
@@ -101,19 +96,15 @@ def gate(
     device: Device = None,
     noise_file: NoiseFile = store.FOLDER / "noise.json",
     out: Out = None,
-    markdown_to: MarkdownTo = None,
-    junit_to: JunitTo = None,
-    json_to: JsonTo = None,
     github: Github = False,
     everything: Everything = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Measure two revisions in turn and say whether head is slower.
 
     Exit code: 0 no, 1 yes, 2 usage, 3 inconclusive, 4 no base or another environment, 5 nothing measured.
     """
-    outputs = (markdown_to, junit_to, json_to)
-    for path in filter(None, outputs):
-        store.check_writable(path)
     if learn + self_test + (base is not None) != 1:
         raise UsageError("name the revision to compare with (--base main), or give --learn or --self-test alone")
 
@@ -121,7 +112,7 @@ def gate(
     from repshift_cli.gate import thresholds
 
     pythons = (base_python, head_python)
-    asked = gating.Asked(base, head, pythons, setup, noise_file, everything, github, *outputs)
+    asked = gating.Asked(base, head, pythons, setup, noise_file, everything, github, outputs)
     if quick and (rounds or most_rounds or learn):
         raise UsageError("--quick has rounds of its own; leave out --rounds, --most-rounds and --learn, or --quick")
     options, limits = gating.profile_options(profile, device, rounds, most_rounds)

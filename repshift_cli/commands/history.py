@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.records import Run, UsageError, store
-
-if TYPE_CHECKING:
-    from repshift_cli.analysis.history import Series
+from repshift_cli.renderers import Document
 
 
+@output_options("history")
 def history(
     folder: Annotated[
         list[Path] | None, typer.Argument(help="Folders or run files. (default: repshift-runs)", show_default=False)
@@ -23,10 +22,12 @@ def history(
         typer.Option(help="Only cases with all of these words: a variant, a model, keep=0.6; may be repeated."),
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metric, by name or label. (default: latency)")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    *,
+    outputs: Outputs,
 ) -> None:
     """Show every case over time as a sparkline, with step changes marked; each machine has its own history."""
     from repshift_cli.analysis import history as over_time
+    from repshift_cli.renderers.sheets.history import sheets
 
     runs, unreadable = _runs(folder or [store.FOLDER])
     wanted = metric or ["latency"]
@@ -42,7 +43,7 @@ def history(
         raise UsageError(f"{what}; measured were {', '.join(known) or 'nothing'}")
     notes = [note for note in (over_time.why_no_steps(),) if note]
     notes += [f"left out: {sentence}" for sentence in unreadable]
-    _print(found, notes, markdown)
+    outputs.emit(Document("history", found, lambda: sheets(found, notes), whole="--markdown"))
 
 
 def _runs(places: list[Path]) -> tuple[list[Run], list[str]]:
@@ -60,19 +61,3 @@ def _runs(places: list[Path]) -> tuple[list[Run], list[str]]:
     if not runs:
         raise UsageError(f"there is no run file in {', '.join(map(str, places))}")
     return runs, unreadable
-
-
-def _print(found: list[Series], notes: list[str], markdown: bool) -> None:
-    from repshift_cli.renderers import markdown as as_markdown
-    from repshift_cli.renderers import table
-    from repshift_cli.renderers.sheets import history
-
-    sheets = history.sheets(found, notes)
-    if markdown:
-        sys.stdout.write("\n".join(as_markdown.section(sheet) for sheet in sheets))
-        return
-    console = table.console_for(sys.stdout)
-    for number, sheet in enumerate(sheets):
-        if number:
-            console.print()
-        table.print_sheet(sheet, console, "--markdown")

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,12 @@ from repshift_cli.gate.verdict import Check, Judged, NoBase, NothingMeasured
 from repshift_cli.records import Case, Measurement, Record, Run, UsageError, store
 
 BASE, HEAD = "base", "head"
+THROTTLED = "the device was throttled by hardware while it was timed; cool it and measure again"
 EVERY_ROUND = "timed"
 """The source of what is measured in every round; everything else is measured once, in the survey."""
+
+OF_INTERPRETERS = ("torch", "CUDA")
+"""What may differ where the two sides have interpreters of their own."""
 
 Noise = Mapping[str, Mapping[str, float]]
 """Per case key and metric: the share by which A/A gates wander on this runner."""
@@ -39,12 +43,13 @@ class BaseAndHead:
     options: dict[str, Any]
     thresholds: Thresholds
     folder: Path
-    observe: Callable[[str], None] = lambda _: None
+    observe: Callable[..., None] = lambda *_: None
     surveys: dict[str, Run] = field(default_factory=dict)
     processes: dict[str, list[dict[tuple[Case, str], float]]] = field(default_factory=lambda: {BASE: [], HEAD: []})
     notes: list[str] = field(default_factory=list)
     warned: Counter[str] = field(default_factory=Counter)
     watched: list[Check] = field(default_factory=list)
+    throttled: int = 0
     only_time: bool = True
     count: int = 0
     now: Callable[[], float] = time.monotonic
@@ -135,13 +140,12 @@ class BaseAndHead:
         base, head = self.surveys[BASE], self.surveys[HEAD]
         found = comparison.differences(base.machine, head.machine)
         if base.machine.uuid != head.machine.uuid:
-            found.append(f"GPU {base.machine.uuid} and {head.machine.uuid}")
+            found["UUID"] = f"GPU {base.machine.uuid} and {head.machine.uuid}"
         if self.base.python != self.head.python:
-            wanted = [d for d in found if d.startswith(("torch ", "CUDA "))]
-            self.notes += [f"base and head differ in {d}, as their interpreters do" for d in wanted]
-            found = [d for d in found if d not in wanted]
+            wanted = [found.pop(name) for name in OF_INTERPRETERS if name in found]
+            self.notes += [f"base and head differ in {words}, as their interpreters do" for words in wanted]
         if found:
-            raise NoBase(f"environment mismatch: base and head differ in {'; '.join(found)}")
+            raise NoBase(f"environment mismatch: base and head differ in {'; '.join(found.values())}")
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
@@ -151,9 +155,7 @@ class BaseAndHead:
         found = []
         for _, record in pairs:
             for m in record.measurements:
-                if m.source != EVERY_ROUND or m.statistic == EXACT or not m.samples:
-                    continue
-                if m.rank >= 100:
+                if m.source != EVERY_ROUND or m.statistic == EXACT or not m.gateable or not m.samples:
                     continue
                 share = self.thresholds.share(record.case, m.metric)
                 own = noise.get(record.case.key, {}).get(m.metric, 0.0)
@@ -170,7 +172,7 @@ class BaseAndHead:
         """One round: a fresh process per side, the sides in turn the first."""
         self.count += 1
         for side in self._order():
-            self.observe(self._progress(side))
+            self.observe(self._progress(side), self.count > 1)
             self.processes[side.name].append(self._process(side))
         before, after = self.processes[BASE][-1], self.processes[HEAD][-1]
         return {c: self._worse(c, before, after) for c in self.watched}
@@ -194,17 +196,18 @@ class BaseAndHead:
         for check in self.watched:
             record = records.get(check.case)
             m = record.measurement(check.metric) if record else None
-            figure = stats.estimate(m) if m else None
+            figure = stats.point(m) if m else None
             if figure is None:
                 why = (record.reason if record else None) or process.last_line(self.folder / f"{name}.log")
                 raise NothingMeasured(f"nothing measured: {side.name} in round {self.count} (exit code {code}): {why}")
-            found[check.case, check.metric] = figure.value
+            found[check.case, check.metric] = figure
         return found
 
-    def _note_warnings(self, records: Iterable[Record]) -> None:
+    def _note_warnings(self, records: Collection[Record]) -> None:
         """Count each warning once per process, whatever its numbers."""
         texts = {re.sub(r"\d+", "N", text): text for record in records for text in record.warnings}
         self.warned.update(texts.keys())
+        self.throttled += any(record.throttled for record in records)
         self.examples = texts | self.examples
 
     def _bench(self, side: Side, options: Mapping[str, Any], name: str, *arguments: str) -> tuple[int, Run | None]:
@@ -228,7 +231,8 @@ class BaseAndHead:
             for m in head.measurements:
                 old = base.measurement(m.metric)
                 if m.statistic == EXACT and m.samples and old is not None and old.samples:
-                    found.append(verdict.exact(head.case, old, m, self.thresholds.share(head.case, m.metric)))
+                    share = self.thresholds.share(head.case, m.metric) if m.gateable else None
+                    found.append(verdict.exact(head.case, old, m, share))
         return found
 
     def lonely(self) -> list[Lonely]:
@@ -239,8 +243,10 @@ class BaseAndHead:
         """What processes warned of, with the number of those that did; what all of them say is no news, unless they
         were slowed down."""
         processes = 2 * self.count
-        news = [(text, n) for text, n in self.warned.most_common() if n < processes or "throttle" in text]
-        return [f"warning in {n} of {processes} processes: {self.examples[text]}" for text, n in news]
+        news = [(self.examples[text], n) for text, n in self.warned.most_common() if n < processes]
+        if processes and self.throttled == processes:
+            news.append((THROTTLED, processes))
+        return [f"warning in {n} of {processes} processes: {text}" for text, n in news]
 
     def unknown_rules(self, found: Sequence[Finding]) -> list[str]:
         """Thresholds that judged nothing, in words."""

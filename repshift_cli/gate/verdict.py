@@ -179,26 +179,26 @@ def _centre(logs: Sequence[float]) -> float:
 
 def exact(case: Case, base: Measurement, head: Measurement, tolerance: float | None) -> Finding:
     """A number without noise: it may get worse by the tolerance, as a share; None only informs."""
-    a, b = stats.estimate(base), stats.estimate(head)
+    a, b = stats.point(base), stats.point(head)
     assert a is not None and b is not None
-    word = exact_word(a.value, b.value, head.better, tolerance or 0.0)
+    word = exact_word(a, b, head.better, tolerance or 0.0)
     verdict = INFORM if tolerance is None else FAIL if word == WORSE else PASS
-    ratio = Estimate(b.value / a.value) if a.value else None
-    named = (head.metric, head.label, head.unit, head.better, head.rank)
-    return Finding(case, *named, True, a.value, b.value, ratio, word, tolerance or 0.0, verdict)
+    ratio = Estimate(b / a) if a else None
+    named = (head.metric, head.label, head.unit, head.better)
+    return Finding(case, *named, True, a, b, ratio, word, tolerance or 0.0, verdict)
 
 
 def timed(check: Check, judged: Judged, base: Measurement, head: Measurement) -> Finding:
     """A judged check as a finding; the measurements hold one sample per process."""
-    a, b = stats.estimate(base), stats.estimate(head)
+    a, b = stats.point(base), stats.point(head)
     assert a is not None and b is not None
-    named = (head.metric, head.label, head.unit, head.better, head.rank)
+    named = (head.metric, head.label, head.unit, head.better)
     turned = judged.ratio
     ratio = _inverse(turned) if head.better == "higher" else turned
     word = word_for(ratio, head.better, check.delta)
     word = {FAIL: WORSE, PASS: BETTER if word == BETTER else SAME}.get(judged.verdict, word)
     more = (judged.verdict, judged.rounds, judged.reason)
-    return Finding(check.case, *named, False, a.value, b.value, ratio, word, check.delta, *more)
+    return Finding(check.case, *named, False, a, b, ratio, word, check.delta, *more)
 
 
 def _inverse(figure: Estimate) -> Estimate:
@@ -229,7 +229,7 @@ class Outcome:
     @property
     def broken(self) -> list[Lonely]:
         """Cases that base measured and that failed on head."""
-        return [c for c in self.lonely if c.side == "base" and c.reason.startswith("failed")]
+        return [c for c in self.lonely if c.is_broken]
 
     @property
     def verdict(self) -> str:

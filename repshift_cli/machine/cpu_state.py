@@ -28,17 +28,38 @@ Both come from a simulated scheduler (tests/test_cpu_state.py): with 5% lost, la
 interval of a paired ratio still holds the truth in 95% of runs; with 15% it misses in one run of five, for a forward
 of a few milliseconds loses other shares of its time than one of half the length."""
 
-CPU_TIME = Metric("cpu_time", "CPU time", "%", "higher", "median", 140, "driver")
-"""CPU time of the thread that calls the forward, over the wall time of a round."""
-LOST = Metric("cpu_lost", "time lost", "%", "lower", "median", 141, "driver")
-PROCESS = Metric("cpu_process", "CPU time of all threads", "%", "higher", "median", 142, "driver")
-WAITED = Metric("cpu_waited", "waited for a core", "%", "lower", "median", 143, "driver")
-STEAL = Metric("cpu_steal", "steal", "%", "lower", "median", 144, "driver")
-THROTTLED = Metric("cpu_throttled", "throttled by quota", "%", "lower", "median", 145, "driver")
-PRESSURE = Metric("cpu_pressure", "CPU pressure", "%", "lower", "median", 146, "driver")
-RUNNABLE = Metric("cpu_runnable", "run queue", "", "lower", "median", 147, "driver")
-THREADS = Metric("cpu_threads", "threads", "", "lower", "value", 148, "driver")
-CORES = Metric("cpu_cores", "usable cores", "", "higher", "value", 149, "driver")
+
+def _state(name: str, label: str, unit: str, better: str, description: str, statistic: str = "median") -> Metric:
+    """What the kernel counts between readings: it explains figures and is none to be judged."""
+    return Metric(name, label, unit, better, statistic, "driver", description, gateable=False, detail=True)
+
+
+CPU_TIME = _state(
+    "cpu_time", "CPU time", "%", "higher", "CPU time of the thread that calls the forward, of a round's wall time."
+)
+LOST = _state(
+    "cpu_lost", "time lost", "%", "lower", "Share of a round in which the run had no core for a thread it waits for."
+)
+PROCESS = _state(
+    "cpu_process",
+    "CPU time of all threads",
+    "%",
+    "higher",
+    "CPU time of all threads, of a round's wall time on the cores that they may use.",
+)
+WAITED = _state(
+    "cpu_waited", "waited for a core", "%", "lower", "The longest that a thread of the run stood in a run queue."
+)
+STEAL = _state("cpu_steal", "steal", "%", "lower", "Share of all cores' time that the hypervisor gave to others.")
+THROTTLED = _state(
+    "cpu_throttled", "throttled by quota", "%", "lower", "Share of a round in which the container's quota held it back."
+)
+PRESSURE = _state(
+    "cpu_pressure", "CPU pressure", "%", "lower", "Share of a round in which any task of the machine waited for a core."
+)
+RUNNABLE = _state("cpu_runnable", "run queue", "", "lower", "Tasks of the machine that run or want to, at a reading.")
+THREADS = _state("cpu_threads", "threads", "", "lower", "Threads that torch computes with.", "value")
+CORES = _state("cpu_cores", "usable cores", "", "higher", "Cores that this process may keep busy at once.", "value")
 
 
 @dataclass(frozen=True)
@@ -184,6 +205,7 @@ SHARES: tuple[tuple[Metric, Callable[[Shares], float | None]], ...] = (
     (THROTTLED, lambda s: s.throttled),
     (PRESSURE, lambda s: s.pressure),
 )
+METRICS = (*(metric for metric, _ in SHARES), RUNNABLE, THREADS, CORES)
 
 
 def measurements(readings: Sequence[Any]) -> Iterator[Measurement]:
@@ -213,6 +235,13 @@ def warnings(readings: Sequence[Any]) -> Iterator[str]:
         yield f"{_busy(rounds, lost)}{f' ({causes})' if causes else ''}; {_advice(lost, last)}"
     elif last.threads > last.cores:
         yield f"{_too_many(last)}: {_advice(lost, last)}"
+
+
+def unfit(readings: Sequence[Any]) -> str | None:
+    """Why no verdict may be drawn from times taken so, or None: the machine was busy beyond `GROSS`."""
+    rounds = rounds_of(readings)
+    lost = statistics.median(r.lost for r in rounds) if rounds else 0.0
+    return _busy(rounds, lost) if lost >= GROSS else None
 
 
 def _busy(rounds: Sequence[Shares], lost: float) -> str:

@@ -13,11 +13,22 @@ from typing import Any
 
 from repshift_cli.records import Measurement, Metric
 
-SM_CLOCK = Metric("sm_clock", "SM clock", "MHz", "higher", "median", 130, "driver")
-MEMORY_CLOCK = Metric("memory_clock", "memory clock", "MHz", "higher", "median", 131, "driver")
-TEMPERATURE = Metric("temperature", "temperature", "C", "lower", "median", 132, "driver")
-POWER = Metric("power", "power", "W", "lower", "median", 133, "driver")
-THROTTLING = Metric("clocks_event_reasons", "clocks event reasons", "", "lower", "median", 134, "driver")
+
+def _state(name: str, unit: str, better: str, description: str, label: str | None = None) -> Metric:
+    """What NVML says before the timed rounds and after each: it explains figures and is none to be judged."""
+    shared = (unit, better, "median", "driver", description)
+    return Metric(name, label or name.replace("_", " "), *shared, gateable=False, detail=True)
+
+
+SM_CLOCK = _state(
+    "sm_clock", "MHz", "higher", "Clock of the GPU's multiprocessors beside the timed rounds.", "SM clock"
+)
+MEMORY_CLOCK = _state("memory_clock", "MHz", "higher", "Clock of the GPU's memory beside the timed rounds.")
+TEMPERATURE = _state("temperature", "C", "lower", "Temperature of the GPU beside the timed rounds.")
+POWER = _state("power", "W", "lower", "Power that the whole card drew beside the timed rounds.")
+THROTTLING = _state(
+    "clocks_event_reasons", "", "lower", "NVML's bit mask of what held the clocks down beside the timed rounds."
+)
 """NVML's bit mask as it stood at each reading; `machine.EVENT_REASONS` has the bits that slow a GPU down."""
 
 FIELDS = (
@@ -27,6 +38,7 @@ FIELDS = (
     (POWER, "power"),
     (THROTTLING, "events"),
 )
+METRICS = tuple(metric for metric, _ in FIELDS)
 DRIFT = 0.05
 """SM clocks further apart than this share are worth a warning."""
 
@@ -49,7 +61,7 @@ def warnings(readings: Sequence[Any]) -> Iterator[str]:
     """What a person should know about how the device was while it was timed."""
     told = [r for r in readings if r is not None]
     during = [r for r in readings[1:] if r is not None]
-    if any(r.hardware_throttled for r in during):
+    if throttled(readings):
         yield "the device was throttled by hardware in rounds that count; cool it and measure again"
     causes = Counter(cause for r in during for cause in r.throttle)
     for cause, words in ADVICE.items():
@@ -59,6 +71,11 @@ def warnings(readings: Sequence[Any]) -> Iterator[str]:
     others = dict.fromkeys(name for r in told for name in getattr(r, "others", ()))
     if others:
         yield f"not alone on the GPU while it was timed: {', '.join(others)}; stop them and measure again"
+
+
+def throttled(readings: Sequence[Any]) -> bool:
+    """Whether hardware slowed the device down in rounds that count."""
+    return any(r.hardware_throttled for r in readings[1:] if r is not None)
 
 
 def _clocks(readings: Sequence[Any]) -> str:

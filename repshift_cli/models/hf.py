@@ -11,6 +11,7 @@ from typing import Any
 
 from repshift_cli.models.base import decoder, text, vision_language
 from repshift_cli.models.base.transformers import Recipe, family, first_line, weights_file
+from repshift_cli.models.discovery.blocks import NoSites
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models.inputs.trust import check_code, check_size
 from repshift_cli.models.videomae import place_positions
@@ -189,4 +190,11 @@ def build(case: Case) -> Subject:
     if kind in DECODERS:
         return _CAUSAL[1](case)
     made = _SEEING if kind in vision_language.KINDS else _IMAGES
-    return made[1](case)
+    try:
+        return made[1](case)
+    except NoSites as error:
+        if not error.adapter:
+            raise
+        keys = ", ".join(f'{key} = "{path}"' for key, path in error.adapter.items())
+        way = f"from a function of your own it can be pruned, by the adapter {keys}"
+        raise NoSites(f"{error}; {way}", error.looked, error.adapter) from error

@@ -66,6 +66,12 @@ def cost(shape: Shape, spec: Spec) -> Cost:
 ENGINES = {
     "plain": Engine(attend, capturable=False),
     "flex": Engine(
-        on_flex, flex.COMPILED, flex.KERNELS, unavailable=flex.unavailable, backward=("cuda",), capturable=False
+        on_flex,
+        flex.COMPILED,
+        flex.KERNELS,
+        unavailable=flex.unavailable,
+        session=flex.session,
+        backward=("cuda",),
+        capturable=False,
     ),
 }

@@ -6,17 +6,56 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from repshift_cli.probes import Context, Measure
 from repshift_cli.records import Measurement, Metric, Step
 
-ENERGY = Metric("energy", "energy", "J", "lower", "value", 29, "driver")
-UNCERTAINTY = Metric("energy_uncertainty", "energy ±", "J", "lower", "value", 121, "driver")
-PER_JOULE = Metric("samples_per_joule", "samples/J", "1/J", "higher", "value", 122, "driver")
+ENERGY = Metric(
+    "energy",
+    "energy",
+    "J",
+    "lower",
+    "value",
+    "driver",
+    "Energy that the whole card used for one forward, by NVML's counter over a loop of seconds.",
+)
+UNCERTAINTY = Metric(
+    "energy_uncertainty",
+    "energy ±",
+    "J",
+    "lower",
+    "value",
+    "driver",
+    "By how much the energy may be off, for the counter is renewed every tenth of a second only.",
+    gateable=False,
+    detail=True,
+)
+PER_JOULE = Metric(
+    "samples_per_joule",
+    "samples/J",
+    "1/J",
+    "higher",
+    "value",
+    "driver",
+    "Samples for each joule that the whole card used.",
+    detail=True,
+)
+METRICS = (ENERGY, UNCERTAINTY, PER_JOULE)
 
 LOOP_SECONDS = 4.0
 UPDATE_SECONDS = 0.1
 """How far apart the counter's updates are: at either end it may be that old, so the loop's energy is uncertain by what
 is used in that time. It counts the whole card. (NVML; power itself is sampled a quarter of the time only on A100 and
 H100, arXiv 2312.02741, which this counter does not suffer from in the same way.)"""
+
+
+def unavailable(device: str) -> str | None:
+    """A CPU's energy is not read."""
+    return None if device.startswith("cuda") else "no GPU in this run"
+
+
+def make(context: Context) -> Measure:
+    """A loop under the card's energy counter."""
+    return EnergyProbe(context.millijoules, context.synchronize).measure
 
 
 class EnergyProbe:
@@ -32,7 +71,7 @@ class EnergyProbe:
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """Joules of one forward, their uncertainty, and samples per joule, in a pass of its own."""
-        units = Metric(**{**vars(PER_JOULE), "label": f"{step.subject.units}/J"})
+        units = PER_JOULE.counting(step.subject.units)
         found = self._loop(step)
         if isinstance(found, str):
             return tuple(metric.missing(found) for metric in (ENERGY, UNCERTAINTY, units))

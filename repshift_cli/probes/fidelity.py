@@ -7,22 +7,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repshift_cli.records import Measurement, Metric, Step, Subject, call
+from repshift_cli.probes import Context, Measure
+from repshift_cli.records import CaseBroken, Measurement, Metric, Step, Subject, call
 
-TOP1 = Metric("fidelity_top1", "same top-1", "%", "higher", "value", 15, "compared")
-KL = Metric("fidelity_kl", "KL", "nat", "lower", "value", 16, "compared")
-COSINE = Metric("fidelity_cosine", "cosine", "", "higher", "value", 15, "compared")
+TOP1 = Metric(
+    "fidelity_top1",
+    "same top-1",
+    "%",
+    "higher",
+    "wilson",
+    "compared",
+    "Share of the inputs on which the variant's highest class is that of the untouched model.",
+)
+KL = Metric(
+    "fidelity_kl",
+    "KL",
+    "nat",
+    "lower",
+    "value",
+    "compared",
+    "Divergence of the variant's class probabilities from those of the untouched model, averaged over the inputs.",
+)
+COSINE = Metric(
+    "fidelity_cosine",
+    "cosine",
+    "",
+    "higher",
+    "value",
+    "compared",
+    "Cosine between the pooled outputs of the variant and of the untouched model, for models that are no classifiers.",
+)
+INPUTS = Metric(
+    "fidelity_inputs",
+    "inputs compared",
+    "",
+    "higher",
+    "value",
+    "counted",
+    "On how many inputs the outputs were compared.",
+    gateable=False,
+    detail=True,
+)
+METRICS = (TOP1, KL, COSINE, INPUTS)
+
+RANDOM = "random weights: the classes mean nothing, so only KL is shown"
+ZERO = "undefined: the output of {} is zero, and so has no direction (a head that begins with zeros?)"
+FLAT = "undefined: the untouched model's output is zero, so that every class is the highest (a head of zeros?)"
 
 
-class NotFinite(RuntimeError):
+def make(context: Context) -> Measure:
+    """The untouched model's outputs, taken once, to compare with."""
+    return FidelityProbe(context.subject).measure
+
+
+class NotFinite(CaseBroken):
     """The output holds NaN or infinity."""
 
 
 class FidelityProbe:
     """Compares with the model as its library runs it: no pruning, no swapped attention.
 
-    A classifier gets top-1 agreement in percent and KL(untouched || variant) in nats, averaged over the evaluation
-    inputs; any other model the cosine of its pooled output (of its tokens' mean where it has none).
+    A classifier gets top-1 agreement, input by input, and KL(untouched || variant) in nats, averaged over the
+    evaluation inputs; with random weights no top-1. Any other model gets the cosine of its pooled output (of its
+    tokens' mean where it has none).
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -36,10 +83,28 @@ class FidelityProbe:
         with step.active():
             variant = [_outputs(step.subject, step.run(i)) for i in step.subject.evaluation]
         pairs = list(zip(self._reference, variant, strict=True))
+        inputs = INPUTS.of(sum(len(ref[1]) for ref, _ in pairs))
         if self._classifies:
-            kl = _mean([divergence(ref[0], out[0]) for ref, out in pairs])
-            return (TOP1.of(100 * _mean([agreement(ref[0], out[0]) for ref, out in pairs])), KL.of(kl))
-        return (COSINE.of(_mean([cosine(ref[1], out[1]) for ref, out in pairs])),)
+            return *_of_classes(torch.cat([r[0] for r, _ in pairs]), torch.cat([o[0] for _, o in pairs]), step), inputs
+        return _of_directions(torch.cat([r[1] for r, _ in pairs]), torch.cat([o[1] for _, o in pairs])), inputs
+
+
+def _of_classes(reference: Tensor, other: Tensor, step: Step) -> tuple[Measurement, Measurement]:
+    """Top-1 and KL from logits (M, K) of all inputs."""
+    if not reference.any():
+        return TOP1.missing(FLAT), KL.missing(FLAT)
+    kl = KL.of(float(divergence(reference, other).double().mean()))
+    if step.case.weights == "random":
+        return TOP1.missing(RANDOM), kl
+    return TOP1.of(*(100 * agreement(reference, other)).tolist()), kl
+
+
+def _of_directions(reference: Tensor, other: Tensor) -> Measurement:
+    """The mean cosine of pooled outputs (M, C); none where one of them is zero, for it has no direction."""
+    for name, rows in (("the untouched model", reference), ("the variant", other)):
+        if not rows.any(-1).all():
+            return COSINE.missing(ZERO.format(name))
+    return COSINE.of(float(cosine(reference, other).double().mean()))
 
 
 def _outputs(subject: Subject, output: Any) -> tuple[Any, Tensor]:
@@ -65,7 +130,3 @@ def divergence(reference: Tensor, other: Tensor) -> Tensor:
 def cosine(reference: Tensor, other: Tensor) -> Tensor:
     """Cosine similarity of the rows: (B, C), (B, C) -> (B,)."""
     return torch.nn.functional.cosine_similarity(reference.double(), other.double(), dim=-1)
-
-
-def _mean(parts: list[Tensor]) -> float:
-    return float(torch.cat(parts).double().mean())

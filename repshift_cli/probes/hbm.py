@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
+from repshift_cli.probes import NOT_ASKED, Context, Counter, Measure
 from repshift_cli.probes.base.traffic_model import TrafficModel, watching
 from repshift_cli.records import Measurement, Metric, Step
 
-MODELLED = Metric("hbm_modelled", "HBM modelled", "B", "lower", "value", 30, "modelled")
-READ = Metric("hbm_modelled_read", "HBM read, modelled", "B", "lower", "value", 110, "modelled")
-WRITTEN = Metric("hbm_modelled_written", "HBM written, modelled", "B", "lower", "value", 111, "modelled")
-MEASURED = Metric("hbm", "HBM", "B", "lower", "median", 21, "counter")
-MEASURED_READ = Metric("hbm_read", "HBM read", "B", "lower", "median", 112, "counter")
-MEASURED_WRITTEN = Metric("hbm_written", "HBM written", "B", "lower", "median", 113, "counter")
-SHARE = Metric("hbm_share_of_peak", "peak bandwidth used", "%", "higher", "value", 23, "counter")
-INTENSITY = Metric("arithmetic_intensity", "FLOP/B", "", "higher", "value", 24, "counter")
-RATIO = Metric("hbm_modelled_over_measured", "modelled/HBM", "x", "lower", "value", 114, "counter")
+_MODEL = ("B", "lower", "value", "modelled")
+_COUNTER = ("B", "lower", "median", "counter")
+MODELLED = Metric(
+    "hbm_modelled",
+    "HBM modelled",
+    *_MODEL,
+    "Bytes that the operators of one forward read and write if no cache keeps anything: arithmetic, no measurement.",
+)
+READ = Metric(
+    "hbm_modelled_read", "HBM read, modelled", *_MODEL, "The part of the modelled bytes that is read.", detail=True
+)
+WRITTEN = Metric(
+    "hbm_modelled_written",
+    "HBM written, modelled",
+    *_MODEL,
+    "The part of the modelled bytes that is written.",
+    detail=True,
+)
+MEASURED = Metric(
+    "hbm",
+    "HBM",
+    *_COUNTER,
+    "Bytes between the GPU and its memory in one forward, counted by an instrument that passed its calibration.",
+    gateable=False,
+)
+MEASURED_READ = Metric(
+    "hbm_read", "HBM read", *_COUNTER, "The part of the counted bytes that is read.", gateable=False, detail=True
+)
+MEASURED_WRITTEN = Metric(
+    "hbm_written",
+    "HBM written",
+    *_COUNTER,
+    "The part of the counted bytes that is written.",
+    gateable=False,
+    detail=True,
+)
+METRICS = (MODELLED, READ, WRITTEN, MEASURED, MEASURED_READ, MEASURED_WRITTEN)
 
-DISAGREEMENT = 1.02
-"""A share of the peak bandwidth above this cannot be: the counter, the peak or the time is wrong."""
 
-
-@dataclass(frozen=True)
-class Counter:
-    """The run's instrument as this probe sees it: `count(case)` gives objects with total, read and written bytes.
-
-    Without an instrument, `reason` says why. `errors` are what `count` raises where one case cannot be counted.
-    """
-
-    instrument: str | None
-    reason: str
-    label: str = "counter"
-    count: Callable[[Any], Sequence[Any]] = lambda _: ()
-    errors: tuple[type[Exception], ...] = ()
-    modelled: bool = True
-
-
-NOT_ASKED = Counter(None, "not asked for")
+def make(context: Context) -> Measure:
+    """The byte model, and this run's instrument."""
+    return HbmProbe(context.counter).measure
 
 
 class HbmProbe:
@@ -83,40 +94,6 @@ def modelled(step: Step) -> tuple[Measurement, ...]:
     }
     total = replace(MODELLED.of(traffic.read + traffic.written), parts=parts)
     return (total, READ.of(traffic.read), WRITTEN.of(traffic.written))
-
-
-def rates(
-    measurements: Sequence[Measurement], milliseconds: float, batch: int, peak: float | str
-) -> tuple[list[Measurement], list[str]]:
-    """What follows from counted bytes and the time of a forward: the share of the peak bandwidth, FLOPs per byte.
-
-    `peak` is in bytes per second, or why it is not known. Beside the measurements come warnings: what cannot be.
-    """
-    by_name = {m.metric: m for m in measurements}
-    counted, macs, model = (by_name.get(name) for name in ("hbm", "macs", "hbm_modelled"))
-    if counted is None:
-        return [], []
-    share, intensity, ratio = (
-        replace(m, source=counted.source, provider=counted.provider) for m in (SHARE, INTENSITY, RATIO)
-    )
-    if not counted.samples:
-        return [m.missing(counted.reason or "") for m in (share, intensity)], []
-    moved = statistics.median(counted.samples)
-    used = moved / (milliseconds / 1000)
-    found = [share.missing(peak) if isinstance(peak, str) else share.of(100 * used / peak)]
-    if macs is not None and macs.samples and moved:
-        found.append(intensity.of(2 * macs.samples[0] * batch / moved))
-    if model is not None and model.samples and moved:
-        found.append(ratio.of(model.samples[0] / moved))
-    return found, _impossible(used, peak)
-
-
-def _impossible(used: float, peak: float | str) -> list[str]:
-    if isinstance(peak, str) or used <= DISAGREEMENT * peak:
-        return []
-    return [
-        f"{used / 1e9:.0f} GB/s were counted, above the peak of {peak / 1e9:.0f} GB/s: do not believe this HBM figure"
-    ]
 
 
 def _of(metric: Metric, counter: Counter) -> Metric:

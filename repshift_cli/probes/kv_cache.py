@@ -7,10 +7,34 @@ from typing import Any
 
 import torch
 
+from repshift_cli.probes import Context, Measure
 from repshift_cli.records import Measurement, Metric, Step
 
-KV_CACHE = Metric("kv_cache", "KV cache", "B", "lower", "value", 23, "counted")
-KV_TOKENS = Metric("kv_cache_tokens", "KV tokens", "", "lower", "value", 115, "counted")
+KV_CACHE = Metric(
+    "kv_cache",
+    "KV cache",
+    "B",
+    "lower",
+    "value",
+    "counted",
+    "Bytes of keys and values that prefill leaves behind for decoding, per sample over all layers.",
+)
+KV_TOKENS = Metric(
+    "kv_cache_tokens",
+    "KV tokens",
+    "",
+    "lower",
+    "value",
+    "counted",
+    "Tokens whose keys and values prefill leaves behind, summed over the layers.",
+    detail=True,
+)
+METRICS = (KV_CACHE, KV_TOKENS)
+
+
+def make(context: Context) -> Measure:
+    """A forward whose output is looked into."""
+    return KvCacheProbe().measure
 
 
 class KvCacheProbe:

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repshift_cli.kernels import launches
+from repshift_cli.probes import Context, Measure
 from repshift_cli.profiling import kineto
 from repshift_cli.records import Measurement, Metric, Step
 
-OPERATORS = Metric("operators", "operators", "", "lower", "value", 115, "counted")
-KERNELS = Metric("kernels", "kernels", "", "lower", "value", 28, "counted")
-BUSY = Metric("device_busy", "kernels' time", "ms", "lower", "median", 116, "timed")
-HOST_BOUND = 0.7
-"""Where the kernels take less than this share of a forward, the device waits for the host."""
+OPERATORS = Metric(
+    "operators",
+    "operators",
+    "",
+    "lower",
+    "value",
+    "counted",
+    "Operators that the host dispatches in one forward, views apart.",
+    detail=True,
+)
+KERNELS = Metric(
+    "kernels",
+    "kernels",
+    "",
+    "lower",
+    "value",
+    "counted",
+    "Kernels, copies and fills that the GPU runs in one forward as it is timed.",
+)
+BUSY = Metric(
+    "device_busy",
+    "kernels' time",
+    "ms",
+    "lower",
+    "median",
+    "timed",
+    "Time that the kernels of one forward take on the GPU, copies and fills included.",
+    gateable=False,
+    detail=True,
+)
+METRICS = (OPERATORS, KERNELS, BUSY)
+
+
+def make(context: Context) -> Measure:
+    """Forwards under counters of operators and kernels."""
+    return LaunchProbe().measure
 
 
 class LaunchProbe:
@@ -59,15 +90,3 @@ def _is_view(func: Any, args: Any, out: Any) -> bool:
         return False
     tensors = [t for t in (*args[:1], out) if isinstance(t, torch.Tensor)]
     return len(tensors) < 2 or tensors[0].untyped_storage().data_ptr() == tensors[1].untyped_storage().data_ptr()
-
-
-def paced_by_host(measurements: Sequence[Measurement], milliseconds: float, execution: str) -> list[str]:
-    """What to say of a forward of so many milliseconds, where its kernels fill too little of that time."""
-    busy = next((m for m in measurements if m.metric == BUSY.metric and m.samples), None)
-    if busy is None or busy.samples[0] >= HOST_BOUND * milliseconds:
-        return []
-    cure = "a larger batch" if execution == "graph" else "--cuda-graph, or a larger batch,"
-    return [
-        f"the host sets the pace: the kernels take {busy.samples[0]:.2f} of {milliseconds:.2f} ms, so fewer tokens "
-        f"save little; {cure} shows what the device can do"
-    ]

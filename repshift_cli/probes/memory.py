@@ -4,24 +4,65 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from repshift_cli.profiling.recorder import record_memory
-from repshift_cli.records import Case, Measurement, Metric, Step
+from repshift_cli.probes import Context, Measure
+from repshift_cli.records import Measurement, Metric, Step
 
-PEAK = Metric("memory_peak_allocated", "peak mem", "B", "lower", "value", 25, "allocator")
-ABOVE = Metric("memory_peak_above_resting", "peak above resting", "B", "lower", "value", 100, "allocator")
-RESTING = Metric("memory_resting", "resting", "B", "lower", "value", 101, "allocator")
-RESERVED = Metric("memory_peak_reserved", "peak reserved", "B", "lower", "value", 102, "allocator")
-PROCESS = Metric("memory_process", "process", "B", "lower", "value", 103, "driver")
-CARD = Metric("memory_card", "card", "B", "lower", "value", 104, "driver")
+_ALLOCATOR = ("B", "lower", "value", "allocator")
+_DRIVER = ("B", "lower", "value", "driver")
+PEAK = Metric(
+    "memory_peak_allocated",
+    "peak mem",
+    *_ALLOCATOR,
+    "The allocator's highest level in one forward, weights and inputs included.",
+)
+ABOVE = Metric(
+    "memory_peak_above_resting",
+    "peak above resting",
+    *_ALLOCATOR,
+    "How far that level is above what rests between forwards.",
+    detail=True,
+)
+RESTING = Metric(
+    "memory_resting",
+    "resting",
+    *_ALLOCATOR,
+    "What stays allocated between forwards: weights, buffers, inputs.",
+    detail=True,
+)
+RESERVED = Metric(
+    "memory_peak_reserved",
+    "peak reserved",
+    *_ALLOCATOR,
+    "The most that torch's caching allocator held of the GPU in one forward, its cache included.",
+    detail=True,
+)
+PROCESS = Metric(
+    "memory_process",
+    "process",
+    *_DRIVER,
+    "Memory that the driver (on a CPU the kernel) counts for this process after the forward.",
+    detail=True,
+)
+CARD = Metric(
+    "memory_card",
+    "card",
+    *_DRIVER,
+    "Memory that the driver counts for the whole card, other programs included.",
+    detail=True,
+)
 METRICS = (PEAK, ABOVE, RESTING, RESERVED, PROCESS, CARD)
 
 _GRAPH = "a CUDA graph replays in its private pool; see the eager row"
+
+
+def make(context: Context) -> Measure:
+    """The allocator, and what the driver tells."""
+    return MemoryProbe(context.process_bytes, context.card_bytes, context.free_memory).measure
 
 
 class MemoryProbe:
@@ -74,18 +115,6 @@ def _cpu(step: Step) -> tuple[Measurement, ...]:
         RESTING.of(resting),
         RESERVED.missing(nothing),
     )
-
-
-class SnapshotProbe:
-    """Writes torch's history of allocations during one forward, to the file that `path(case)` names; measures none."""
-
-    def __init__(self, path: Callable[[Case], Path]) -> None:
-        self._path = path
-
-    def measure(self, step: Step) -> tuple[Measurement, ...]:
-        """One forward in a pass of its own, in which allocating is slower."""
-        record_memory(step, self._path(step.case))
-        return ()
 
 
 def highest(changes: list[int]) -> int:

@@ -183,7 +183,7 @@ class _Block:
             return "mlp"
         if isinstance(module, LINEAR) or _is_transposed_linear(module):
             return "projection"
-        if self._site.attention is None and self._site.middle is None:
+        if self._site.parallel or (self._site.attention is None and self._site.middle is None):
             return None
         return MIXER if self._site.attention is not None and self._site.mlp is None else "attention"
 

@@ -18,7 +18,7 @@ from repshift_cli.records.case import (
     option_order,
     written,
 )
-from repshift_cli.records.errors import RepshiftError, UsageError
+from repshift_cli.records.errors import CaseBroken, RepshiftError, UsageError
 from repshift_cli.records.option import Option
 from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
@@ -36,6 +36,7 @@ __all__ = [
     "WITHOUT_ATTENTION",
     "Calibration",
     "Case",
+    "CaseBroken",
     "Facts",
     "Machine",
     "Measurement",

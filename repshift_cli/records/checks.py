@@ -14,7 +14,7 @@ LARGEST_WHOLE = 2**63
 LARGEST = 1e30
 """No quantity here comes near: bytes and MACs stay below 1e20, and squares and sums of these still fit a float."""
 STATUSES = ("ok", "skipped", "failed")
-STATISTICS = ("median", "hodges-lehmann", "value", "geomean")
+STATISTICS = ("median", "inverse-median", "hodges-lehmann", "wilson", "value", "geomean")
 
 
 def leaf(value: Any, where: str) -> Any:

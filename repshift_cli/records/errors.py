@@ -13,3 +13,7 @@ class UsageError(RepshiftError):
     """What the user typed or pointed at cannot be used; the sentence says what to do next."""
 
     exit_code = 2
+
+
+class CaseBroken(Exception):
+    """What was seen makes every figure of the case worthless, so that the case fails as a whole."""

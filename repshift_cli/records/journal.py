@@ -180,7 +180,7 @@ class Journal:
             return
         self._is_journal, self._end = True, text.rfind(b"\n") + 1
         os.ftruncate(self._file, self._end)
-        self.unfinished = _unfinished(text[: self._end].decode("utf-8").splitlines())
+        self.unfinished = _unfinished(text[: self._end].decode("utf-8").split("\n")[:-1])
 
 
 def real(path: Path) -> Path:

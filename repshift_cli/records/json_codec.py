@@ -10,11 +10,14 @@ import typing
 from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
-from repshift_cli.records import SCHEMA_VERSION, Case, Run, visible
-from repshift_cli.records.case import from_older
+from repshift_cli.records import SCHEMA_VERSION, Case, Measurement, Record, Run, case, run, visible
 from repshift_cli.records.checks import CHECKS, leaf
 
-OLDER: dict[type, Callable[[dict[str, Any]], dict[str, Any]]] = {Case: from_older}
+OLDER: dict[type, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    Case: case.from_older,
+    Measurement: run.measurement_from_older,
+    Record: run.record_from_older,
+}
 """What brings the JSON value of a record of an earlier schema into this one's shape."""
 
 

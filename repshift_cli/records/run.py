@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repshift_cli.records.case import Case
@@ -10,8 +10,9 @@ from repshift_cli.records.case import Case
 SCHEMA_VERSION = 4
 """Version of the run file. History: 1 (0.1.0) the first; 2 adds `calibrations` of a run, `provider` and `parts` of a
 measurement; 3 adds `protect`, `removal` and `length` of a case, `paths` of a record; 4 has `options` of a case, where
-`operation`, `distance` and `form` were fields of their own. Older files are read: what they lack has its default, and
-what has moved is moved (`case.from_older`)."""
+`operation`, `distance` and `form` were fields of their own, and `gateable`, `detail` and `reference` of a measurement,
+where `rank` and the reason said so. Older files are read: what they lack has its default, and what has moved is moved
+(`case.from_older`, `run.measurement_from_older`, `run.record_from_older`)."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,12 @@ class Measurement:
 
     `statistic` names how a single figure comes from the samples: `median` (times: of the rounds' medians),
     `hodges-lehmann` (paired ratios, see `stats`), `value` (one exact number). `source` labels its origin:
-    `timed`, `counted`, `modelled`, `counter`, `sampled`, `allocator`, `driver`, `compared`. `rank` orders columns, most
-    wanted first. `provider` names the instrument where several could have measured it (`cupti`, `ncu`, `gpm`). `parts`
-    splits an exact figure, each way on its own: {"operator": {"aten.addmm": 6e6, ...}, "block": {"1": 2e6, ...}}.
+    `timed`, `counted`, `modelled`, `counter`, `sampled`, `allocator`, `driver`, `compared`. `provider` names the
+    instrument where several could have measured it (`cupti`, `ncu`, `gpm`). `parts` splits an exact figure, each way on
+    its own: {"operator": {"aten.addmm": 6e6, ...}, "block": {"1": 2e6, ...}}.
+
+    `gateable` says whether a gate may judge it, `detail` that it stands in JSON and CSV only, never in a table, and
+    `reference` that there is no figure because the case is itself what others are compared with.
     """
 
     metric: str
@@ -33,39 +37,73 @@ class Measurement:
     unit: str
     better: str
     statistic: str
-    rank: int
     source: str
     samples: tuple[float, ...] = ()
     per_round: int = 1
     reason: str | None = None
     provider: str | None = None
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    gateable: bool = True
+    detail: bool = False
+    reference: bool = False
 
     def __post_init__(self) -> None:
         if not self.samples and not self.reason:
             raise ValueError(f"{self.metric}: no samples and no reason")
 
 
+def measurement_from_older(plain: dict[str, Any]) -> dict[str, Any]:
+    """The JSON value of a measurement as this schema has it, from that of schema 1 to 3; this schema's own as it is.
+
+    A `rank` of 100 or more meant that it is no column and, if timed, never judged; a reason that begins with
+    `reference`, that the case is what others are compared with.
+    """
+    if "rank" not in plain:
+        return plain
+    detail = isinstance(plain["rank"], int) and plain["rank"] >= 100
+    flags = {
+        "gateable": not detail or plain.get("statistic") == "value",
+        "detail": detail,
+        "reference": str(plain.get("reason")).startswith("reference"),
+    }
+    return {name: value for name, value in plain.items() if name != "rank"} | flags
+
+
 @dataclass(frozen=True)
 class Metric:
-    """The description that measurements of one quantity share."""
+    """One quantity: what measurements of it share, and a sentence on what it is.
 
-    metric: str
+    `name` is what files, thresholds and options call it, `label` what a table's heading says; the rest is as in
+    `Measurement`.
+    """
+
+    name: str
     label: str
     unit: str
     better: str
     statistic: str
-    rank: int
     source: str
+    description: str
+    gateable: bool = True
+    detail: bool = False
     provider: str | None = None
 
     def of(self, *samples: float, per_round: int = 1) -> Measurement:
         """The measurement with these samples."""
-        return Measurement(**vars(self), samples=tuple(float(s) for s in samples), per_round=per_round)
+        return Measurement(**self._shared, samples=tuple(float(s) for s in samples), per_round=per_round)
 
-    def missing(self, reason: str) -> Measurement:
-        """The measurement that could not be taken, with the reason."""
-        return Measurement(**vars(self), reason=reason)
+    def missing(self, reason: str, reference: bool = False) -> Measurement:
+        """The measurement that could not be taken, with the reason; or that is itself the `reference` of others."""
+        return Measurement(**self._shared, reason=reason, reference=reference)
+
+    def counting(self, units: str) -> Metric:
+        """The metric with its label in the units that a model's samples are called by: `img/s` for `samples/s`."""
+        return replace(self, label=self.label.replace("samples", units))
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        own = {name: value for name, value in vars(self).items() if name not in ("name", "description")}
+        return own | {"metric": self.name}
 
 
 @dataclass(frozen=True)
@@ -98,7 +136,7 @@ class Record:
     was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
     `budget`; `warmup` counts the untimed forwards. `deaths` is how often a process died at this case, or had to be
     ended; `stack` the Python stack that it had then. `place` names the one of several workers that measured it, by the
-    GPU that it had (`local:1`).
+    GPU that it had (`local:1`). `throttled` says that hardware slowed the device down while it was timed.
     """
 
     case: Case
@@ -112,13 +150,23 @@ class Record:
     stopped_by: str | None = None
     measurements: tuple[Measurement, ...] = ()
     warnings: tuple[str, ...] = ()
+    unfit: str | None = None
+    """Why its times allow no verdict (a busy machine), or None."""
     deaths: int = 0
     stack: str | None = None
     place: str | None = None
+    throttled: bool = False
 
     def measurement(self, metric: str) -> Measurement | None:
         """The measurement of that name, or None."""
         return next((m for m in self.measurements if m.metric == metric), None)
+
+
+def record_from_older(plain: dict[str, Any]) -> dict[str, Any]:
+    """The JSON value of a record as this schema has it: before, a warning alone said that hardware throttled."""
+    if "throttled" in plain or not isinstance(plain.get("warnings"), list):
+        return plain
+    return plain | {"throttled": any("throttle" in str(text) for text in plain["warnings"])}
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ class Site:
     (post-norm); `mlp` puts out mlp_out = MLP(LN(x')); `block` puts out resid_post (x^) = x' + MLP(LN(x')), which is
     what gets cut. A part that a block lacks is None. Where a block changes the shape (a CNN's stage), `origin` puts out
     x in the shape of the output.
+
+    Branches that stand side by side, x^ = x + A(LN(x)) + M(LN(x)), have no state between them: `middle` is the block
+    itself then, so that resid_mid is x.
     """
 
     block: Any
@@ -73,6 +76,11 @@ class Site:
     middle: Any = None
     mlp: Any = None
     origin: Any = None
+
+    @property
+    def parallel(self) -> bool:
+        """Whether both branches read the block's input."""
+        return self.middle is self.block
 
     @property
     def operations(self) -> tuple[str, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from repshift_cli.records import Run
 from repshift_cli.records.profile import ProfileRun
 
 if TYPE_CHECKING:
-    from repshift_cli.renderers.sheets.run import Sheet
+    from repshift_cli.renderers.sheets.cells import Sheet
 
 SHEETS = "sheets"
 """In a renderer's TAKES: every document that is laid out as tables."""
@@ -22,15 +22,18 @@ ANY = "any"
 class Document:
     """What a command has to show: the record itself, and the tables that it is laid out as, made when asked for.
 
-    `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), or another word with plain values.
-    `title` stands above the tables where a file should say more than they do. `whole` is the option whose file has the
-    columns for which a terminal has no room. `better` is the direction wanted by a format that holds one only.
+    `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), `gate` (an `Outcome`), or another word
+    with a record, or with plain values. `title` and `sentence` stand above the tables of a file, `summary` ahead of the
+    content in JSON. `whole` is the option whose file has the columns for which a terminal has no room. `better` is the
+    direction wanted by a format that holds one only.
     """
 
     kind: str
     content: Any
     lay_out: Callable[[], Sequence[Sheet]] | None = None
     title: str = ""
+    sentence: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
     whole: str = "--csv"
     better: str = "lower"
 
@@ -61,10 +64,10 @@ class Renderer(Protocol):
     TAKES: tuple[str, ...]
     """The kinds of documents that it renders, `SHEETS` or `ANY`."""
 
-    OPTION: bool
+    OPTION: bool = True
     """Whether every command with such a document has the option `--NAME FILE`."""
 
-    EXPORT: bool
+    EXPORT: bool = False
     """Whether it is a format of `repshift export`: what another tool reads."""
 
     SUFFIX: str

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Case, Measurement, Run, UsageError
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.sheets.run import exported
+from repshift_cli.renderers.sheets.metric_columns import exported
 
 TAKES = ("run",)
 SUFFIX = ""

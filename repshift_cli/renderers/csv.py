@@ -14,16 +14,14 @@ from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Measurement, Record, Run, names_of
 from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.sheets.run import find, metrics_of, ordered_records
+from repshift_cli.renderers.sheets.metric_columns import find, metrics_of, ordered_records
 
 TAKES = ("run", "profile")
 SUFFIX = ".csv"
-OPTION = True
-EXPORT = False
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
-WITH_INTERVAL = ("median", "hodges-lehmann")
-RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by")
+WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson")
+RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by", "unfit")
 
 
 def render(document: Document, out: TextIO) -> None:
@@ -72,7 +70,7 @@ def _row(record: Record, metrics: list[Measurement], names: list[str]) -> dict[s
     for like, name in zip(metrics, names, strict=True):
         measurement = find(record, like)
         figure = estimate(measurement) if measurement else None
-        if figure is None:
+        if figure is None or (record.unfit and like.unit == "x"):
             continue
         row[name] = _text(figure.value)
         if like.statistic in WITH_INTERVAL:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.sheets.run import exported
+from repshift_cli.renderers.sheets.metric_columns import exported
 
 TAKES = ("run",)
 SUFFIX = ".json"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from repshift_cli.records.json_codec import to_json
+from repshift_cli.records.json_codec import to_json, to_plain
 from repshift_cli.renderers import Document
 
 TAKES = ("any",)
 SUFFIX = ".json"
-OPTION = True
-EXPORT = False
 
 
 def render(document: Document, out: TextIO) -> None:
     """Write the content; runs and profiles in the format of their files."""
-    out.write(to_json(document.content))
+    content = {**document.summary, **to_plain(document.content)} if document.summary else document.content
+    out.write(to_json(content))

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.sheets.run import Sheet
+from repshift_cli.renderers.sheets.cells import Sheet
 
 TAKES = ("sheets",)
 SUFFIX = ".md"
-OPTION = True
-EXPORT = False
 
 
 def render(document: Document, out: TextIO) -> None:
     """Write every table with all its columns, the title above the first."""
-    out.write(document.title + "\n".join(section(sheet) for sheet in document.sheets))
+    title = f"### {document.title}\n\n{escape(document.sentence)}\n\n" if document.title else ""
+    out.write(title + "\n".join(section(sheet) for sheet in document.sheets))
 
 
 def section(sheet: Sheet) -> str:

@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.sheets.run import ALWAYS, HEADLINE_RANKS, KERNEL, MISSING, Cell, Column, Sheet
+from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet
+from repshift_cli.renderers.sheets.order import HEADLINE_RANKS
+from repshift_cli.renderers.sheets.row_columns import KERNEL
 
 TAKES = ("sheets",)
 SUFFIX = ".txt"
 OPTION = False
-EXPORT = False
 
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "failed": "bold red", "skipped": "yellow"}
 GAP = 2

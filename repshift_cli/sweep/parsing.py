@@ -179,6 +179,20 @@ def _variant_axis(value: Any) -> tuple[str, ...]:
     return found
 
 
+TORCH_NAMES = {
+    "float32": "fp32",
+    "float": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+}
+"""What torch and other tools call the dtypes."""
+
+
+def _dtype_axis(value: Any) -> tuple[str, ...]:
+    return _choice_axis(DTYPES)([TORCH_NAMES.get(word, word) for word in _words_axis(value)])
+
+
 def _choice_axis(known: tuple[str, ...]) -> Callable[[Any], tuple[str, ...]]:
     def parse_choices(value: Any) -> tuple[str, ...]:
         found = _words_axis(value)
@@ -290,7 +304,7 @@ def _share(value: Any) -> float:
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "model": _words_axis,
     "batch": _whole_axis,
-    "dtype": _choice_axis(DTYPES),
+    "dtype": _dtype_axis,
     "image_size": _whole_axis,
     "frames": _whole_axis,
     "tokens": _whole_axis,

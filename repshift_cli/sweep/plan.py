@@ -55,32 +55,49 @@ def expand(
     """Every cell of the sweep, unpruned variants of a group first, then schedule by schedule.
 
     `axes.variant` must name keys of `backends` and `methods`. UsageError for what no cell can have: a layer beyond a
-    model's depth, a batch or data beside the user's own inputs.
+    model's depth, a batch or data beside the user's own inputs. A model that is refused is one refused case where
+    others are not.
     """
-    planned = []
+    planned: list[Planned] = []
+    refusals: list[UsageError] = []
     sizes = (axes.image_size or (None,), axes.frames or (None,), axes.tokens or (None,))
-    for model, size, frames, length in product(axes.model, *sizes):
-        facts = facts_of(model, size, frames, length)
+    models = list(product(axes.model, *sizes))
+    for model, size, frames, length in models:
+        try:
+            facts = facts_of(model, size, frames, length)
+        except UsageError as refusal:
+            refusals.append(refusal)
+            sketch = Facts(0, 0, 0, image_size=size, frames=frames, length=length, weights=axes.weights or "random")
+            base = next(_bases(axes, model, sketch, device))
+            planned.append(Planned(_with(base, attention=_split(axes.variant[0])[0]), refused=str(refusal)))
+            continue
         _check_layers(axes, model, facts)
         _check_removal(axes, model, facts)
         facts = _protecting(axes, model, facts)
-        for batch, dtype in product(axes.batch or (facts.batch or 1,), axes.dtype or (default_dtype(device),)):
-            base = Case(
-                model=model,
-                input=axes.data or ("own" if facts.weights == "own" else "random"),
-                weights=facts.weights,
-                image_size=facts.image_size,
-                frames=facts.frames,
-                batch=batch,
-                dtype=dtype,
-                device=device,
-                attention="",
-                seed=axes.seed,
-                protect=axes.protect,
-                length=facts.length,
-            )
+        for base in _bases(axes, model, facts, device):
             planned += [_judged(case, facts, backends) for case in _cells(axes, base, facts, methods)]
+    if len(refusals) == len(models):
+        raise refusals[0]
     return tuple(planned)
+
+
+def _bases(axes: Axes, model: str, facts: Facts, device: str) -> Iterator[Case]:
+    """The settings of a model, with no variant yet."""
+    for batch, dtype in product(axes.batch or (facts.batch or 1,), axes.dtype or (default_dtype(device),)):
+        yield Case(
+            model=model,
+            input=axes.data or ("own" if facts.weights == "own" else "random"),
+            weights=facts.weights,
+            image_size=facts.image_size,
+            frames=facts.frames,
+            batch=batch,
+            dtype=dtype,
+            device=device,
+            attention="",
+            seed=axes.seed,
+            protect=axes.protect,
+            length=facts.length,
+        )
 
 
 def most_cells(axes: Axes, methods: Methods) -> int:

@@ -1,7 +1,6 @@
 """A back end put in the place of torch's attention for a while: its session, and its function at `kernels.sdpa`.
 
-What slips past the one patch is found by the verification of `probes/kernels.py`, which counts the calls and looks at
-what ran.
+What slips past the one patch is found by `benchmark/verification.py`, which counts the calls and looks at what ran.
 """
 
 from __future__ import annotations

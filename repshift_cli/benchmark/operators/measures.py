@@ -15,24 +15,74 @@ from torch import Tensor
 from repshift_cli.benchmark.contenders import Derived
 from repshift_cli.benchmark.operators.choice import ITEM, cost_of, parted, shape_of
 from repshift_cli.benchmark.operators.steps import DTYPES, Ready, expected, full_of, whole
+from repshift_cli.benchmark.passes import Pass
+from repshift_cli.benchmark.timers import timer_for
+from repshift_cli.benchmark.verification import SDPA, WrongKernel, device_kernels, short
 from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.counts import full_macs
 from repshift_cli.probes.fidelity import NotFinite
-from repshift_cli.probes.kernels import SDPA, WrongKernel, device_kernels, short
-from repshift_cli.probes.latency import timer_for
+from repshift_cli.probes.macs import MACS
 from repshift_cli.profiling import kineto
 from repshift_cli.records import Case, Measurement, Metric, Step
 
-ERR_OWN = Metric("err_own", "err own", "", "lower", "value", 15, "compared")
-ERR_FULL = Metric("err_full", "err full", "", "lower", "value", 16, "compared")
-MACS = Metric("macs", "MACs", "MAC", "lower", "value", 22, "counted")
-BYTES = Metric("bytes_by_formula", "bytes by formula", "B", "lower", "value", 116, "modelled")
-RATE = Metric("tflops", "TFLOP/s", "", "higher", "value", 13, "timed")
-FULL_RATE = Metric("tflops_of_full", "TFLOP/s of full", "", "higher", "value", 24, "timed")
-COMPUTE_SHARE = Metric("share_of_compute", "of compute", "%", "higher", "value", 14, "timed")
-MEMORY_SHARE = Metric("share_of_bandwidth", "of bandwidth", "%", "higher", "value", 23, "timed")
-COMPUTE_CEILING = Metric("ceiling_tflops", "matmul TFLOP/s", "", "higher", "value", 117, "timed")
-MEMORY_CEILING = Metric("ceiling_bandwidth", "copy GB/s", "", "higher", "value", 118, "timed")
+ERR_OWN = Metric(
+    "err_own",
+    "err own",
+    "",
+    "lower",
+    "value",
+    "compared",
+    "Relative error of the output against the operator's own definition in float64.",
+)
+ERR_FULL = Metric(
+    "err_full",
+    "err full",
+    "",
+    "lower",
+    "value",
+    "compared",
+    "Relative error of the output against full softmax attention in float64.",
+)
+BYTES = Metric(
+    "bytes_by_formula",
+    "bytes by formula",
+    "B",
+    "lower",
+    "value",
+    "modelled",
+    "Bytes that one call must move by the operator's own formula.",
+    gateable=False,
+    detail=True,
+)
+
+
+def _rate(name: str, label: str, unit: str, description: str, detail: bool = False) -> Metric:
+    return Metric(name, label, unit, "higher", "value", "timed", description, gateable=False, detail=detail)
+
+
+RATE = _rate("tflops", "TFLOP/s", "", "Floating point operations per second, by the operator's own count.")
+FULL_RATE = _rate("tflops_of_full", "TFLOP/s of full", "", "The same by the count of full attention of these sizes.")
+COMPUTE_SHARE = _rate("share_of_compute", "of compute", "%", "Of the rate of a large matrix product measured here.")
+MEMORY_SHARE = _rate("share_of_bandwidth", "of bandwidth", "%", "Of the rate of a large copy measured here.")
+COMPUTE_CEILING = _rate("ceiling_tflops", "matmul TFLOP/s", "", "Rate of a large matrix product here.", detail=True)
+MEMORY_CEILING = _rate("ceiling_bandwidth", "copy GB/s", "", "Rate of a large copy here.", detail=True)
+METRICS = (
+    ERR_OWN,
+    ERR_FULL,
+    BYTES,
+    RATE,
+    FULL_RATE,
+    COMPUTE_SHARE,
+    MEMORY_SHARE,
+    COMPUTE_CEILING,
+    MEMORY_CEILING,
+)
+"""What operators have beside what models have too."""
+
+COMMON = ("launches", "hbm", "energy", "snapshot")
+"""The probes of models that measure operators too."""
+LISTENING = ("launches", "hbm")
+"""Those of them that listen for torch's operators."""
 
 BACKWARD_MACS = 2.5
 """Five products instead of two, the convention of the FlashAttention papers."""
@@ -69,6 +119,8 @@ def judged(
     foreign = sorted(short(name) for name in names if name.startswith(SDPA) and name not in own)
     if foreign:
         raise WrongKernel(f"it ran on {', '.join(foreign)} instead of what it claims")
+    if ops == flex.COMPILED and names[flex.EAGER]:
+        raise WrongKernel("FlexAttention ran eagerly, with N x N in memory, instead of compiled")
     if ops and not any(found.values()):
         raise WrongKernel(f"none of {', '.join(map(short, ops))} ran; ran: {_most(names, names)}")
     gradients = [name for name in names if name.startswith(SDPA) and name.endswith("_backward")]
@@ -94,6 +146,14 @@ def _most(names: Counter[str], among: Any) -> str:
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------
+
+
+def passes() -> tuple[Pass, ...]:
+    """What is measured of operators alone."""
+    return (
+        Pass("errors", (ERR_OWN, ERR_FULL), ErrorProbe().measure),
+        Pass("counts", (MACS, BYTES), CountProbe().measure),
+    )
 
 
 class ErrorProbe:

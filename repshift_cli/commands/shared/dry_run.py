@@ -7,9 +7,17 @@ import sys
 from rich.table import Table
 
 from repshift_cli.records import Case
+from repshift_cli.records.json_codec import to_plain
 from repshift_cli.records.labels import words
+from repshift_cli.renderers import Document
 from repshift_cli.renderers.table import console_for
 from repshift_cli.sweep.plan import Planned
+
+
+def document_of_cases(planned: tuple[Planned, ...]) -> Document:
+    """The same list for a program: every case with its tokens, and why it is refused where it is."""
+    cases = [to_plain(p.case) | {"tokens": list(p.tokens), "refused": p.refused} for p in planned]
+    return Document("plan", {"cases": cases})
 
 
 def show_cases(planned: tuple[Planned, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli.analysis import comparison
+from repshift_cli.commands.shared.output import Outputs
 from repshift_cli.commands.shared.revisions import both_sides, say
 from repshift_cli.gate import noise, process, thresholds
 from repshift_cli.gate import verdict as rules
@@ -17,10 +17,7 @@ from repshift_cli.gate.rounds import BaseAndHead
 from repshift_cli.gate.thresholds import Thresholds
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, NothingMeasured, Outcome
 from repshift_cli.records import UsageError, store
-from repshift_cli.records.json_codec import to_plain
 from repshift_cli.records.labels import labels
-from repshift_cli.renderers import markdown as as_markdown
-from repshift_cli.renderers import table
 from repshift_cli.renderers.sheets import gate
 from repshift_cli.sweep import axes, profiles
 
@@ -40,9 +37,7 @@ class Asked:
     noise_file: Path
     everything: bool
     github: bool
-    markdown: Path | None
-    junit: Path | None
-    json: Path | None
+    outputs: Outputs
 
 
 def run(mode: str, asked: Asked, options: dict[str, Any], limits: Thresholds, out: Path | None) -> int:
@@ -128,7 +123,7 @@ def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcom
 def _decided(sides: BaseAndHead) -> list[str]:
     """A note where the survey alone says that head is worse: by a number without noise, or a case that fails now."""
     failed = [f.label or f.metric for f in sides.findings({}) if f.verdict == FAIL]
-    broken = [one for one in sides.lonely() if one.side == "base" and one.reason.startswith("failed")]
+    broken = [one for one in sides.lonely() if one.is_broken]
     what = ", ".join(dict.fromkeys(failed)) or ("a case that no longer runs" if broken else "")
     return [f"{what} had decided, so no times were measured"] if what else []
 
@@ -214,17 +209,8 @@ def _self_test(sides: BaseAndHead, noise_file: Path) -> int:
 
 def _show(outcome: Outcome, asked: Asked) -> None:
     """The table, the files asked for, the annotations, and the last line."""
-    table.print_sheet(gate.outcome_sheet(outcome, asked.everything), table.console_for(sys.stdout), "--markdown")
-    sentence = outcome.sentence
-    if asked.markdown:
-        text = as_markdown.section(gate.outcome_sheet(outcome, everything=True))
-        title = f"### repshift gate: {outcome.verdict}\n\n{as_markdown.escape(sentence)}"
-        store.write_text(asked.markdown, f"{title}\n\n{text}")
-    if asked.junit:
-        store.write_text(asked.junit, gate.junit(outcome))
-    if asked.json:
-        said = {"verdict": outcome.verdict, "exit_code": outcome.exit_code, "sentence": sentence}
-        store.write_text(asked.json, json.dumps(said | to_plain(outcome), indent=1) + "\n")
+    asked.outputs.emit(gate.document_of(outcome), on_screen=gate.document_of(outcome, asked.everything))
+    place = sys.stderr if asked.outputs.own_stdout else sys.stdout
     for line in gate.workflow_commands(outcome) if asked.github else ():
-        print(line)
-    print(sentence, flush=True)
+        print(line, file=place)
+    print(outcome.sentence, file=place, flush=True)

@@ -19,6 +19,7 @@ from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.parsing import own_options
 
 if TYPE_CHECKING:
+    from repshift_cli.commands.shared.output import Outputs
     from repshift_cli.sweep.operators import OperatorAxes
     from repshift_cli.sweep.plan import Planned
 
@@ -73,7 +74,9 @@ Batch = Annotated[
 Dtype = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="LIST", help="fp32, bf16, fp16. (default: bf16 on CUDA, fp32 on a CPU)", rich_help_panel=SWEEP
+        metavar="LIST",
+        help="fp32, bf16, fp16, or torch's names: float32, bfloat16, half. (default: bf16 on CUDA, fp32 on a CPU)",
+        rich_help_panel=SWEEP,
     ),
 ]
 ImageSize = Annotated[
@@ -203,6 +206,8 @@ def _of_a_method(option: Option) -> Any:
     return Annotated[list[str] | None, named]
 
 
+Stray = Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")]
+"""Words that belong to no option: a model's name, most likely."""
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "keep": Keep,
@@ -262,10 +267,12 @@ def sweep_options(
         shared = {name: kind for name, kind in OPTIONS.items() if name in only and name not in left_out}
 
         def with_sweep(given: Mapping[str, Any], **values: Any) -> None:
+            if stray := given.get("stray"):
+                raise UsageError(f"{stray[0]!r} belongs to no option; a model is named with --model {stray[0]}")
             plain = {name: value for name, value in given.items() if name != "profile"}
             command(asked=Asked(plain, given.get("profile")), **values)
 
-        return declared(shared, of=command, instead="asked")(with_sweep)
+        return declared({**shared, "stray": Stray}, of=command, instead="asked")(with_sweep)
 
     return decorate
 
@@ -352,11 +359,14 @@ def check_size(sweep: Axes | OperatorAxes, most: int) -> None:
         raise UsageError(f"this is a sweep of up to {count:,} cases; give fewer values, or --max-cases {count}")
 
 
-def list_cases(planned: tuple[Planned, ...]) -> None:
-    """What `--dry-run` prints."""
-    from repshift_cli.commands.shared.dry_run import show_cases
+def list_cases(planned: tuple[Planned, ...], outputs: Outputs | None = None) -> None:
+    """What `--dry-run` prints: the list, and as JSON where that was asked for."""
+    from repshift_cli.commands.shared.dry_run import document_of_cases, show_cases
 
-    show_cases(planned)
+    if outputs is not None:
+        outputs.write(document_of_cases(planned))
+    if outputs is None or not outputs.own_stdout:
+        show_cases(planned)
 
 
 def check_view(by: str) -> None:

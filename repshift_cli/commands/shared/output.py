@@ -6,7 +6,7 @@ import functools
 import inspect
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,13 +17,15 @@ from repshift_cli import registry
 from repshift_cli.records import UsageError
 from repshift_cli.records.store import check_writable, write_text
 from repshift_cli.registry import Part
-from repshift_cli.renderers import takes
+from repshift_cli.renderers import Renderer, takes
 
 if TYPE_CHECKING:
     from repshift_cli.renderers import Document
 
 STDOUT = "-"
 PANEL = "Output"
+METAVAR = "FILE|-"
+"""What an output option takes, by which the program knows one."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class Outputs:
                 where = "stdout (-)" if target == STDOUT else target
                 raise UsageError(f"{clash} and {option} both write to {where}; give one of them another file")
             places[place] = option
-        for target in self.targets.values():
+        for name, target in self.targets.items():
             if target != STDOUT and not _is_stream(Path(target)):
+                _check_format(name, Path(target))
                 check_writable(Path(target))
 
     def write(self, document: Document) -> None:
@@ -75,7 +78,8 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
     offered = {
         f"to_{part.name.replace('-', '_')}": part
         for part in registry.parts("renderers").values()
-        if part.constants.get("OPTION") and any(takes(part.constants.get("TAKES", ()), k, laid_out) for k in kinds)
+        if part.constants.get("OPTION", Renderer.OPTION)
+        and any(takes(part.constants.get("TAKES", ()), k, laid_out) for k in kinds)
     }
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +101,7 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
 
 
 def _parameter(name: str, part: Part) -> inspect.Parameter:
-    option = typer.Option(option_of(part.name), metavar="FILE|-", help=part.help, rich_help_panel=PANEL)
+    option = typer.Option(option_of(part.name), metavar=METAVAR, help=part.help, rich_help_panel=PANEL)
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, option])
 
@@ -105,6 +109,22 @@ def _parameter(name: str, part: Part) -> inspect.Parameter:
 def option_of(name: str) -> str:
     """The option of a renderer: `--github-action-benchmark`."""
     return f"--{name.replace('_', '-')}"
+
+
+def with_stdout(arguments: Sequence[str], options: Collection[str]) -> list[str]:
+    """The arguments with `-` behind each output option that stands without a file: it means stdout."""
+    found: list[str] = []
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
+        found.append(argument)
+        if argument in options and following.startswith("-") and following != STDOUT:
+            found.append(STDOUT)
+    return found
+
+
+def _check_format(name: str, target: Path) -> None:
+    """UsageError for a run file, or other JSON, that another format would take the place of."""
+    if target.suffix == ".json" and target.exists() and registry.find("renderers", name).constants["SUFFIX"] != ".json":
+        raise UsageError(f"{option_of(name)} would write over {target}, which is JSON; name another file")
 
 
 def rendered(name: str, document: Document) -> str:

@@ -90,17 +90,17 @@ def _check_origins(old: Side, new: Side, options: dict[str, Any], from_git: bool
 
 
 _said: list[float] = []
-"""When a word on a round was last printed where there is no terminal."""
+"""When a word was last printed where there is no terminal."""
 
 
 def _is_due() -> bool:
     return not _said or time.monotonic() - _said[-1] >= SECONDS_BETWEEN
 
 
-def say(text: str) -> None:
-    """A word on stderr while it works: on a terminal in one line, elsewhere a round a minute."""
+def say(text: str, routine: bool = False) -> None:
+    """A word on stderr while it works: on a terminal in one line, elsewhere of what is `routine` one a minute."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-    elif text and (not text.startswith("round") or text.startswith("round 1 of") or _is_due()):
+    elif text and (not routine or _is_due()):
         print(text, file=sys.stderr, flush=True)
         _said[:] = [time.monotonic()]

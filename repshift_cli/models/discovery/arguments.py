@@ -159,6 +159,17 @@ def mixing(
     )  # fmt: skip
 
 
+def attends(block: nn.Module, inside: nn.Module, x: Tensor, tokens: Tensor, given: Given, prefix: int) -> bool | None:
+    """Whether what a module inside the block puts out for the first tokens depends on the others; None: not told."""
+    trial = Trial(block, (inside,), x, tokens, given, prefix)
+    alone = torch.arange(prefix + 1, device=x.device).expand(len(x), -1)
+    for spread in (0, 1, -1):
+        plain, fewer = trial.run(trial.named()), trial.run_at(alone, spread)
+        if plain is not None and fewer is not None and (one := plain[1][0]) is not None and fewer[1][0] is not None:
+            return not _close(one[:, : prefix + 1], fewer[1][0], one)
+    return None
+
+
 def _on_fewer(trial: Trial, spread: int) -> Companions | None:
     """What was cut along with half of the tokens, or None where the block does not run on it."""
     leading, _ = _halves(trial)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from repshift_cli.models.discovery.arguments import PLACES, Companions, companions, mixing
 from repshift_cli.models.discovery.arguments import rows_of as _rows
+from repshift_cli.models.discovery.parallel import parallel_branches
 from repshift_cli.models.discovery.scaled import scaled_branches
 from repshift_cli.records import Site, UsageError, call
 
@@ -88,7 +89,9 @@ def find_sites(module: nn.Module, inputs: Any, scanning: bool = False, undivided
     prefix = prefix_tokens(module)
     for blocks in _repeated(module):
         trace = watch_first(module, blocks[0], inputs)
-        paths = _branches(trace, blocks, undivided) if trace is not None else None
+        paths = _branches(trace, blocks, undivided, prefix) if trace is not None else None
+        if paths is not None and paths[1] == "" and not successive(module, blocks, inputs):
+            paths = None  # any sum of two looks like parallel branches: these must be blocks of one row too
         if trace is None or paths is None:
             whole = _undivided(module, blocks, trace, inputs) if undivided and trace and not seen else ""
             if isinstance(whole, Found):
@@ -262,7 +265,7 @@ def _hooked(handles: list[Any], block: tuple[nn.Module, Any, Any]) -> Iterator[N
 _Paths = tuple[str, str | None, str | None]
 
 
-def _branches(trace: Trace, blocks: list[nn.Module], undivided: bool = False) -> _Paths | None:
+def _branches(trace: Trace, blocks: list[nn.Module], undivided: bool, prefix: int) -> _Paths | None:
     """Paths of (attention, middle, mlp) inside the first block, or None where neither sum holds.
 
     `middle` is the first module that reads x'; of several modules with the same output (a dropout behind a linear) the
@@ -270,7 +273,10 @@ def _branches(trace: Trace, blocks: list[nn.Module], undivided: bool = False) ->
     dropout for both branches) are passed over: a hook on them could not tell the branches apart. Where blocks
     may be `undivided`, a single branch is the sum of parallel ones, none.
     """
-    both = _pre_norm(once(trace), trace) or _post_norm(once(trace), trace)
+    calls = once(trace)
+    both = _pre_norm(calls, trace) or _post_norm(calls, trace)
+    if both is None:
+        both = parallel_branches(blocks[0], calls, trace.x, trace.out, trace.tokens, trace.given, prefix)
     return both or (None if undivided else _single(trace, blocks))
 
 

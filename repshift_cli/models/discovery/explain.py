@@ -10,6 +10,7 @@ from repshift_cli.models.discovery.blocks import named_prefix, pattern
 from repshift_cli.records import Subject
 
 BIASES = "the biases that attention makes for every pair of places"
+PARALLEL = "the block itself: its branches stand side by side"
 TOLD = "named by the family or the adapter, or found"
 
 
@@ -25,7 +26,8 @@ def explained(subject: Subject, more: tuple[int, int] = (0, 0)) -> dict[str, Any
         "class": type(module).__name__,
         "depth": len(sites),
         "blocks": pattern(module, [site.block for site in sites]),
-        "branches": {part: None if m is None else names.get(id(m), type(m).__name__) for part, m in parts.items()},
+        "branches": {part: None if m is None else names.get(id(m), type(m).__name__) for part, m in parts.items()}
+        | ({"middle": PARALLEL} if sites[0].parallel else {}),
         "operations": list(sites[0].operations),
         "entering": subject.tokens + subject.protected,
         "free": subject.tokens,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import shutil
 import types
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
@@ -21,8 +22,13 @@ from repshift_cli.operators.base.masks import Mask, causal
 from repshift_cli.operators.base.spec import Cost, Engine, Shape, Spec
 
 COMPILED = ("Torch-Compiled Region",)
+EAGER = "aten::logsumexp"
+"""What runs in FlexAttention's eager form and never in the compiled one: torch.compile falls back in silence."""
 KERNELS = r"triton_tem_fused\w*|flex_attention\w*"
 BLOCK = 128
+
+session = partial(torch._dynamo.config.patch, fail_on_recompile_limit_hit=True)
+"""Within it torch.compile raises where it would go on eagerly."""
 
 ScoreMod = Callable[..., Tensor]
 """(score, batch, head, i, j) -> score."""
@@ -55,7 +61,16 @@ def engine(
         grouped = k.shape[1] != q.shape[1]
         return compiled(score, q, k)(q, k, v, score_mod=change, block_mask=places, enable_gqa=grouped)
 
-    return Engine(attend, COMPILED, KERNELS, unavailable=unavailable, backward=("cuda",), unasked=unasked, cost=cost)
+    return Engine(
+        attend,
+        COMPILED,
+        KERNELS,
+        unavailable=unavailable,
+        backward=("cuda",),
+        session=session,
+        unasked=unasked,
+        cost=cost,
+    )
 
 
 def with_causal(mask: Mask | None, spec: Spec) -> Mask | None:

@@ -22,10 +22,10 @@ SEEN = ("resid_pre", "resid_post")
 """What a stage shows of itself: it has neither attention nor MLP."""
 
 
-def hooks(site: Site, method: Method, case: Case, note: Callable[[Tensor], None]) -> Iterator[Any]:
+def hooks(site: Site, method: Method, case: Case, note: Callable[[Callable[[], Tensor]], None]) -> Iterator[Any]:
     """Hooks that cut the stage's output (B, C, H, W) in both directions; the method sees it as tokens, (B, H W, C).
 
-    A method that chooses places chooses among the rows and among the columns. `note` is given the places that stay.
+    A method that chooses places chooses among the rows and among the columns. `note` is given a way to those that stay.
     UsageError for a method that looks at more than a stage has.
     """
     needed = needs(method, case)
@@ -43,7 +43,8 @@ def hooks(site: Site, method: Method, case: Case, note: Callable[[Tensor], None]
         size = lines_left(height, *share), lines_left(width, *share)
         if method.choose is not None:
             rows, columns = method.choose(height, size[0]), method.choose(width, size[1])
-            note(_crossings_of(rows, columns, width, output.device))
+            device = output.device
+            note(lambda: _crossings_of(rows, columns, width, device))
             with part("cut"):
                 return _chosen(output, rows, columns)
         seen["resid_post"] = seen["rows"] = _tokens(output)
@@ -53,7 +54,7 @@ def hooks(site: Site, method: Method, case: Case, note: Callable[[Tensor], None]
         with part("select"):
             places = REMOVE[case.removal or "line"](scores.unflatten(1, (height, width)), size)
         seen.clear()
-        note(places)
+        note(lambda: places)
         with part("cut"):
             return picked(output, places, size)
 

@@ -23,14 +23,14 @@ from repshift_cli.reduction.engine.selection import Cut, chosen
 
 
 @contextmanager
-def pruned(subject: Subject, method: Method | None, case: Case) -> Iterator[Dropped]:
+def pruned(subject: Subject, method: Method | None, case: Case, noting: bool = False) -> Iterator[Dropped]:
     """Within it the subject drops tokens at the end of the blocks `case.layers`; afterwards it is as it was.
 
-    What it gives tells which places the last forward kept. No `method` is no pruning. At keep 1 nothing is hooked, so
-    the model is the untouched one bit for bit.
+    What it gives tells which places the last forward kept, of a grid only with `noting`. No `method` is no pruning.
+    At keep 1 nothing is hooked, so the model is the untouched one bit for bit.
     """
     handles: list[Any] = []
-    dropped = Dropped(subject)
+    dropped = Dropped(subject, noting)
     try:
         with ExitStack() as stack:
             if method is not None and case.keep < 1 and case.layers:
@@ -47,13 +47,13 @@ def pruned(subject: Subject, method: Method | None, case: Case) -> Iterator[Drop
 class Dropped:
     """What one forward has dropped so far, and what later modules are given beside the hidden states, cut alike."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, noting: bool = False) -> None:
         self.roles: Tensor | None = None
-        self._subject = subject
+        self._subject, self._noting = subject, noting
         self._tokens, self._device = 0, torch.device("cpu")
         self._cuts: list[Cut] = []
         self._done: list[tuple[Any, Any]] = []
-        self._grids: list[Tensor] = []
+        self._grids: list[Callable[[], Tensor]] = []
 
     def begin(self, module: Any, args: Any, kwargs: Any) -> None:
         """Pre-hook of the whole model."""
@@ -68,9 +68,10 @@ class Dropped:
         self._cuts.append(cut)
         self._done = []
 
-    def add_grid(self, places: Tensor) -> None:
-        """The places (B, h w) of a grid that one more cut keeps."""
-        self._grids.append(places)
+    def add_grid(self, places: Callable[[], Tensor]) -> None:
+        """One more cut of a grid: what gives the places (B, h w) that it keeps."""
+        if self._noting:
+            self._grids.append(places)
 
     @property
     def kept(self) -> tuple[Tensor, ...]:
@@ -80,7 +81,7 @@ class Dropped:
         chooses alike in all of them.
         """
         if self._grids or not self._cuts:
-            return tuple(self._grids)
+            return tuple(places() for places in self._grids)
         device = self._device
         return tuple(self._positions(device, n) for n in range(1, len(self._cuts) + 1))
 
@@ -178,7 +179,8 @@ def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dro
         return shorter if isinstance(output, Tensor) else tuple(shorter if v is hidden else v for v in output)
 
     last = site.mlp if site.mlp is not None else site.attention
-    if last is not None and "resid_post" not in needed:
+    # parallel branches may be summed before x is added, or the MLP run first: these are cut at the block's end
+    if last is not None and "resid_post" not in needed and not site.parallel:
         yield last.register_forward_hook(at_branch)
     yield site.block.register_forward_hook(at_end)
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import METHODS_WITHOUT_PRUNING, OPERATORS, Case, Measurement, Record, Run
-from repshift_cli.renderers.sheets.run import ALWAYS, Cell, Column, Sheet, metric_cell, ordered_records
+from repshift_cli.renderers.sheets.cells import ALWAYS, Cell, Column, Sheet, metric_cell
+from repshift_cli.renderers.sheets.metric_columns import ordered_records
+from repshift_cli.renderers.sheets.order import rank_of
 
 Workload = tuple[int, int, int, int, int]
 """Tokens that enter, frames, image size, batch, length of a sequence."""
@@ -33,10 +35,10 @@ def _ratio(record: Record) -> Measurement | None:
     """The record's most wanted speed-up, where it prunes and was measured."""
     if record.status != "ok" or not record.tokens or record.case.model == OPERATORS:
         return None
-    if record.case.pruning == METHODS_WITHOUT_PRUNING:
+    if record.unfit or record.case.pruning == METHODS_WITHOUT_PRUNING:
         return None
     ratios = [m for m in record.measurements if m.unit == "x" and m.better == "higher" and m.samples]
-    return min(ratios, key=lambda m: m.rank, default=None)
+    return min(ratios, key=lambda m: rank_of(m.metric), default=None)
 
 
 def _alike(case: Case) -> Case:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from repshift_cli.analysis.comparison import BETTER, CHANGED, OPEN, SAME, WORSE, Finding, Lonely
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records.labels import labels
-from repshift_cli.renderers.sheets.run import ALWAYS, MISSING, Cell, Column, Sheet, scale
+from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet, scale
+from repshift_cli.renderers.sheets.order import rank_of
 
 TONES = {
     CHANGED: "",
@@ -45,6 +46,15 @@ def sheet(
     said = [f"{names[f.case]}, {f.label}: {f.reason}" for f in findings if f.reason]
     said += [f"only on {one.side}: {names[one.case]} ({one.reason})" for one in lonely]
     return Sheet(tuple(header), tuple(columns), "", (*said, *notes))
+
+
+def by_size(findings: Sequence[Finding]) -> list[Finding]:
+    """What changed before what is open before what is the same; in each the change that is the most of its own noise.
+
+    Of equal ones the larger first, then the metric that a table shows first.
+    """
+    groups = {WORSE: 0, BETTER: 0, CHANGED: 0, OPEN: 1, SAME: 2}
+    return sorted(findings, key=lambda f: (groups[f.word], -f.share_of_noise, -f.effect, rank_of(f.metric)))
 
 
 def figure(finding: Finding, value: float | None) -> str:

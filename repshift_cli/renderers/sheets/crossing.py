@@ -9,16 +9,9 @@ from collections.abc import Sequence
 from repshift_cli.analysis.crossing import Crossing, crossing
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import OPERATORS, Case, Measurement, Record, Run
-from repshift_cli.renderers.sheets.run import (
-    ALWAYS,
-    MISSING,
-    Cell,
-    Column,
-    Sheet,
-    header_of,
-    metric_cell,
-    ordered_records,
-)
+from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet, metric_cell
+from repshift_cli.renderers.sheets.metric_columns import ordered_records
+from repshift_cli.renderers.sheets.run import header_of
 
 STEPS = "▁▂▃▄▅▆▇█"
 """One step is a factor of 2; what lies in the upper half is faster than the reference."""
@@ -49,7 +42,7 @@ def _ratio(record: Record) -> Measurement | None:
 def _sheet(run: Run, group: Case, curves: dict[Case, Curve]) -> Sheet:
     lengths = sorted({n for curve in curves.values() for n in curve})
     label = next(m.label for curve in curves.values() for m in curve.values())
-    found = {case: crossing(_points(curve)) for case, curve in curves.items()}
+    found = {case: crossing(_shown(curve)) for case, curve in curves.items()}
     order = sorted(curves, key=lambda case: _rank(found[case]))
     columns = (
         Column("operator", ALWAYS, tuple(Cell(case.variant) for case in order)),
@@ -61,7 +54,8 @@ def _sheet(run: Run, group: Case, curves: dict[Case, Curve]) -> Sheet:
     header = tuple(word for word in header if word != "None tokens")
     note = (
         f"chart: {lengths[0]} to {lengths[-1]} tokens from left to right, a step is a factor of 2, the upper half "
-        f"({STEPS[4:]}) is faster; a length between two measured ones is interpolated on logarithmic scales"
+        f"({STEPS[4:]}) is faster; where an interval holds 1 nothing "
+        "is faster; a length between two measured ones is interpolated on logarithmic scales"
     )
     return Sheet(header, _in_reading_order(columns), "", (note,))
 
@@ -74,6 +68,12 @@ def _in_reading_order(columns: Sequence[Column]) -> tuple[Column, ...]:
 def _points(curve: Curve) -> list[tuple[int, float]]:
     figures = [(n, estimate(m)) for n, m in sorted(curve.items())]
     return [(n, figure.value) for n, figure in figures if figure is not None]
+
+
+def _shown(curve: Curve) -> list[tuple[int, float]]:
+    """The ratios as far as they are known to lie above 1: one whose interval holds 1 counts as 1."""
+    figures = [(n, estimate(m)) for n, m in sorted(curve.items())]
+    return [(n, min(f.value, 1.0) if f.spans(1) else f.value) for n, f in figures if f is not None]
 
 
 def _rank(found: Crossing) -> tuple[int, float]:

@@ -1,17 +1,31 @@
-"""A gate's outcome: the sheet, a JUnit file, GitHub's annotations."""
+"""A gate's outcome: the sheet, the document, GitHub's annotations."""
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 
-from repshift_cli.analysis.comparison import BETTER, WORSE, Finding, Lonely
+from repshift_cli.analysis.comparison import BETTER, WORSE, Finding
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, Outcome, in_words
 from repshift_cli.records.labels import labels
+from repshift_cli.renderers import Document
+from repshift_cli.renderers.sheets.cells import Sheet
 from repshift_cli.renderers.sheets.comparison import sheet
-from repshift_cli.renderers.sheets.run import Sheet
 
 VERDICTS = (FAIL, INCONCLUSIVE)
+
+
+def document_of(outcome: Outcome, everything: bool = True) -> Document:
+    """The outcome as a document, with what `outcome_sheet` shows."""
+    said = {"verdict": outcome.verdict, "exit_code": outcome.exit_code, "sentence": outcome.sentence}
+    return Document(
+        "gate",
+        outcome,
+        lambda: [outcome_sheet(outcome, everything)],
+        title=f"repshift gate: {outcome.verdict}",
+        sentence=outcome.sentence,
+        summary=said,
+        whole="--markdown",
+    )
 
 
 def outcome_sheet(outcome: Outcome, everything: bool = False) -> Sheet:
@@ -74,30 +88,3 @@ def _data(text: str) -> str:
 
 def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def junit(outcome: Outcome) -> str:
-    """One test case per gated metric of a case: a regression is a failure, what stayed open is skipped, with why."""
-    names = labels([f.case for f in outcome.findings] + [one.case for one in outcome.lonely])
-    failures = sum(f.verdict == FAIL for f in outcome.judged) + len(outcome.broken)
-    skipped = sum(f.verdict == INCONCLUSIVE for f in outcome.judged)
-    count = str(len(outcome.judged) + len(outcome.broken))
-    numbers = {"tests": count, "failures": str(failures), "skipped": str(skipped), "errors": "0"}
-    suites = ET.Element("testsuites", numbers)
-    suite = ET.SubElement(suites, "testsuite", {"name": "repshift gate", **numbers})
-    for f in outcome.judged:
-        test = ET.SubElement(suite, "testcase", {"classname": names[f.case], "name": f.metric, "time": "0"})
-        text = in_words(f, names[f.case]) + (f"; {f.reason}" if f.reason else "")
-        if f.verdict in VERDICTS:
-            ET.SubElement(test, "failure" if f.verdict == FAIL else "skipped", {"message": text})
-        else:
-            ET.SubElement(test, "system-out").text = text
-    for one in outcome.broken:
-        _broken(suite, one, names[one.case])
-    ET.indent(suites)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
-
-
-def _broken(suite: ET.Element, one: Lonely, name: str) -> None:
-    test = ET.SubElement(suite, "testcase", {"classname": name, "name": "runs", "time": "0"})
-    ET.SubElement(test, "failure", {"message": one.reason})

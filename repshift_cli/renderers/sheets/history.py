@@ -9,7 +9,9 @@ from itertools import groupby
 from repshift_cli.analysis.history import Series, Step
 from repshift_cli.records import Case
 from repshift_cli.records.labels import labels
-from repshift_cli.renderers.sheets.run import ALWAYS, MISSING, NAMES_IN_A_NOTE, Cell, Column, Sheet, scale
+from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet, scale
+from repshift_cli.renderers.sheets.notes import NAMES_IN_A_NOTE
+from repshift_cli.renderers.sheets.order import rank_of
 
 BARS = "▁▂▃▄▅▆▇█"
 MARK = "|"
@@ -18,7 +20,7 @@ WIDEST = 48
 
 def sheets(found: Sequence[Series], notes: Sequence[str]) -> list[Sheet]:
     """One sheet per machine and metric; the general notes under the last."""
-    ordered = sorted(found, key=lambda s: (s.machine, s.like.rank, s.like.metric))
+    ordered = sorted(found, key=lambda s: (s.machine, rank_of(s.like.metric), s.like.metric))
     groups = [list(own) for _, own in groupby(ordered, key=lambda s: (s.machine, s.like.metric))]
     return [_sheet(group, notes if group is groups[-1] else ()) for group in groups]
 

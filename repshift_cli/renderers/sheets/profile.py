@@ -13,8 +13,10 @@ from repshift_cli.profiling.annotations import SELECTION
 from repshift_cli.records import WITHOUT_ATTENTION, Run
 from repshift_cli.records.profile import Breakdown, ProfileRun
 from repshift_cli.renderers.sheets.break_even import maps
+from repshift_cli.renderers.sheets.cells import ALWAYS, Cell, Column, Sheet
 from repshift_cli.renderers.sheets.crossing import crossings
-from repshift_cli.renderers.sheets.run import ALWAYS, Cell, Column, Sheet, header_of, sheets, short_kernel
+from repshift_cli.renderers.sheets.row_columns import short_kernel
+from repshift_cli.renderers.sheets.run import header_of, sheets
 
 MOST_ROWS = 20
 MOST_CHANGES = 12

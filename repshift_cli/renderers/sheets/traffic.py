@@ -10,7 +10,8 @@ from rich.text import Text
 
 from repshift_cli.records import Run
 from repshift_cli.records.labels import labels
-from repshift_cli.renderers.sheets.run import ordered_records, scale
+from repshift_cli.renderers.sheets.cells import scale
+from repshift_cli.renderers.sheets.metric_columns import ordered_records
 from repshift_cli.renderers.table import _hanging
 
 MOST_OPERATORS = 8
