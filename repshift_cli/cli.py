@@ -95,6 +95,7 @@ def options(
 def main() -> None:
     """The console script: every error becomes one line on stderr and an exit code; --debug shows the traceback."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler chatters on stderr otherwise
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # so does its allocator, of blocks older than a profile
     arguments, debug = debug_first(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

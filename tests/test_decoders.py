@@ -380,7 +380,7 @@ def test_bench_of_a_checkpoint_on_prompts(folder: Path, tmp_path: Path) -> None:
     figures = [{m["metric"]: m for m in r["measurements"]} for r in records]
     assert [f["kv_cache_tokens"]["samples"] for f in figures] == [[96], [96], [74], [74]]
     assert figures[2]["kv_cache_tokens"]["parts"] == {"block": {"1": 24, "2": 24, "3": 13, "4": 13}}
-    assert figures[1]["fidelity_top1"]["samples"] == [100.0]
+    assert set(figures[1]["fidelity_top1"]["samples"]) == {100.0}
     assert figures[2]["fidelity_kl"]["samples"][0] > 0
 
 

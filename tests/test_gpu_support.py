@@ -11,7 +11,7 @@ from repshift_cli import registry
 
 
 def test_every_back_end_has_a_name_to_be_verified_by() -> None:
-    assert set(NAMES) == set(registry.parts("attention")) - {"none"}
+    assert set(NAMES) == set(registry.parts("attention")) - {"none", "sliding"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -113,7 +113,7 @@ def test_traffic(file: Path) -> None:
 
 @every_run
 def test_compared_with_itself_nothing_changed(file: Path) -> None:
-    text = out("compare", file, file)
+    text = out("compare", file, file, "--all")
     assert (
         "better" not in text.partition("metrics of cases")[2] and "worse" not in text.partition("metrics of cases")[2]
     )

@@ -44,7 +44,15 @@ def test_a_probe_that_fails_costs_its_own_figures_with_the_reason() -> None:
     assert Pass("laps", (LAPS,), lambda step: [LAPS.of(3)]).measure(step()) == (LAPS.of(3),)
 
 
-@pytest.mark.parametrize("error", [CaseBroken("NaN"), UsageError("no such photo"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        CaseBroken("NaN"),
+        UsageError("no such photo"),
+        KeyboardInterrupt(),
+        RuntimeError("CUDA error: misaligned address"),
+    ],
+)
 def test_what_concerns_the_whole_case_passes_through(error: BaseException) -> None:
     with pytest.raises(type(error)):
         Pass("laps", (LAPS,), raises(error)).measure(step())

@@ -193,7 +193,7 @@ def test_what_processes_warn_of_is_told_with_their_number(repository: Repository
     )
     repository.write({"template.json": text})
     _, out, _ = repository.gate("--base", "HEAD")
-    assert "warning in 8 of 16 processes: N rounds were throttled" in out
+    assert "warning in 8 of 16 processes: 3 rounds were throttled" in out
 
 
 def test_hardware_that_throttles_everywhere_is_told(repository: Repository) -> None:

@@ -12,7 +12,7 @@ import typer
 from synthetic import small_run
 from typer.testing import CliRunner
 
-from repshift_cli.commands.shared.output import Outputs, with_stdout
+from repshift_cli.commands.shared.output import Outputs, rendered, with_stdout
 from repshift_cli.commands.show import show
 from repshift_cli.records import SCHEMA_VERSION, UsageError, store
 from repshift_cli.records.json_codec import json_schema
@@ -84,6 +84,11 @@ def test_another_format_never_takes_the_place_of_a_run_file(run_file: Path) -> N
     with pytest.raises(UsageError, match=r"--csv would write over .*run\.json, which is JSON"):
         output(run_file, "--csv", run_file)
     assert run_file.read_bytes() == before
+
+
+def test_a_document_that_a_format_does_not_take_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(UsageError, match=r"--junit takes no run, but gate; leave it out"):
+        rendered("junit", document_of(small_run()))
 
 
 def test_an_output_without_a_file_is_stdout(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -567,7 +567,7 @@ POOLED = ("vit_base_patch16_siglip_224", "vit_so150m_patch16_reg4_map_256", "vit
 """Models pooled by attention, whose query is a parameter handed to a module."""
 
 
-@pytest.mark.parametrize("name", [*POOLED, "vit_small_patch16_dinov3", "vit_base_patch16_xp_224"])
+@pytest.mark.parametrize("name", [*POOLED, "vit_small_patch16_dinov3"])
 def test_every_probe_measures_them(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through bench, not the forward alone."""
     monkeypatch.chdir(tmp_path)
@@ -582,6 +582,7 @@ def test_every_probe_measures_them(name: str, tmp_path: Path, monkeypatch: pytes
             assert found[metric].samples and found[metric].samples[0] > 0, found[metric].reason
         lacking = {m.reason for m in record.measurements if not m.samples and not m.reference}
         assert lacking <= {
+            "random weights: the classes mean nothing, so only KL is shown",
             "no GPU in this run",
             "a CPU has no caching allocator",
             "no vanilla in this run; add it to --variant",

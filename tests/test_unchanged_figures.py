@@ -147,7 +147,8 @@ DRAWN = "random"
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 FIDELITY = ("fidelity_kl", "fidelity_cosine")
-COUNTED = ("operators", "memory_peak_above_resting", "hbm_modelled", "hbm_modelled_read", "hbm_modelled_written")
+COUNTED = ("operators", "hbm_modelled", "hbm_modelled_read", "hbm_modelled_written")
+"""Peak memory is none of them: what libraries allocate once counts for whichever forward comes first."""
 NAMED = ("attention", "pruning", "keep", "layers", "operation", "distance", "form", "removal", "protect")
 """What tells the cases of a family apart, as a run file calls it."""
 

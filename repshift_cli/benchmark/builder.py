@@ -176,7 +176,7 @@ class StepBuilder:
         before, after = passes(context)
         if case.model != OPERATORS:
             return before, after
-        return before, (*measures.passes(), *(one for one in after if one.name in measures.COMMON))
+        return before, (*measures.passes(), *(one for one in after if one.name not in measures.OF_MODELS))
 
     def _passes_of(self, step: Step) -> Sequence[Pass]:
         """All of them; a compiled operator shows no operators of torch to those that listen for them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from repshift_cli import registry
-from repshift_cli.benchmark.runner import reason_of
+from repshift_cli.benchmark.runner import is_poison, reason_of
 from repshift_cli.probes import BEFORE_TIMING, ORDER, Context, Measure, Probe
 from repshift_cli.records import CaseBroken, Measurement, Metric, Step, UsageError
 
@@ -21,7 +21,8 @@ class Pass:
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """What the probe gives; where it fails, its metrics are missing with the reason.
 
-        A probe without metrics has none to lose: its failure is the case's, as `CaseBroken` is of any.
+        A probe without metrics has none to lose: its failure is the case's, as `CaseBroken` and the loss of CUDA's
+        context are of any.
         """
         if isinstance(self.work, str):
             return self._missing(step, self.work)
@@ -30,7 +31,7 @@ class Pass:
         except (UsageError, CaseBroken):
             raise
         except Exception as error:
-            if not self.metrics:
+            if not self.metrics or is_poison(error):
                 raise
             return self._missing(step, reason_of(error))
 
@@ -59,4 +60,6 @@ def _work(probe: Probe, context: Context) -> Measure | str | None:
     except (UsageError, CaseBroken):
         raise
     except Exception as error:
+        if is_poison(error):
+            raise
         return reason_of(error)

@@ -159,9 +159,10 @@ def reason_of(error: BaseException) -> str:
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
 
 
-def is_poison(reason: str) -> bool:
-    """Whether an error's reason means that CUDA's context is lost."""
-    return "cuda" in reason.lower() and any(word in reason.lower() for word in POISON)
+def is_poison(error: BaseException) -> bool:
+    """Whether an error means that CUDA's context is lost, which torch tells by CUDA's own words only."""
+    told = reason_of(error).lower()
+    return "cuda" in told and any(words in told for words in POISON)
 
 
 # --- making ready, and what is measured apart -------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def _settle(contender: Contender, parts: Parts) -> None:
 
 def _drop(contender: Contender, error: BaseException) -> None:
     contender.failure, contender.step = reason_of(error), None
-    if is_poison(contender.failure):
+    if is_poison(error):
         raise ContextLost(contender.case, f"{contender.failure}; it took the CUDA context with it") from error
 
 

@@ -144,7 +144,7 @@ class Comparison:
         try:
             builder.subject(first)
         except runner.CAUGHT as error:
-            if runner.is_poison(reason_of(error)):
+            if runner.is_poison(error):
                 raise runner.ContextLost(None, reason_of(error)) from error
             yield from (runner.failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
             return

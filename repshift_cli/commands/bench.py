@@ -155,7 +155,11 @@ class _File:
         """UsageError where the run file cannot be written, or where a new one would take the place of a file."""
         if place.journal is None and place.path.is_file():
             raise exists_already(place.path)
+        folder = place.path.parent
+        made = not folder.exists()
         store.check_writable(place.path)
+        if made:
+            folder.rmdir()  # the journal makes it again; what is refused after this leaves no empty folder
 
 
 def _named(asked: Asked) -> tuple[str, ...]:

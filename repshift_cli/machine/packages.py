@@ -7,6 +7,7 @@ import shlex
 from importlib.machinery import ModuleSpec, PathFinder
 
 EXTRAS = {
+    "fla": ("flash-linear-attention>=0.4",),
     "flash-attn": ("flash-attn>=2.8",),
     "history": ("ruptures>=1.1.10",),
     "tensorboard": ("torch-tb-profiler>=0.4.3", "tensorboard>=2.21"),

@@ -75,7 +75,7 @@ def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
     known = {f.name: f for f in dataclasses.fields(kind)}
     for name in value:
         if name not in known:
-            raise ValueError(f"{where}.{name}: not a field of {kind.__name__}")
+            raise ValueError(f"{where}.{visible(name)}: not a field of {kind.__name__}")
     for name, f in known.items():
         if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}.{name}: missing")

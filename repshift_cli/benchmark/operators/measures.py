@@ -79,10 +79,10 @@ METRICS = (
 )
 """What operators have beside what models have too."""
 
-COMMON = ("launches", "hbm", "energy", "snapshot")
-"""The probes of models that measure operators too."""
+OF_MODELS = ("fidelity", "macs", "kv_cache")
+"""The probes in whose place an operator has its own."""
 LISTENING = ("launches", "hbm")
-"""Those of them that listen for torch's operators."""
+"""Those that listen for torch's operators."""
 
 BACKWARD_MACS = 2.5
 """Five products instead of two, the convention of the FlashAttention papers."""

@@ -123,7 +123,11 @@ def with_stdout(arguments: Sequence[str], options: Collection[str]) -> list[str]
 
 def _check_format(name: str, target: Path) -> None:
     """UsageError for a run file, or other JSON, that another format would take the place of."""
-    if target.suffix == ".json" and target.exists() and registry.find("renderers", name).constants["SUFFIX"] != ".json":
+    if (
+        target.suffix == ".json"
+        and target.exists()
+        and registry.find("renderers", name).constants.get("SUFFIX") != ".json"
+    ):
         raise UsageError(f"{option_of(name)} would write over {target}, which is JSON; name another file")
 
 

@@ -49,6 +49,7 @@ OTHERS = (
     "hbm_written",
     "hbm_modelled_over_measured",
     "kv_cache_tokens",
+    "fidelity_inputs",
     "operators",
     "device_busy",
     "bytes_by_formula",
