@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from repshift_cli.analysis import stats
 from repshift_cli.analysis.crossing import crossing
 from repshift_cli.records import Case, Record, Run, store
+from repshift_cli.renderers import document_of, markdown
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines"
 NOTHING = "–"
@@ -152,11 +155,46 @@ def _interval(record: Record, metric: str, unit: str = "") -> str:
     return f"{figure.value:.2f}{unit} ({figure.low:.2f}–{figure.high:.2f})"
 
 
+def gpu() -> str:
+    """Every run file of a GPU, as the tool's own Markdown, with the device's name; or what is to be done."""
+    files = sorted(f for f in FOLDER.glob("*/*.json") if f.parent.name != "cpu" and _is_run(f))
+    if not files:
+        return (
+            "No run of a GPU lies here yet: nothing on these pages about a GPU has been measured. "
+            "`python tests/benchmarks/evidence.py --stage N --out profiles/baselines/GPU` (N from 1 to 6) makes the "
+            "runs, `python tests/generated.py --write` their tables."
+        )
+    return "\n\n".join(_of_device(file) for file in files)
+
+
+def _is_run(file: Path) -> bool:
+    return "records" in json.loads(file.read_text(encoding="utf-8"))
+
+
+def _of_device(file: Path) -> str:
+    run, name = store.load(file), file.relative_to(FOLDER)
+    written = io.StringIO()
+    markdown.render(document_of(run), written)
+    return f"### {name.stem}, on {run.machine.device_name}\n\n{written.getvalue().strip()}\n\nRun: `{name}`."
+
+
+def on_device(table: Callable[[], str], name: str) -> Callable[[], str]:
+    """The table, and below it the device and the versions of the run that it is made of."""
+
+    def whole() -> str:
+        run = run_of(name)
+        versions = f"torch {run.machine.packages.get('torch')}, {run.created[:10]}"
+        return f"{table()}\n\nOn {run.machine.device_name}, {versions}."
+
+    return whole
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "dinov2-photos": dinov2_photos,
-    "deit-methods": deit_methods,
-    "vit-t-sizes": vit_sizes,
-    "smollm2-prompts": smollm2_prompts,
-    "minilm-sentences": minilm_sentences,
-    "operators-lengths": operator_lengths,
+    "gpu": gpu,
+    "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
+    "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
+    "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
+    "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
+    "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),
+    "operators-lengths": on_device(operator_lengths, "cpu/operators"),
 }

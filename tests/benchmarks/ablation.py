@@ -11,11 +11,13 @@ against the oracle's graph. On a CPU there is plain torch alone, without and wit
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -60,11 +62,17 @@ def main() -> None:
     device = devices.choose_device("auto")
     rungs = ON_CUDA if device.startswith("cuda") else ON_CPU
     table = Table("repshift / oracle", title=f"{describe(device).device_name}, {asked.rounds} rounds")
-    columns = []
+    columns: list[list[str]] = []
+    names = [rung.name for rung in rungs]
+    found: list[dict[str, Any]] = []
     for model in asked.model.split(","):
         for batch in map(int, asked.batch.split(",")):
             table.add_column(f"{model}\nbatch {batch}", justify="right")
             columns.append(_column(model, batch, device, rungs, asked.rounds))
+            found.append({"model": model, "batch": batch, "ratios": dict(zip(names, columns[-1], strict=True))})
+            if asked.out:
+                about = {"device": describe(device).device_name, "rounds": asked.rounds, "columns": found}
+                asked.out.write_text(json.dumps(about, indent=1), encoding="utf-8")
     for i, rung in enumerate(rungs):
         table.add_row(rung.name, *(column[i] for column in columns))
     Console().print(table)
@@ -75,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="deit_s", help="one or several, by commas")
     parser.add_argument("--batch", default="8")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--out", type=Path, help="write the ratios as JSON too, after every column")
     return parser.parse_args()
 
 

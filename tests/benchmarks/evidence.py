@@ -1,0 +1,220 @@
+"""Every figure that the pages claim of a GPU, made in six stages, each by a call of this script.
+
+A stage is a list of jobs, each a command of the tool in a process of its own that writes the tool's own JSON: a run
+file after every case. What is in DIR already is not made again, an interrupted run goes on; a job that would not end
+within the stage's nine minutes is left for the next call of the same stage. Estimates are for one H100 and not yet seen
+on one.
+
+    python tests/benchmarks/evidence.py --stage 2 --dry-run
+    python tests/benchmarks/evidence.py --stage 2 --out profiles/baselines/h100
+    python tests/generated.py --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+LIMIT = 540
+"""Seconds of a stage: GPU machines are lent for ten minutes a command."""
+ANSWERED = (0, 1, 3)
+"""Exit codes with an answer: all well, some case or test failed, or the noise leaves the gate's verdict open."""
+VARIANTS = "vanilla,flash,efficient,cudnn,flash+repshift,flash+random,flash+oracle"
+FEW = "flash,flash+repshift"
+PAPER = {"deit_s": "1,4,7", "deit_b": "1,4,7", "vit_l": "1,8,15", "umt_b": "1,2,3"}
+"""After which blocks 20% are dropped."""
+GATE = """title = "For the evidence of the gate: one small model"
+model = "deit_t"
+{size}batch = {batch}
+keep = [0.6]
+layers = [[3]]
+variant = ["flash", "flash+repshift"]
+budget = 1
+
+[thresholds]
+rounds = {rounds}
+most-rounds = {rounds}
+latency = 0.02
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that makes the file or folder `makes` in DIR, in about so many seconds; `{out}` stands for DIR."""
+
+    makes: str
+    command: tuple[str, ...]
+    seconds: int
+
+    @property
+    def is_bench(self) -> bool:
+        return "bench" in self.command[:4]
+
+    def line(self, out: Path) -> list[str]:
+        """What is run: an interrupted run file goes on where it stopped."""
+        if self.is_bench and (out / self.makes).exists():
+            return [*TOOL, "bench", "--resume", str(out / self.makes)]
+        return [part.replace("{out}", str(out)) for part in self.command]
+
+
+TOOL = (sys.executable, "-m", "repshift_cli")
+TINY = ("--image-size", "32", "--rounds", "1", "--hbm", "off", "--device", "cpu")
+
+
+def bench(model: str, batch: int, seconds: int, tiny: bool, *more: str, name: str = "") -> Job:
+    """One comparison of all variants, eager and as a graph: one process, so that nothing has profiled before."""
+    makes = f"{name or f'{model}-batch-{batch}'}.json"
+    own = ("--model", model, "--batch", str(batch), "--keep", "0.8", "--layers", PAPER[model], "--variant", VARIANTS)
+    if tiny:
+        own = ("--model", "vit_t", "--batch", "1", "--keep", "0.8", "--layers", "1", "--variant", FEW, *TINY)
+    measured = () if tiny else ("--cuda-graph", "--budget", "1.5", "--hbm", "model", *more)
+    return Job(makes, (*TOOL, "bench", *own, *measured, "--out", f"{{out}}/{makes}"), seconds)
+
+
+def gpu_tests(tiny: bool) -> Iterator[Job]:
+    """What passed, what failed, what could not be checked; and the counters against known bytes."""
+    files = ["test_kernels_triton", "test_machine", "test_launches", "test_scan", "test_cnn", "test_gpu"]
+    files += ["test_profile_gpu", "test_gpu_counters"]
+    for file in ["test_launches"] if tiny else files:
+        tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"tests/{file}.py")
+        makes = f"{file}.xml"
+        yield Job(makes, (sys.executable, *tests, f"--junitxml={{out}}/{makes}"), 50)
+    yield Job("doctor.txt", (*TOOL, "doctor", *(() if tiny else ("--counters",))), 120)
+
+
+def deit(tiny: bool) -> Iterator[Job]:
+    """The paper's classifiers."""
+    for model in ("deit_s", "deit_b"):
+        for batch in (1, 32, 256):
+            yield bench(model, batch, 80, tiny)
+
+
+def larger(tiny: bool) -> Iterator[Job]:
+    """ViT-L, and UMT-B at 12 frames: the headline is at batch 20."""
+    frames = ("--frames", "12")
+    yield bench("umt_b", 20, 120, tiny, *frames, name="umt_b-headline")
+    for batch in (1, 32, 256):
+        yield bench("vit_l", batch, 90, tiny)
+
+
+def videos(tiny: bool) -> Iterator[Job]:
+    """UMT-B at the other batches; vanilla may run out of memory at the largest, and its row says so."""
+    for batch in (1, 32, 256):
+        yield bench("umt_b", batch, 150, tiny, "--frames", "12")
+
+
+def why(tiny: bool) -> Iterator[Job]:
+    """What each kernel of pruning brings, where pruning pays, and where the time goes."""
+    models, batches, rounds = ("vit_t", "1", "1") if tiny else ("deit_s,deit_b", "1,32", "30")
+    what = ("--model", models, "--batch", batches, "--rounds", rounds)
+    script = str(ROOT / "tests" / "benchmarks" / "ablation.py")
+    yield Job("ablation.json", (sys.executable, script, *what, "--out", "{out}/ablation.json"), 150)
+    sizes = ("--model", "vit_t", "--image-size", "32,48", "--batch", "1", "--keep", "0.5", *TINY[2:])
+    of_map = sizes if tiny else ("--profile", "break-even", "--budget", "1", "--batch", "1,8")
+    variants = ("--variant", FEW)
+    yield Job("break-even.json", (*TOOL, "bench", *of_map, *variants, "--out", "{out}/break-even.json"), 240)
+    for model in ("vit_t",) if tiny else ("deit_b", "umt_b"):
+        own = ("--image-size", "32", "--steps", "1", "--device", "cpu") if tiny else ("--cuda-graph",)
+        asked = ("--model", model, "--keep", "0.8", "--layers", PAPER.get(model, "1"), *variants, *own)
+        yield Job(f"profile-{model}.json", (*TOOL, "profile", *asked, "--summary", f"{{out}}/profile-{model}.json"), 60)
+
+
+def gates(tiny: bool) -> Iterator[Job]:
+    """Ten gates of the tree against its own commit, and the gate's self-test; call this stage until all are there.
+
+    The tree must be a git checkout without changes (`git init; git add -A; git commit` where it is a bare copy).
+    """
+    own = ("--profile", "{out}/gate.toml", "--noise", "{out}/noise.json")
+    for number in range(1, 2 if tiny else 11):
+        makes = f"gate-a-a-{number}.json"
+        outputs = ("--json", f"{{out}}/{makes}", "--out", f"{{out}}/a-a-{number}")
+        yield Job(makes, (*TOOL, "gate", "--base", "HEAD", *own, *outputs), 220)
+    outputs = ("--json", "{out}/gate-self-test.json", "--out", "{out}/self-test")
+    yield Job("gate-self-test.json", (*TOOL, "gate", "--self-test", *own, *outputs), 440)
+
+
+STAGES: dict[int, Callable[[bool], Iterator[Job]]] = {1: gpu_tests, 2: deit, 3: larger, 4: videos, 5: why, 6: gates}
+
+
+def main() -> int:
+    """Run the stage or list it; the exit code is 0 where every job that was begun gave an answer."""
+    asked = _arguments()
+    jobs = list(STAGES[asked.stage](asked.tiny))
+    if asked.tiny:  # jobs that differ by the model alone are the same then
+        jobs = list({job.command[: -2 if job.is_bench else None]: job for job in jobs}.values())
+    if asked.dry_run:
+        return _listed(jobs)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    size, batch, rounds = ("image-size = 32\n", 1, 8) if asked.tiny else ("", 32, 8)
+    (asked.out / "gate.toml").write_text(GATE.format(size=size, batch=batch, rounds=rounds), encoding="utf-8")
+    return _run(jobs, asked.out, asked.out / f"stage-{asked.stage}.json")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--stage", type=int, required=True, choices=STAGES)
+    parser.add_argument("--out", type=Path, default=ROOT / "repshift-runs" / "evidence")
+    parser.add_argument("--dry-run", action="store_true", help="list the jobs and the cases of each")
+    parser.add_argument("--tiny", action="store_true", help="the same on a CPU with the smallest of everything")
+    return parser.parse_args()
+
+
+def _listed(jobs: list[Job]) -> int:
+    for job in jobs:
+        print(f"{job.makes}, about {job.seconds} s: {shlex.join(job.command)}", flush=True)
+        if job.is_bench:
+            subprocess.run([*_without_out(job.command), "--dry-run"], cwd=ROOT, env=_environment())
+    print(
+        f"about {sum(job.seconds for job in jobs)} s in all; what does not fit into {LIMIT} s waits for the next call"
+    )
+    return 0
+
+
+def _without_out(command: tuple[str, ...]) -> list[str]:
+    return list(command[: command.index("--out")])
+
+
+def _run(jobs: list[Job], out: Path, summary: Path) -> int:
+    """Every job that is not done and still fits into the stage's time; what became of it is written behind each."""
+    done: list[dict[str, object]] = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else []
+    finished = {entry["makes"] for entry in done if entry["code"] in ANSWERED}
+    begun, codes = time.monotonic(), []
+    for job in jobs:
+        if job.makes in finished:
+            continue
+        if time.monotonic() - begun + job.seconds > LIMIT:
+            print(f"left for the next call of this stage: {job.makes} and what comes behind it")
+            break
+        started = time.monotonic()
+        line = job.line(out)
+        print(f"== {job.makes}: {shlex.join(line)}", flush=True)
+        codes.append(_one(line, out / job.makes))
+        entry = {"makes": job.makes, "command": shlex.join(line[1:]), "code": codes[-1]}
+        done = [e for e in done if e["makes"] != job.makes] + [{**entry, "seconds": round(time.monotonic() - started)}]
+        summary.write_text(json.dumps(done, indent=1), encoding="utf-8")
+    return 1 if set(codes) - {*ANSWERED} else 0
+
+
+def _one(line: list[str], makes: Path) -> int:
+    """The command's exit code; what writes no file of its own has its output kept."""
+    if makes.suffix != ".txt":
+        return subprocess.run(line, cwd=ROOT, env=_environment()).returncode
+    with makes.open("w", encoding="utf-8") as file:
+        return subprocess.run(line, cwd=ROOT, env=_environment(), stdout=file).returncode
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
