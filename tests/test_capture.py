@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,14 @@ from tiny import FAMILIES, case
 from torch import Tensor
 from torch._C._autograd import DeviceType
 
-from repshift_cli.benchmark import builder, execution
+from repshift_cli.benchmark import builder, execution, worker
 from repshift_cli.benchmark.derived import paced_by_host
+from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.verification import WrongKernel, hold_against, verify
 from repshift_cli.probes import launches
 from repshift_cli.probes.memory import MemoryProbe
 from repshift_cli.profiling import kineto
-from repshift_cli.records import Case, Measurement, Step
+from repshift_cli.records import Case, Measurement, Record, Step
 
 PRUNED: dict[str, Any] = {"pruning": "repshift", "keep": 0.5, "layers": (1, 2)}
 
@@ -174,6 +176,62 @@ def test_memory_is_measured_behind_what_others_left(monkeypatch: pytest.MonkeyPa
     step.subject.module.register_forward_pre_hook(lambda *_: log.append("forward"))
     MemoryProbe(lambda: 1, lambda: 1, lambda: log.append("free")).measure(step)
     assert log == ["free", "forward", "forward"]
+
+
+@pytest.mark.parametrize(("spent", "processes"), [(False, 1), (True, 3)])
+def test_what_is_timed_next_gets_a_process_that_has_not_profiled(spent: bool, processes: int) -> None:
+    crew = Crew(spent)
+    tasks = [object(), object(), object()]
+    source: Any = SimpleNamespace(take=lambda last: tasks.pop() if tasks else None)
+    assert list(Pool(crew).carry_out(source, Quiet())) == []  # type: ignore[arg-type]
+    assert crew.hired == processes and crew.ended == (processes if spent else 0)
+
+
+def test_a_worker_says_that_it_has_profiled_only_after_a_task_that_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed, recorded = Record(case(), "failed", "reason"), ("a breakdown", None)
+    for attached, value, spent in ((True, timed, True), (True, recorded, False), (False, timed, False)):
+        monkeypatch.setattr(kineto, "_attached", attached)
+        sent: list[Any] = []
+        link = SimpleNamespace(send=sent.append)
+        task = SimpleNamespace(perform=lambda _, value=value: iter([value]))
+        worker._answer(task, SimpleNamespace(link=link), None)  # type: ignore[arg-type]
+        assert sent == [("result", value), ("done", spent)]
+
+
+class Quiet:
+    def phase(self, text: str) -> None: ...
+
+    def update(self, word: Any) -> None: ...
+
+    def next(self) -> None: ...
+
+
+class Crew:
+    """One place, whose workers answer every task with nothing, and say whether they have profiled."""
+
+    places = 1
+
+    def __init__(self, spent: bool) -> None:
+        self.spent, self.hired, self.ended = spent, 0, 0
+
+    def hire(self, place: int) -> Crew:
+        self.hired += 1
+        self.place, self.task, self.last = place, None, None
+        return self
+
+    def give(self, task: Any) -> None:
+        self.task = task
+
+    def wait(self, seconds: float) -> list[Crew]:
+        return [self]
+
+    def messages(self) -> list[tuple[Any, ...]]:
+        return [("done", self.spent)]
+
+    def death(self) -> None: ...
+
+    def end(self) -> None:
+        self.ended += 1
 
 
 def test_the_host_alone_attaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,10 @@ class Hand(Protocol):
         """Let it perform the task."""
 
     def messages(self) -> list[tuple[Any, ...]]:
-        """What it has said since: `phase` and `update` for the observer, `result`s, then `done`, or `lost`."""
+        """What it has said since: `phase` and `update` for the observer, `result`s, then `done`, or `lost`.
+
+        `done` comes with True where its process must not time anything more.
+        """
 
     def death(self) -> Death | None:
         """Why it cannot go on, where it died or hangs."""
@@ -124,6 +127,9 @@ class Pool:
                 yield Event(task, said[0])
             elif kind == "done":
                 hand.task, hand.last = None, task
+                if any(said):  # it has profiled a device, and what it timed from now on would be slower for that
+                    hand.end()
+                    del self._hands[place]
                 free.append(place)
                 observer.next()
                 return

@@ -107,18 +107,20 @@ def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
 
 def _answer(task: Any, reporter: Reporter, place: str | None) -> None:
     from repshift_cli.benchmark.runner import ContextLost
+    from repshift_cli.profiling import kineto
     from repshift_cli.records import Record, RepshiftError
 
-    send = reporter.link.send
+    send, timed = reporter.link.send, False
     try:
         for value in task.perform(reporter):
+            timed = isinstance(value, Record)
             send(("result", replace(value, place=place) if isinstance(value, Record) and place else value))
     except ContextLost as loss:
         send(("lost", loss.reason, loss.case))
     except RepshiftError as error:
         send(("refused", error))
     else:
-        send(("done",))
+        send(("done", timed and kineto.attached()))  # a fresh process for what is timed next
 
 
 def _end_with_the_command(life: int) -> None:
