@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -304,7 +303,7 @@ def test_killed_at_random_moments_nothing_measured_is_lost(here: Path, request: 
     keeps = ",".join(str(n / 16) for n in range(4, 15))
     first = [*command("ok", "--timing-only"), "--keep", keeps]
     first = [a for i, a in enumerate(first) if not (a == "--keep" and first[i + 1] == "0.375") and a != "0.375"]
-    resume = [*first[:4], "--resume", "run.json"]
+    resume = [*first[:4], "--resume", "run.json", "--model", f"{NAME}:ok"]
     before: dict[str, Record] = {}
     for kill in range(request.config.getoption("--kills")):
         if len(before) == 12:
@@ -319,8 +318,7 @@ def test_killed_at_random_moments_nothing_measured_is_lost(here: Path, request: 
                 time.sleep(0.002)
             time.sleep(dice.random() * 0.5)
             for victim in [running.pid] if kill % 2 else workers_of(running.pid):
-                with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
-                    os.kill(victim, signal.SIGKILL)
+                os.kill(victim, signal.SIGKILL)
             errors = running.communicate(timeout=100)[1]
         finally:
             running.kill()
