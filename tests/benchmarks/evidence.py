@@ -92,7 +92,8 @@ def gpu_tests(tiny: bool) -> Iterator[Job]:
         tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"tests/{file}.py")
         makes = f"{file}.xml"
         yield Job(makes, (sys.executable, *tests, f"--junitxml={{out}}/{makes}"), 50)
-    yield Job("doctor.txt", (*TOOL, "doctor", *(() if tiny else ("--counters",))), 120)
+    counters = () if tiny else ("--counters",)
+    yield Job("doctor.json", (*TOOL, "doctor", *counters, "--json", "{out}/doctor.json"), 120)
 
 
 def deit(tiny: bool) -> Iterator[Job]:
@@ -223,19 +224,11 @@ def _run(jobs: list[Job], out: Path, summary: Path) -> int:
         started = time.monotonic()
         line = job.line(out)
         print(f"== {job.makes}: {shlex.join(line)}", flush=True)
-        codes.append(_one(line, out / job.makes))
+        codes.append(subprocess.run(line, cwd=ROOT, env=_environment()).returncode)
         entry = {"makes": job.makes, "command": shlex.join(line[1:]), "code": codes[-1]}
         done = [e for e in done if e["makes"] != job.makes] + [{**entry, "seconds": round(time.monotonic() - started)}]
         summary.write_text(json.dumps(done, indent=1), encoding="utf-8")
     return 1 if set(codes) - {*ANSWERED} else 0
-
-
-def _one(line: list[str], makes: Path) -> int:
-    """The command's exit code; what writes no file of its own has its output kept."""
-    if makes.suffix != ".txt":
-        return subprocess.run(line, cwd=ROOT, env=_environment()).returncode
-    with makes.open("w", encoding="utf-8") as file:
-        return subprocess.run(line, cwd=ROOT, env=_environment(), stdout=file).returncode
 
 
 def _environment() -> dict[str, str]:
