@@ -20,7 +20,7 @@ TAKES = ("run", "profile")
 SUFFIX = ".csv"
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
-WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson")
+WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson", "tango", "mean", "bootstrap")
 RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by", "unfit")
 
 
