@@ -42,6 +42,8 @@ def section(sheet: Sheet) -> str:
         "",
         *(f"- {paragraph(note)}" for note in sheet.notes),
     ]
+    lines += ["", "```python", *sheet.code.splitlines(), "```"] * bool(sheet.code)
+    lines += ["", f"**{escape(sheet.answer)}**"] * bool(sheet.answer)
     return "\n".join(lines) + "\n"
 
 

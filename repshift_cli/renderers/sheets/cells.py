@@ -62,12 +62,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One comparison group ready to print; `kernels` is a note for where the kernel's column has no room."""
+    """One comparison group ready to print; `kernels` is a note for where the kernel's column has no room.
+
+    Below the last table of a run stand its plain `answer` and the lines of Python (`code`) that apply it.
+    """
 
     header: tuple[str, ...]
     columns: tuple[Column, ...]
     kernels: str
     notes: tuple[str, ...]
+    code: str = ""
+    answer: str = ""
 
 
 def printable_sheet(sheet: Sheet) -> Sheet:
