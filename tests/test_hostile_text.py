@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -30,7 +31,7 @@ from repshift_cli.records import Case, Run, store, visible
 from repshift_cli.records.json_codec import from_plain, to_json, to_plain
 from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
 from repshift_cli.renderers import Document, document_of, table, takes
-from repshift_cli.renderers.sheets import explain, traffic
+from repshift_cli.renderers.sheets import answer, explain, traffic
 from repshift_cli.renderers.sheets import gate as gate_sheets
 from repshift_cli.sweep.plan import Planned
 
@@ -203,6 +204,18 @@ def test_what_is_printed_apart_from_documents(text: str, capsys: pytest.CaptureF
     check_harmless(out.getvalue() + capsys.readouterr().out)
 
 
+@TEXTS
+def test_the_lines_to_copy_call_prune_and_nothing_else(text: str) -> None:
+    case = hostile_run(text).planned[2]
+    code = answer.code_of(replace(case, pruning=text).with_options(**{"form": text, text: 1, f"x=1); {text}": 1}))
+    assert "\x1b" not in code and "\n```" not in code
+    imported, pruned = ast.parse(code).body
+    assert ast.unparse(imported) == "from repshift_cli import prune" and isinstance(pruned, ast.Assign)
+    assert isinstance(pruned.value, ast.Call) and ast.unparse(pruned.value.func) == "prune"
+    given = {k.arg: ast.literal_eval(k.value) for k in pruned.value.keywords if k.arg != "inputs"}
+    assert given["method"] == given["form"] == text
+
+
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +244,7 @@ OURS = {
     *("heading_open", "heading_close", "paragraph_open", "paragraph_close", "inline", "text", "strong_open"),
     *("strong_close", "table_open", "table_close", "thead_open", "thead_close", "tbody_open", "tbody_close", "tr_open"),
     *("tr_close", "th_open", "th_close", "td_open", "td_close", "bullet_list_open", "bullet_list_close"),
-    *("list_item_open", "list_item_close", "text_special"),
+    *("list_item_open", "list_item_close", "text_special", "fence"),
 }
 LINKS = re.compile(r"@\w|(?<!\w)#\d|GH-\d|https?://|www\.", re.IGNORECASE)
 
@@ -244,6 +257,8 @@ def test_markdown_shows_it_as_text(text: str, tmp_path: Path) -> None:
         assert {t.type for t in every} <= OURS, {t.type for t in every} - OURS
         assert all(t.level <= 4 for t in every if t.type.startswith("bullet")), "no list within a list"
         assert len([t for t in every if t.type == "bullet_list_open"]) <= len(document.sheets)
+        fenced = [t.content.strip() for t in every if t.type == "fence"]
+        assert fenced == [sheet.code for sheet in document.sheets if sheet.code]
         assert sum(t.type == "heading_open" for t in every) == bool(document.title)
         said = [t.content for t in every if t.type == "inline"]
         texts = ["".join(c.content for c in t.children or [] if c.type.startswith("text")) for t in every if t.children]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from repshift_cli.analysis.stats import Estimate
-from repshift_cli.records import Measurement, printable_line
+from repshift_cli.records import Measurement, printable, printable_line
 from repshift_cli.renderers.sheets.order import is_headline
 
 ALWAYS = 0
@@ -81,7 +81,8 @@ def printable_sheet(sheet: Sheet) -> Sheet:
         replace(c, title=printable_line(c.title), cells=tuple(map(_printable_cell, c.cells))) for c in sheet.columns
     )
     header, notes = (tuple(map(printable_line, texts)) for texts in (sheet.header, sheet.notes))
-    return Sheet(header, columns, printable_line(sheet.kernels), notes)
+    kernels, answer = printable_line(sheet.kernels), printable_line(sheet.answer)
+    return Sheet(header, columns, kernels, notes, printable(sheet.code), answer)
 
 
 def _printable_cell(cell: Cell) -> Cell:
