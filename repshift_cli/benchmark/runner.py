@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import LEAST_ROUNDS, USUAL_ROUNDS, Contender, Derive, Rounds, record, references
-from repshift_cli.records import Case, Measurement, Output, Progress, Record, Step
+from repshift_cli.records import Case, Measurement, Output, Progress, Record, Step, visible
 
 PREPARED = ("eager", "compile", "graph")
 """The executions in the order in which cases are made ready: what is captured comes last."""
@@ -151,9 +151,9 @@ def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: out of memory in plain words, else the error's class and first line."""
+    """One line, visible: out of memory in plain words, else the error's class and first line."""
     try:
-        told = str(error).encode("utf-8", "replace").decode()
+        told = visible(str(error))
     except Exception:
         told = ""
     lines = [line.strip() for line in told.splitlines() if line.strip()]
