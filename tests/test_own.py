@@ -208,6 +208,15 @@ def test_the_tomls_keys_go_before_the_functions(here: Path) -> None:
     assert own.facts(toml(here, model=f"{NAME}:adapted", prefix=3)).prefix == 3
 
 
+def test_random_weights_do_not_depend_on_what_was_drawn_before(here: Path) -> None:
+    """Else a change of one model would move the output of the next, and a gate would take it for another."""
+    weights = []
+    for count in (1, 3):
+        torch.rand(count)
+        weights.append(own.build(own_case(f"{NAME}:model")).module.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_blocks_that_count_their_tokens_are_the_users_word(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "Scaled", Counting)
     monkeypatch.setattr(model, "__defaults__", (Counting,))
