@@ -61,9 +61,7 @@ def analyze(
     question: Annotated[
         list[str] | None, typer.Option(metavar="LIST", help=_question_help(), rich_help_panel=QUESTIONS)
     ] = None,
-    inputs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Inputs looked at.", rich_help_panel=QUESTIONS)
-    ] = 4,
+    inputs: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs looked at.", rich_help_panel=QUESTIONS)] = 4,
     left_out: Annotated[
         int,
         typer.Option(
@@ -144,12 +142,19 @@ def _blocks(text: str | None) -> tuple[int, ...]:
 def _sweep(asked: Asked) -> Axes:
     """What was asked for, of one model and one variant without pruning."""
     sweep = options.checked_sweep(Asked({"variant": list(BACKENDS), **asked.given}))
-    several = {"--model": sweep.model, "--image-size": sweep.image_size, "--frames": sweep.frames, "--dtype": sweep.dtype}
+    several = {
+        "--model": sweep.model,
+        "--image-size": sweep.image_size,
+        "--frames": sweep.frames,
+        "--dtype": sweep.dtype,
+    }
     for name, values in several.items():
         if len(values) > 1:
             raise UsageError(f"one model in one setting is analyzed at a time: give {name} one value")
     if any("+" in variant for variant in sweep.variant) or ("variant" in asked.given and len(sweep.variant) > 1):
-        raise UsageError("--variant names one attention back end here, without a method: the unpruned model is looked at")
+        raise UsageError(
+            "--variant names one attention back end here, without a method: the unpruned model is looked at"
+        )
     return dataclasses.replace(sweep, batch=())
 
 
@@ -159,8 +164,9 @@ def _sweep(asked: Asked) -> Axes:
 def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str, Any]) -> Inspection:
     """The model made ready once, and asked one question after another."""
     device = devices.choose_device(sweep.device)
-    sweep = dataclasses.replace(sweep, threads=choose_threads(sweep.threads))
-    set_threads(sweep.threads)
+    threads = choose_threads(sweep.threads)
+    set_threads(threads)
+    sweep = dataclasses.replace(sweep, threads=threads)
     cases = _cases(sweep, device)
     from repshift_cli.inspection import Settings
 

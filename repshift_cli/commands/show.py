@@ -20,7 +20,9 @@ from repshift_cli.renderers import document_of
 
 @output_options("run", "profile", "inspection")
 def show(
-    run: Annotated[Path | None, typer.Argument(help="The run file, the profile or the inspection.", show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="The run file, the profile or the inspection.", show_default=False)
+    ] = None,
     by: Annotated[
         str | None, typer.Option(help="Of a profile: rows by part, layer, kernel or op.", show_default=False)
     ] = None,
@@ -32,7 +34,10 @@ def show(
     *,
     outputs: Outputs,
 ) -> None:
-    """Show a stored run, profile or inspection as a table, or as JSON, CSV or Markdown (- is stdout, with nothing else on it)."""
+    """Show a stored run, profile or inspection as a table, or as JSON, CSV or Markdown.
+
+    With - as the file they go to stdout, with nothing else on it.
+    """
     if schema:
         typer.echo(json.dumps(json_schema(), indent=2))
         return

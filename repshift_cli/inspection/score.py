@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from repshift_cli.inspection import Look
 from repshift_cli.inspection.base.arrays import CORRELATION, SHARE, axis, blocks, quantity, spans
-from repshift_cli.inspection.base.blocks import entering, own_places, real_places, visiting
+from repshift_cli.inspection.base.blocks import own_places, real_places, visiting
 from repshift_cli.inspection.base.effects import measure_of, read_out
-from repshift_cli.inspection.base.left_out import importance
+from repshift_cli.inspection.base.left_out import importance, noise
 from repshift_cli.inspection.base.ranks import lower_half_weight, mean, rank_correlation, told_sign, top_share
 from repshift_cli.inspection.base.rows import paid, received
 from repshift_cli.kernels.sdpa import AttentionCall
@@ -24,10 +25,17 @@ from repshift_cli.reduction.engine.seen import Seen
 
 RANK = 1
 DISTANCES, FORMS = ("l2", "l1", "cosine"), ("paper", "update")
-NORM, RECEIVED, READER, NEXT, IMPORTANCE = "norm", "attention received", "reader's attention", "next block", "importance"
+NORM, RECEIVED, READER, NEXT, IMPORTANCE = (
+    "norm",
+    "attention received",
+    "reader's attention",
+    "next block",
+    "importance",
+)
 BESIDE = (IMPORTANCE, RECEIVED, READER, NORM, NEXT)
+NONE = "one of the two is the same for all tokens, or was not seen"
 QUANTILES = (5, 25, 50, 75, 95)
-SIGNS = {1: "keep the highest", -1: "keep the lowest", 0: "neither"}
+SIGNS = {"1": "highest", "-1": "lowest", "0": "neither"}
 
 
 def unanswerable(look: Look) -> str | None:
@@ -59,9 +67,16 @@ def answer(look: Look) -> Answer:
             _leave_out(look, inputs, number, seen, read_out(subject, output), what)
             found.append(seen)
     names = list(found[0][0].scores)
-    quantities = [*_main(subject, found, names[0], what), *_all(subject, found, names, what)]
+    quantities = [
+        *_signs(subject, found, names[0]),
+        *_correlations(subject, found, names[0]),
+        *_importance(subject, found, what),
+        *_all(subject, found, names),
+    ]
     settings = {"inputs": len(found), "left_out": look.settings.left_out, "score": names[0], "importance": what}
-    return Answer("score", "What the score sees", settings=settings, quantities=tuple(quantities), reading=_read(quantities))
+    return Answer(
+        "score", "What the score sees", settings=settings, quantities=tuple(quantities), reading=_read(quantities)
+    )
 
 
 # --- one input --------------------------------------------------------------------------------------------------------
@@ -91,7 +106,7 @@ def _seen(look: Look, inputs: Any) -> tuple[list[Block], Any]:
 
     with visiting(subject, visit, hear):
         output = look.run(inputs)
-    for here, after in zip(found, found[1:], strict=False):
+    for here, after in pairwise(found):
         here.beside[NEXT] = next(iter(after.scores.values()))
     return found, output
 
@@ -108,13 +123,15 @@ def _shifts(subject: Subject, layer: int, seen: Seen, look: Look) -> Iterator[tu
 
 def _leave_out(look: Look, inputs: Any, number: int, found: Sequence[Block], reference: Tensor, what: str) -> None:
     own = own_places(look.subject, inputs)
+    floor = noise(look, inputs, look.settings.left_out, reference, what)
     draw = torch.Generator().manual_seed(look.settings.seed + number)
     some = torch.randperm(len(own), generator=draw)[: look.settings.left_out].sort().values
     layers = [n for n in look.settings.blocks or range(1, len(found) + 1) if n <= len(found)]
     for done, layer in enumerate(layers):
         look.tell((number + done / len(layers)) / len(look.inputs))
         held = found[layer - 1]
-        held.some, held.importance = some, importance(look, inputs, layer, own[some], reference, what)
+        effect = importance(look, inputs, layer, own[some], reference, what)
+        held.some, held.importance = some, effect.where(effect > floor, 0)
 
 
 # --- all inputs -------------------------------------------------------------------------------------------------------
@@ -147,44 +164,48 @@ def _lower_half(found: Found, layer: int, score: str) -> float | None:
     return mean(values)
 
 
-def _main(subject: Subject, found: Found, score: str, what: str) -> Iterator[Quantity]:
-    """The default score's table, block by block."""
+def _signs(subject: Subject, found: Found, score: str) -> Iterator[Quantity]:
+    """Which sign the default score should have, block by block."""
     depth = blocks(len(subject.sites))
     layers = range(len(subject.sites))
-    none = "the score, or the other, is the same for all tokens, or was not seen"
-    with_others = [[mean(_with(found, n, score, other)) for other in BESIDE] for n in layers]
     tokens = min(len(b.some) if b.some is not None else 0 for blocks_of in found for b in blocks_of)
     signs = [told_sign(_with(found, n, score, IMPORTANCE), tokens) for n in layers]
     asked = [any(blocks_of[n].importance is not None for blocks_of in found) for n in layers]
     yield quantity(
         "sign",
-        "sign",
-        "What to keep: 1 the highest shift, -1 the lowest, 0 where the rank correlation with importance is not clear of "
-        "0 by two standard errors.",
+        "keep",
+        "which shift to keep: the highest (1), the lowest (-1), or neither (0): the rank correlation with importance "
+        "is not clear of 0 by two standard errors.",
         [depth],
         [sign if there else None for sign, there in zip(signs, asked, strict=True)],
         low=-1,
         high=1,
+        words=SIGNS,
     )
     yield quantity(
         "dropped_importance",
         "dropped half's importance",
-        "Mean importance of the half of the tokens with the lower shift, over that of all: below 1 dropping it costs "
+        "mean importance of the half of the tokens with the lower shift, over that of all: below 1 dropping it costs "
         "less than dropping a random half, above 1 more.",
         [depth],
         [_lower_half(found, n, score) for n in layers],
         "x",
         low=0,
     )
+
+
+def _correlations(subject: Subject, found: Found, score: str) -> Iterator[Quantity]:
+    """What the default score, and importance, go along with."""
+    depth, layers = blocks(len(subject.sites)), range(len(subject.sites))
     yield quantity(
         "correlation",
         "rank correlation",
-        "Spearman's rank correlation over tokens of the shift with: the change of the output when that token alone is "
-        "left out after this block; the attention that the token receives here; that which the token read out (the "
-        "class token, or the last of a causal model) pays to it; the norm of its state; its shift one block on.",
+        "Spearman's, over tokens, of the shift with: importance, the change of the output when that token alone is "
+        "left out after this block; the attention that the token receives; the attention which the token read out (the "
+        "class token, or the last of a causal model) pays to it; the norm of its state; its own shift one block on.",
         [depth, axis("with", BESIDE)],
-        with_others,
-        missing=none,
+        [[mean(_with(found, n, score, other)) for other in BESIDE] for n in layers],
+        missing=NONE,
         **CORRELATION,
     )
     yield quantity(
@@ -193,10 +214,15 @@ def _main(subject: Subject, found: Found, score: str, what: str) -> Iterator[Qua
         "Spearman's rank correlation over tokens of importance with what else is seen of a token.",
         [depth, axis("with", (NORM, RECEIVED, READER))],
         [[mean(_with(found, n, other, IMPORTANCE)) for other in (NORM, RECEIVED, READER)] for n in layers],
-        missing=none,
+        missing=NONE,
         view="map",
         **CORRELATION,
     )
+
+
+def _importance(subject: Subject, found: Found, what: str) -> Iterator[Quantity]:
+    """How much a token weighs, and how unevenly."""
+    depth, layers = blocks(len(subject.sites)), range(len(subject.sites))
     held = [[b for b in (bs[n] for bs in found) if b.importance is not None] for n in layers]
     yield quantity(
         "importance",
@@ -209,14 +235,14 @@ def _main(subject: Subject, found: Found, score: str, what: str) -> Iterator[Qua
     yield quantity(
         "top_tenth",
         "top tenth's share",
-        "Share of all importance that the most important tenth of the tokens carries.",
+        "share of all importance that the most important tenth of the tokens carries.",
         [depth],
         [mean([top_share(b.importance) for b in bs if b.importance is not None]) for bs in held],
         **SHARE,
     )
 
 
-def _all(subject: Subject, found: Found, names: Sequence[str], what: str) -> Iterator[Quantity]:
+def _all(subject: Subject, found: Found, names: Sequence[str]) -> Iterator[Quantity]:
     """Every form of the score, and the norm beside them."""
     depth, scores = blocks(len(subject.sites)), axis("score", (*names, NORM))
     layers = range(len(subject.sites))
@@ -271,9 +297,9 @@ def _read(quantities: Sequence[Quantity]) -> tuple[str, ...]:
     signs = by_name["sign"].values
     lines = []
     for sign, words in SIGNS.items():
-        there = [n for n, value in enumerate(signs, start=1) if value == sign]
+        there = [n for n, value in enumerate(signs, start=1) if value == float(sign)]
         if there:
-            lines.append(f"{words}: after block {spans(there)}")
+            lines.append(f"keep {words}: after block {spans(there)}")
     costs = [(value, n) for n, value in enumerate(by_name["dropped_importance"].values, start=1) if value is not None]
     if costs:
         least, most = min(costs), max(costs)

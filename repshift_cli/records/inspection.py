@@ -34,6 +34,7 @@ class Quantity:
     """An array with its meaning. `values` run along the last axis first; None where there is none, `missing` says why.
 
     `low` and `high` are the ends that the values can have (a correlation: -1 and 1), None where there is no end.
+    `words` says what some values mean, by the value as it is written (`-1`), where a number says less.
     `view` says how it is meant to be seen: as columns of a `table` over its first axis, as a heat `map` of its last two
     axes, or as `detail` that only files hold.
     """
@@ -48,6 +49,7 @@ class Quantity:
     low: float | None = None
     high: float | None = None
     missing: str | None = None
+    words: dict[str, str] = field(default_factory=dict)
 
     def items(self) -> Iterator[tuple[tuple[str, ...], float | None]]:
         """Each value with its place: one tick of every axis."""

@@ -32,9 +32,12 @@ def render(document: Document, out: TextIO) -> None:
 
     Of an inspection one line per value, with its place along every axis.
     """
-    {"profile": _render_profile, "inspection": _render_inspection}.get(document.kind, _render_run)(
-        document.content, out
-    )
+    if document.kind == "profile":
+        _render_profile(document.content, out)
+    elif document.kind == "inspection":
+        _render_inspection(document.content, out)
+    else:
+        _render_run(document.content, out)
 
 
 def _render_run(run: Run, out: TextIO) -> None:

@@ -33,9 +33,11 @@ def quantity(
     low: float | None = None,
     high: float | None = None,
     missing: str | None = None,
+    words: dict[str, str] | None = None,
 ) -> Quantity:
     """A `Quantity` of nested lists or a tensor, the first axis outermost; what is not finite is None."""
-    return Quantity(name, label, unit, description, tuple(axes), tuple(_flat(values)), view, low, high, missing)
+    flat = tuple(_flat(values))
+    return Quantity(name, label, unit, description, tuple(axes), flat, view, low, high, missing, words or {})
 
 
 def _flat(values: Any) -> Iterable[float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -30,7 +31,7 @@ def visiting(subject: Subject, visit: Visit | None = None, hear: Hear | None = N
     with ExitStack() as stack:
         for layer, site in enumerate(subject.sites, start=1):
             if hear is not None:
-                stack.enter_context(heard_in(site.block, lambda call, layer=layer: hear(layer, call)))
+                stack.enter_context(heard_in(site.block, partial(hear, layer)))
             if visit is not None:
                 for handle in _hooked(layer, site, visit):
                     stack.callback(handle.remove)

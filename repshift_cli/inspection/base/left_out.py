@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from repshift_cli.inspection import Look
 from repshift_cli.inspection.base.blocks import entering, own_places
 from repshift_cli.inspection.base.effects import change, read_out
 from repshift_cli.records import Case
-from repshift_cli.reduction import nothing
+from repshift_cli.reduction import Method, nothing
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.seen import Seen
 
@@ -20,21 +20,18 @@ MOST_TOKENS = 4096
 """Tokens of all copies together that one forward runs on."""
 
 
-@dataclass(frozen=True)
-class _WithoutOne:
-    """A reduction method that drops another token in each copy of one sample: `places` (B,) in the block's tokens."""
+class _WithoutOne(Method):
+    """Drops another token in each copy of one sample: those at `places` (B,), of which the first can be `first`."""
 
-    places: Tensor
-    first: int
-    OPTIONS: Any = ()
-    needs: Any = staticmethod(nothing)
-    choose: Any = None
+    def __init__(self, places: Tensor, first: int) -> None:
+        self._places, self._first = places, first
+        self.needs, self.choose, self.score = nothing, None, self._scores
 
-    def score(self, seen: Seen, case: Case) -> Tensor:
+    def _scores(self, seen: Seen, case: Case) -> Tensor:
         """0 for what stays and -1 for the one: (B, N), without protected ends."""
         rows = seen["rows"]
         scores = torch.zeros(rows.shape[:2], device=rows.device)
-        scores[torch.arange(len(rows)), self.places - self.first] = -1
+        scores[torch.arange(len(rows)), self._places - self._first] = -1
         return scores
 
 
@@ -45,6 +42,12 @@ def importance(look: Look, inputs: Any, layer: int, places: Tensor, reference: T
     """
     step = max(1, MOST_TOKENS // entering(look.subject))
     return torch.cat([_changes(look, inputs, layer, some, reference, what) for some in places.split(step)])
+
+
+def noise(look: Look, inputs: Any, count: int, reference: Tensor, what: str) -> float:
+    """A change of the output that rounding alone may make: ten times that of as many copies from which nothing goes."""
+    step = max(1, min(count, MOST_TOKENS // entering(look.subject)))
+    return 10 * float(change(reference, read_out(look.subject, look.run(copies(inputs, step))), what).max())
 
 
 def _changes(look: Look, inputs: Any, layer: int, places: Tensor, reference: Tensor, what: str) -> Tensor:

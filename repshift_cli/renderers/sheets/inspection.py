@@ -53,12 +53,16 @@ def _columns(q: Quantity, rank: int) -> Iterable[Column]:
         values = [row[number] for row in rows]
         if any(v is not None for v in values):
             title = f"{tick if tick else q.label} {q.unit if q.unit != 'x' else ''}".strip()
-            yield Column(title, rank + number, tuple(Cell() if v is None else Cell(_figure(v, q)) for v in values), True)
+            yield Column(
+                title, rank + number, tuple(Cell() if v is None else Cell(_figure(v, q)) for v in values), not q.words
+            )
 
 
 def _figure(value: float, q: Quantity) -> str:
-    if (q.low, q.high) == (-1, 1):
-        return f"{value:+.2f}" if not all(v is None or v in (-1, 0, 1) for v in q.values) else f"{value:+.0f}"
+    if f"{value:g}" in q.words:
+        return q.words[f"{value:g}"]
+    if q.low == -1:
+        return f"{value:+.2f}"
     if q.unit == "x":
         return f"{value:.2f}x"
     if value == int(value) and abs(value) < 1e6:
@@ -70,7 +74,6 @@ def _notes(answer: Answer) -> Iterable[str]:
     """What the columns are, what was read, and what is missing."""
     for q in answer.quantities:
         if q.view == "table":
-            yield f"{q.label}: {q.description[0].lower()}{q.description[1:]}"
-        if q.missing and None in q.values and q.view == "table":
-            yield f"{q.label}: – where {q.missing}"
+            lacking = f" (–: {q.missing})" if q.missing and None in q.values else ""
+            yield f"{q.label}: {q.description}{lacking}"
     yield from answer.reading
