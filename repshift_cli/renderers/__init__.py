@@ -19,13 +19,26 @@ ANY = "any"
 
 
 @dataclass(frozen=True)
+class View:
+    """What a terminal gets of a run's tables: these `columns` alone (metrics by name), or all of them (`wide`).
+
+    Below a table stand the notes that matter most; `quiet` leaves what failed, `verbose` gives all.
+    """
+
+    columns: tuple[str, ...] = ()
+    wide: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
 class Document:
     """What a command has to show: the record itself, and the tables that it is laid out as, made when asked for.
 
     `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), `gate` (an `Outcome`), or another word
     with a record, or with plain values. `title` and `sentence` stand above the tables of a file, `summary` ahead of the
     content in JSON. `whole` is the option whose file has the columns for which a terminal has no room. `better` is the
-    direction wanted by a format that holds one only.
+    direction wanted by a format that holds one only. Without a `view` a table has all that its width holds.
     """
 
     kind: str
@@ -36,6 +49,7 @@ class Document:
     summary: Mapping[str, Any] = field(default_factory=dict)
     whole: str = "--csv"
     better: str = "lower"
+    view: View | None = None
 
     @property
     def sheets(self) -> Sequence[Sheet]:
@@ -51,7 +65,9 @@ def document_of(run: Run | ProfileRun, better: str = "lower") -> Document:
 
         return sheets_of(run)
 
-    return Document("profile" if isinstance(run, ProfileRun) else "run", run, lay_out, better=better)
+    if isinstance(run, ProfileRun):
+        return Document("profile", run, lay_out, better=better)
+    return Document("run", run, lay_out, whole="--wide", better=better, view=View())
 
 
 class Renderer(Protocol):
