@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
-from repshift_cli.records import Case
+from repshift_cli.records import Case, printable_line
 from repshift_cli.records import Progress as Word
 from repshift_cli.renderers import View
 
@@ -97,6 +97,7 @@ class Bar:
         self._drawn = time.monotonic()
 
     def _numbered(self, text: str) -> str:
+        text = printable_line(text)
         return text if self._comparisons == 1 else f"{self._done + 1}/{self._comparisons} {text}"
 
     def _line(self, text: str, time_of_it: str) -> None:

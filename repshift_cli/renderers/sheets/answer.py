@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from repshift_cli.analysis import answer as answers
 from repshift_cli.analysis.answer import Answer, Control, Gain, answer
@@ -36,9 +38,14 @@ def code_of(case: Case) -> str:
     """Python that makes `model` drop tokens as this row did; `example` is one example of its inputs."""
     given = {"keep": case.keep, "layers": list(case.layers), "method": case.pruning}
     given |= dict(case.options) | {n: v for n in ("removal", "protect") if (v := getattr(case, n)) is not None}
-    pieces = [f"{name}={value!r}".replace("'", '"') for name, value in given.items()]
+    pieces = [f"{name}={_literal(value)}" for name, value in given.items() if name.isidentifier()]
     call = _called("handle = prune(", ["model", "inputs=example", *pieces])
     return "\n".join(("from repshift_cli import prune", "", *call))
+
+
+def _literal(value: Any) -> str:
+    """The value in Python, texts in double quotes whatever stands in them."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _called(head: str, pieces: Sequence[str]) -> Iterable[str]:
