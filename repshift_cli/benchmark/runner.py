@@ -161,7 +161,7 @@ def reason_of(error: BaseException) -> str:
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     if is_out_of_memory(error):
-        return f"out of memory: {text}; try a smaller batch, or --batch max"
+        return f"out of memory: {text}; try a smaller batch"
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
 
 

@@ -84,9 +84,10 @@ def printable_sheet(sheet: Sheet) -> Sheet:
     columns = tuple(
         replace(c, title=printable_line(c.title), cells=tuple(map(_printable_cell, c.cells))) for c in sheet.columns
     )
-    header, notes = (tuple(map(printable_line, texts)) for texts in (sheet.header, sheet.notes))
+    texts = (sheet.header, sheet.notes, sheet.urgent, sheet.details)
+    header, notes, urgent, details = (tuple(map(printable_line, lines)) for lines in texts)
     kernels, answer = printable_line(sheet.kernels), printable_line(sheet.answer)
-    return Sheet(header, columns, kernels, notes, printable(sheet.code), answer)
+    return Sheet(header, columns, kernels, notes, urgent, details, printable(sheet.code), answer)
 
 
 def _printable_cell(cell: Cell) -> Cell:
