@@ -31,7 +31,7 @@ from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.report import report
 from repshift_cli.commands.shared.output import METAVAR, with_stdout
 from repshift_cli.commands.show import show
-from repshift_cli.records import RepshiftError, UsageError, one_line, visible
+from repshift_cli.records import RepshiftError, UsageError, one_line, printable
 
 
 class Command(TyperCommand):
@@ -132,7 +132,7 @@ def _report(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if known:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
     elif not debug:
         what = f"{type(error).__name__}: {one_line(error)}"
         print(f"internal error: {what}; run again with --debug for the traceback", file=sys.stderr)

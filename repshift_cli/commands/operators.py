@@ -25,7 +25,9 @@ from repshift_cli.machine import device as devices
 from repshift_cli.records import OPERATORS, UsageError, one_line, store
 from repshift_cli.records.journal import Journal
 from repshift_cli.renderers import document_of
+from repshift_cli.sweep.axes import merge
 from repshift_cli.sweep.operators import OperatorAxes
+from repshift_cli.sweep.profiles import load_profile
 
 BUDGET = 2.0
 """Seconds of timing per operator: there are many in each comparison."""
@@ -49,6 +51,7 @@ def _captured(metavar: str, help_text: str) -> Any:
 
 
 OPTIONS: dict[str, Any] = {
+    "profile": options.Profile,
     "operator": _sizes("Operators, each alone or with an engine, like sliding:flex. (default: all that run here)"),
     "tokens": _sizes("Tokens: 1k,4k or 1k:64k:x2. (default: 1024 on a CPU, 4096 on CUDA)"),
     "heads": _sizes("Query heads. (default: 4 on a CPU, 16 on CUDA)"),
@@ -97,7 +100,7 @@ OPTIONS: dict[str, Any] = {
     "seed": options.Seed,
     "hbm": options.Hbm,
 }
-"""Every option that says what is asked for, in the order of the help text: the fields of `OperatorAxes`."""
+"""Every option that says what is asked for, in the order of the help text: `profile`, the fields of `OperatorAxes`."""
 
 ListAll = Annotated[bool, typer.Option("--list", help="List all operators by class, and why one is not here.")]
 Out = Annotated[
@@ -158,7 +161,7 @@ def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Ite
     """What the options come to, where it goes, and the journal of a run to go on with, which is locked."""
     if resume is None:
         path = out or store.default_path(datetime.now(UTC), [OPERATORS])
-        yield Order(OperatorAxes.from_options({"budget": BUDGET} | given)), path, None
+        yield Order(_axes(given)), path, None
         return
     if given.keys() - {"model"} or out is not None:
         named = [f"--{name.replace('_', '-')}" for name in given if name != "model"] or ["--out"]
@@ -169,6 +172,13 @@ def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Ite
             raise UsageError(f"{resume} is no run of operators; go on with it by repshift bench --resume {resume}")
         consent.check_consent(resume, [m for m in (order.sweep.model,) if m], [str(given.get("model"))])
         yield order, resume, journal
+
+
+def _axes(given: dict[str, Any]) -> OperatorAxes:
+    """The profile's sweep with the options given in their place."""
+    told = load_profile(given["profile"], OPERATORS) if "profile" in given else {}
+    own = {name: value for name, value in given.items() if name != "profile"}
+    return OperatorAxes.from_options({"budget": BUDGET} | merge(told, own))
 
 
 def _session(order: Order, plan: Plan, path: Path, journal: Journal | None, carrier: Carrier) -> Session:

@@ -39,8 +39,10 @@ class Document:
 
     @property
     def sheets(self) -> Sequence[Sheet]:
-        """The tables, none where it is not laid out as any."""
-        return self.lay_out() if self.lay_out else ()
+        """The tables, every text in them printable on one line; none where it is not laid out as any."""
+        from repshift_cli.renderers.sheets.cells import printable_sheet
+
+        return [printable_sheet(sheet) for sheet in self.lay_out()] if self.lay_out else ()
 
 
 def document_of(run: Run | ProfileRun, better: str = "lower") -> Document:

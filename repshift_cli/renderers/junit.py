@@ -7,6 +7,7 @@ from typing import TextIO
 
 from repshift_cli.analysis.comparison import Lonely
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, Outcome, in_words
+from repshift_cli.records import printable_line
 from repshift_cli.records.labels import labels
 from repshift_cli.renderers import Document
 
@@ -17,7 +18,8 @@ SUFFIX = ".xml"
 def render(document: Document, out: TextIO) -> None:
     """Write the suite, for GitLab, Jenkins and whatever else reads JUnit's XML."""
     outcome: Outcome = document.content
-    names = labels([f.case for f in outcome.findings] + [one.case for one in outcome.lonely])
+    called = labels([f.case for f in outcome.findings] + [one.case for one in outcome.lonely])
+    names = {case: printable_line(name) for case, name in called.items()}
     failures = sum(f.verdict == FAIL for f in outcome.judged) + len(outcome.broken)
     skipped = sum(f.verdict == INCONCLUSIVE for f in outcome.judged)
     count = str(len(outcome.judged) + len(outcome.broken))
@@ -25,8 +27,10 @@ def render(document: Document, out: TextIO) -> None:
     suites = ET.Element("testsuites", numbers)
     suite = ET.SubElement(suites, "testsuite", {"name": "repshift gate", **numbers})
     for f in outcome.judged:
-        test = ET.SubElement(suite, "testcase", {"classname": names[f.case], "name": f.metric, "time": "0"})
-        text = in_words(f, names[f.case]) + (f"; {f.reason}" if f.reason else "")
+        test = ET.SubElement(
+            suite, "testcase", {"classname": names[f.case], "name": printable_line(f.metric), "time": "0"}
+        )
+        text = printable_line(in_words(f, names[f.case]) + (f"; {f.reason}" if f.reason else ""))
         if f.verdict in (FAIL, INCONCLUSIVE):
             ET.SubElement(test, "failure" if f.verdict == FAIL else "skipped", {"message": text})
         else:
@@ -39,4 +43,4 @@ def render(document: Document, out: TextIO) -> None:
 
 def _broken(suite: ET.Element, one: Lonely, name: str) -> None:
     test = ET.SubElement(suite, "testcase", {"classname": name, "name": "runs", "time": "0"})
-    ET.SubElement(test, "failure", {"message": one.reason})
+    ET.SubElement(test, "failure", {"message": printable_line(one.reason)})

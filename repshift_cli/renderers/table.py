@@ -64,6 +64,14 @@ def print_sheet(sheet: Sheet, console: Console, whole: str = "--csv") -> None:
     names = [_with_constant(column) for column in left_out if column.title != KERNEL]
     if names:
         console.print(_hanging(f"not shown at {console.width} columns: {', '.join(names)}; {whole} has all", "dim"))
+    _print_answer(sheet, console)
+
+
+def _print_answer(sheet: Sheet, console: Console) -> None:
+    """The lines that apply what was found, then the plain answer."""
+    for text in filter(None, (textwrap.indent(sheet.code, "    "), Text(sheet.answer, "bold"))):
+        console.print()
+        console.print(text)
 
 
 def _with_constant(column: Column) -> str:

@@ -75,6 +75,13 @@ class OperatorAxes:
         return {name: value for name, value in plain.items() if value is not None and value not in ([], ())}
 
 
+def parser_of(name: str) -> Callable[[Any], Any]:
+    """What reads the option of that name; ValueError where there is none."""
+    if name not in _PARSERS:
+        raise ValueError(f"unknown option; {parsing.near(name, _PARSERS)}a profile takes {', '.join(sorted(_PARSERS))}")
+    return _PARSERS[name]
+
+
 def _parsed(name: str, value: Any) -> Any:
     try:
         return _PARSERS[name](value)

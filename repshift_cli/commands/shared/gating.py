@@ -16,7 +16,7 @@ from repshift_cli.gate import verdict as rules
 from repshift_cli.gate.rounds import BaseAndHead
 from repshift_cli.gate.thresholds import Thresholds
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, NothingMeasured, Outcome
-from repshift_cli.records import UsageError, store
+from repshift_cli.records import UsageError, printable_line, store
 from repshift_cli.records.labels import labels
 from repshift_cli.renderers.sheets import gate
 from repshift_cli.sweep import axes, profiles
@@ -213,4 +213,4 @@ def _show(outcome: Outcome, asked: Asked) -> None:
     place = sys.stderr if asked.outputs.own_stdout else sys.stdout
     for line in gate.workflow_commands(outcome) if asked.github else ():
         print(line, file=place)
-    print(outcome.sentence, file=place, flush=True)
+    print(printable_line(outcome.sentence), file=place, flush=True)

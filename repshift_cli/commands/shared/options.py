@@ -251,7 +251,8 @@ class Asked:
 
     def sweep(self) -> Axes:
         """The profile's sweep with the options given in their place; UsageError for a value that cannot be."""
-        return Axes.from_options(axes.merge(profiles.load_profile(self.profile) if self.profile else {}, self.given))
+        told = profiles.load_profile(self.profile, "bench") if self.profile else {}
+        return Axes.from_options(axes.merge(told, self.given))
 
 
 def sweep_options(

@@ -6,7 +6,7 @@ import sys
 import time
 from types import TracebackType
 
-from repshift_cli.records import Case
+from repshift_cli.records import Case, printable_line
 from repshift_cli.records import Progress as Word
 
 SECONDS_BETWEEN_FRAMES = 0.2
@@ -69,6 +69,7 @@ class Bar:
     def _draw(self, share: float, text: str, left: float | None) -> None:
         if self._bar is None or self._task is None:
             return
+        text = printable_line(text)
         text = text if self._comparisons == 1 else f"{self._done + 1}/{self._comparisons} {text}"
         completed = (self._done + share) / self._comparisons
         shown = "" if left is None else f"about {_clock(left)} left"

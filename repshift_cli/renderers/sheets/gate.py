@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from repshift_cli.analysis.comparison import BETTER, WORSE, Finding
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, Outcome, in_words
+from repshift_cli.records import printable
 from repshift_cli.records.labels import labels
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.cells import Sheet
@@ -82,8 +83,8 @@ def workflow_commands(outcome: Outcome) -> list[str]:
 
 
 def _data(text: str) -> str:
-    """Escaped as the runner reads it back: % and line ends."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """Escaped as the runner reads it back: % and line ends; what could steer a terminal is visible."""
+    return printable(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:
