@@ -29,6 +29,7 @@ from repshift_cli.commands.models import models
 from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
+from repshift_cli.commands.report import report
 from repshift_cli.commands.shared.output import METAVAR, with_stdout
 from repshift_cli.commands.show import show
 from repshift_cli.records import RepshiftError, UsageError, one_line, printable
@@ -63,6 +64,7 @@ for command in (
     profile,
     analyze,
     show,
+    report,
     compare,
     gate,
     export,

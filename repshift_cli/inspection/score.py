@@ -168,7 +168,7 @@ def _signs(subject: Subject, found: Found, score: str) -> Iterator[Quantity]:
     """Which sign the default score should have, block by block."""
     depth = blocks(len(subject.sites))
     layers = range(len(subject.sites))
-    tokens = min(len(b.some) if b.some is not None else 0 for blocks_of in found for b in blocks_of)
+    tokens = min((len(b.some) for blocks_of in found for b in blocks_of if b.some is not None), default=0)
     signs = [told_sign(_with(found, n, score, IMPORTANCE), tokens) for n in layers]
     asked = [any(blocks_of[n].importance is not None for blocks_of in found) for n in layers]
     yield quantity(

@@ -36,7 +36,7 @@ def create(path: Path, run: Run) -> None:
 
 def load(path: Path) -> Run:
     """The run in the file, in this version's schema; or UsageError with the one sentence that says what is wrong."""
-    plain = _parse(path)
+    plain = parse(path)
     if found := _kind_of(plain):
         article = "an" if found.word[0] in "aeiou" else "a"
         raise UsageError(f"{path} is {article} {found.word}, no run file; `repshift show` renders it")
@@ -45,7 +45,7 @@ def load(path: Path) -> Run:
 
 def load_any(path: Path) -> Run | ProfileRun | Inspection:
     """The run, the profile or the inspection in the file, or UsageError."""
-    plain = _parse(path)
+    plain = parse(path)
     found = _kind_of(plain)
     return _other(path, plain, found) if found else _run(path, plain)
 
@@ -94,7 +94,8 @@ def _run(path: Path, plain: Any) -> Run:
     return dataclasses.replace(run, schema=SCHEMA_VERSION)
 
 
-def _parse(path: Path) -> Any:
+def parse(path: Path) -> Any:
+    """The file's plain values, of a journal those of the run that it amounts to; or UsageError."""
     check_regular(path)
     try:
         text = path.read_text(encoding="utf-8")

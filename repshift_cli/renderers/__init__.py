@@ -20,6 +20,19 @@ ANY = "any"
 
 
 @dataclass(frozen=True)
+class View:
+    """What a terminal gets of a run's tables: these `columns` alone (metrics by name), or all of them (`wide`).
+
+    Below a table stand the notes that matter most; `quiet` leaves what failed, `verbose` gives all.
+    """
+
+    columns: tuple[str, ...] = ()
+    wide: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
 class Document:
     """What a command has to show: the record itself, and the tables that it is laid out as, made when asked for.
 
@@ -27,7 +40,7 @@ class Document:
     (an `Inspection`), `gate` (an `Outcome`), or another word
     with a record, or with plain values. `title` and `sentence` stand above the tables of a file, `summary` ahead of the
     content in JSON. `whole` is the option whose file has the columns for which a terminal has no room. `better` is the
-    direction wanted by a format that holds one only.
+    direction wanted by a format that holds one only. Without a `view` a table has all that its width holds.
     """
 
     kind: str
@@ -38,6 +51,7 @@ class Document:
     summary: Mapping[str, Any] = field(default_factory=dict)
     whole: str = "--csv"
     better: str = "lower"
+    view: View | None = None
 
     @property
     def sheets(self) -> Sequence[Sheet]:
@@ -55,8 +69,9 @@ def document_of(run: Run | ProfileRun | Inspection, better: str = "lower") -> Do
 
         return inspection.sheets_of(run) if isinstance(run, Inspection) else profile.sheets_of(run)
 
-    kind = "run" if isinstance(run, Run) else run.kind
-    return Document(kind, run, lay_out, better=better)
+    if isinstance(run, Run):
+        return Document("run", run, lay_out, whole="--wide", better=better, view=View())
+    return Document(run.kind, run, lay_out, better=better)
 
 
 class Renderer(Protocol):
