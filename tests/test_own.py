@@ -35,6 +35,9 @@ def adapted():
 def found():
     return test_own.found()
 
+def unseeded():
+    return test_own.tiny.PlainTransformer(), test_own.model()[1]
+
 def several():
     return *test_own.model(), "blocks"
 
@@ -213,7 +216,7 @@ def test_random_weights_do_not_depend_on_what_was_drawn_before(here: Path) -> No
     weights = []
     for count in (1, 3):
         torch.rand(count)
-        weights.append(own.build(own_case(f"{NAME}:model")).module.state_dict())
+        weights.append(own.build(own_case(f"{NAME}:unseeded")).module.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
