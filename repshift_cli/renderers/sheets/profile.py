@@ -13,6 +13,7 @@ from repshift_cli.profiling.annotations import SELECTION
 from repshift_cli.records import WITHOUT_ATTENTION, Run
 from repshift_cli.records.profile import Breakdown, ProfileRun
 from repshift_cli.renderers.sheets import evaluation
+from repshift_cli.renderers.sheets.answer import closing
 from repshift_cli.renderers.sheets.break_even import maps
 from repshift_cli.renderers.sheets.cells import ALWAYS, Cell, Column, Sheet
 from repshift_cli.renderers.sheets.crossing import crossings
@@ -32,7 +33,11 @@ def sheets_of(run: Run | ProfileRun) -> list[Sheet]:
         return profile_sheets(run)
     if evaluation.is_evaluation(run):
         return evaluation.sheets(run)
-    return [*sheets(run), *maps(run), *crossings(run)]
+    ready = [*sheets(run), *maps(run), *crossings(run)]
+    if ready:
+        code, answer = closing(run)
+        ready[-1] = replace(ready[-1], code=code, answer=answer)
+    return ready
 
 
 def profile_sheets(run: ProfileRun) -> list[Sheet]:
