@@ -26,6 +26,8 @@ STDOUT = "-"
 PANEL = "Output"
 METAVAR = "FILE|-"
 """What an output option takes, by which the program knows one."""
+PLOT = "plot"
+Plot = Annotated[bool, typer.Option("--plot", help="Draw charts below the table.", rich_help_panel=PANEL)]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Outputs:
     """Where a command's document goes beside the terminal: files by the name of the renderer, `-` being stdout."""
 
     targets: Mapping[str, str] = field(default_factory=dict)
+    plot: bool = False
+    """Whether charts follow the table."""
 
     @property
     def own_stdout(self) -> bool:
@@ -44,6 +48,8 @@ class Outputs:
 
         `others` are files that the command writes by itself, by their options.
         """
+        if self.plot and self.own_stdout:
+            raise UsageError("--plot draws on stdout, which an output has to itself; leave it out, or name a file")
         places: dict[str, str] = {}
         named = [(option_of(name), target) for name, target in self.targets.items()]
         for option, target in [*((o, str(path)) for o, path in (others or {}).items() if path), *named]:
@@ -68,6 +74,8 @@ class Outputs:
         self.write(document)
         if not self.own_stdout:
             registry.load(registry.find("renderers", "table")).render(on_screen or document, sys.stdout)
+            if self.plot:
+                registry.load(registry.find("renderers", PLOT)).render(document, sys.stdout)
 
 
 def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -75,6 +83,7 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
 
     `kinds` are those of the documents, `laid_out` says whether there are tables of them.
     """
+    plots = any(takes(registry.find("renderers", PLOT).constants["TAKES"], kind, False) for kind in kinds)
     offered = {
         f"to_{part.name.replace('-', '_')}": part
         for part in registry.parts("renderers").values()
@@ -86,12 +95,14 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
         @functools.wraps(command)
         def with_outputs(**given: Any) -> Any:
             named = {part.name: given.pop(parameter, None) for parameter, part in offered.items()}
-            outputs = Outputs({name: target for name, target in named.items() if target is not None})
+            plot = bool(given.pop("plot", False)) if plots else False
+            outputs = Outputs({name: target for name, target in named.items() if target is not None}, plot)
             outputs.check()
             return command(**given, outputs=outputs)
 
         own = inspect.signature(command, eval_str=True).parameters.values()
         made = [*(p for p in own if p.name != "outputs"), *(_parameter(name, part) for name, part in offered.items())]
+        made += [inspect.Parameter("plot", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Plot)] * plots
         keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
         with_outputs.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
         with_outputs.__annotations__ = {p.name: p.annotation for p in keyword}
