@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from repshift_cli import __version__
+from repshift_cli.commands.analyze import analyze
 from repshift_cli.commands.backends import backends
 from repshift_cli.commands.bench import bench
 from repshift_cli.commands.compare import compare
@@ -61,6 +62,7 @@ for command in (
     bench,
     operators,
     profile,
+    analyze,
     show,
     report,
     compare,

@@ -20,7 +20,7 @@ from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
-from repshift_cli.commands.shared.progress import Bar
+from repshift_cli.commands.shared.progress import as_asked
 from repshift_cli.machine import device as devices
 from repshift_cli.records import OPERATORS, UsageError, one_line, store
 from repshift_cli.records.journal import Journal
@@ -97,6 +97,7 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "rounds": options.Rounds,
+    "warmup": options.Warmup,
     "seed": options.Seed,
     "hbm": options.Hbm,
 }
@@ -136,20 +137,22 @@ def operators(
     if list_all:
         _list_operators()
         return
+    observing = as_asked(outputs.view)
     with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
         outputs.check({"--out": path})
         with launching.launched(None, in_process, case_timeout, order.sweep.budget) as carrier:
-            plan = engine.plan_sweep(order.sweep, carrier, Bar)
+            plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
                 options.list_cases(plan.planned)
                 return
-            session = _session(order, plan, path, journal, carrier)
+            session = _session(order, plan, path, journal, carrier, observing)
             with _said_where_it_stopped(session):
-                engine.measure(session, carrier, Bar)
+                engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
     outputs.emit(document_of(run))
-    print(f"run file: {path}", file=sys.stderr)
+    if not outputs.view.quiet:
+        print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(engine.exit_code(run))
 
 
@@ -181,12 +184,14 @@ def _axes(given: dict[str, Any]) -> OperatorAxes:
     return OperatorAxes.from_options({"budget": BUDGET} | merge(told, own))
 
 
-def _session(order: Order, plan: Plan, path: Path, journal: Journal | None, carrier: Carrier) -> Session:
+def _session(
+    order: Order, plan: Plan, path: Path, journal: Journal | None, carrier: Carrier, observing: engine.Observing
+) -> Session:
     """The run made ready: a new one, or the earlier one."""
     if journal is None and path.is_file():
         raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
     store.check_writable(path)
-    equipment = engine.equip(order, plan.device, carrier, Bar)
+    equipment = engine.equip(order, plan.device, carrier, observing)
     if journal is None:
         return engine.start(path, order, plan, equipment)
     return engine.resume(journal, order, plan, equipment, False, carrier.isolated)
