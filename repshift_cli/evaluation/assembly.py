@@ -33,11 +33,10 @@ BUILT_WITH = 2
 
 @dataclass(frozen=True)
 class Data:
-    """What is evaluated: `samples` in the order in which it happens, `count` of them before any limit."""
+    """What is evaluated: `samples` in the order in which that happens."""
 
     samples: Sequence[Sample]
     training: Sequence[Sample]
-    count: int
     format: str
 
 
@@ -63,12 +62,12 @@ def read(order: Order) -> Data:
     kind, found = datasets.read(order.data, order.split)
     samples = renamed(found, order.columns)
     labels = [sample.columns.get(LABEL) for sample in samples]
-    places = stratified(labels, order.sweep.seed)[: order.limit]
+    places = stratified(labels, order.sweep.seed)
     training: list[Sample] = []
     if order.train is not None:
         place, split = (order.train, None) if os.path.exists(order.train) else (order.data, order.train)
         training = renamed(datasets.read(place, split)[1], order.columns)
-    return Data([samples[i] for i in places], training, len(samples), kind)
+    return Data([samples[i] for i in places], training, kind)
 
 
 def planned(order: Order, device: str) -> list[Planned]:
@@ -104,7 +103,8 @@ def assemble(order: Order) -> Assembled:
     contenders = [Contender(c.case, c.tokens, builder.eager_step(c.case, subject)) for c in possible]
     family = registry.load(registry.resolve_model(first.model))
     names = family.class_names(first.model)
-    context = Context(subject, first, cases, data.samples, data.training, names, device, order.task_options)
+    asked = {"neighbours": order.neighbours, "refit": order.refit}
+    context = Context(subject, first, cases, data.samples, data.training, names, device, asked)
     feed, how = _feed(order, subject, first, family)
     decode = Decode(how, first.frames) if how else None
     decoder = Decoder(decode, _workers(order, len(data.samples)))
@@ -126,7 +126,7 @@ def _feed(order: Order, subject: Subject, case: Case, family: Any) -> tuple[Feed
         return Pixels(subject, how), how
     if order.preprocess is not None:
         raise UsageError(f"--preprocess applies to images, and {case.model} takes text")
-    if "use_cache" in subject.inputs:
+    if tasks.is_decoder(subject.inputs):
         return Prompts(subject), None
     if not case.model.startswith("hf:"):
         raise UsageError(f"{case.model} has random weights and no tokenizer; name a checkpoint, --model hf:FOLDER")
