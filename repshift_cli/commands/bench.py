@@ -18,6 +18,7 @@ from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
+from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -75,6 +76,8 @@ def bench(
     max_cases: options.MaxCases = options.MOST_CASES,
     on: launching.On = None,
     case_timeout: launching.CaseTimeout = None,
+    parallel: launching.Parallel = None,
+    device_kind: launching.DeviceKind = None,
     in_process: launching.InProcess = False,
     out: Out = None,
     resume: Resume = None,
@@ -84,13 +87,14 @@ def bench(
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
     manner = Manner(timing_only, delay, str(memory_snapshot) if memory_snapshot else None)
+    where = Where(on, in_process, case_timeout, parallel, device_kind)
     file = _File(out, resume, retry_failed)
     with signals.ending_in_order(), file.opened(asked, manner) as (order, place):
         options.check_size(order.sweep, max_cases)
         outputs.check({"--out": place.path})
         if not dry_run:
             file.check(place)
-        with launching.launched(on, in_process, case_timeout, order.sweep.budget) as carrier:
+        with launching.launched(where, order) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, Bar)
             if dry_run:
                 options.list_cases(plan.planned, outputs)
@@ -185,7 +189,7 @@ def _session(order: Order, plan: Plan, place: _Place, carrier: Carrier, retry_fa
     equipment = engine.equip(order, plan.device, carrier, Bar)
     if place.journal is None:
         return engine.start(place.path, order, plan, equipment, place.instead)
-    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated)
+    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated, carrier.named)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
