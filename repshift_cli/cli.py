@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from repshift_cli import __version__
+from repshift_cli.commands.analyze import analyze
 from repshift_cli.commands.backends import backends
 from repshift_cli.commands.bench import bench
 from repshift_cli.commands.compare import compare
@@ -28,9 +29,10 @@ from repshift_cli.commands.models import models
 from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
+from repshift_cli.commands.report import report
 from repshift_cli.commands.shared.output import METAVAR, with_stdout
 from repshift_cli.commands.show import show
-from repshift_cli.records import RepshiftError, UsageError, one_line, visible
+from repshift_cli.records import RepshiftError, UsageError, one_line, printable
 
 
 class Command(TyperCommand):
@@ -60,7 +62,9 @@ for command in (
     bench,
     operators,
     profile,
+    analyze,
     show,
+    report,
     compare,
     gate,
     export,
@@ -130,7 +134,7 @@ def _report(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if known:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
     elif not debug:
         what = f"{type(error).__name__}: {one_line(error)}"
         print(f"internal error: {what}; run again with --debug for the traceback", file=sys.stderr)

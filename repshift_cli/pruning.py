@@ -119,7 +119,7 @@ def _case(
     subject: Subject, name: str, method: str | None, given: Mapping[str, Any], profile: str | Path | None
 ) -> Case:
     """The one case that the options and the profile name, checked as a sweep is."""
-    told = profiles.load_profile(str(profile)) if profile is not None else {}
+    told = profiles.load_profile(str(profile), "bench") if profile is not None else {}
     chosen = {key: value for key, value in axes.merge(told, given).items() if key in (*OPTIONS, *own_options())}
     methods = [method] if method is not None else _methods(told, profile)
     sweep = Axes.from_options({**chosen, "model": name, "variant": [f"none+{m}" for m in methods]})

@@ -48,6 +48,7 @@ ROOMS = {
     "operators": Room("attention operator", "repshift operators --list", "Operator"),
     "counters": Room("counter", "repshift doctor --counters", "Instrument"),
     "probes": Room("probe", "repshift metrics", "Probe"),
+    "inspection": Room("question", "repshift analyze --help", "Question"),
     "benchmark.launchers": Room("launcher", "repshift bench --help", "Launcher"),
     "renderers": Room("renderer", "repshift show --help", "Renderer"),
 }

@@ -33,6 +33,7 @@ CHECKS = {
     "operators": "test_operators.py tests/test_operator_identities.py",
     "probes": "test_probes.py",
     "renderers": "test_renderers.py",
+    "inspection": "test_inspection.py",
 }
 """The tests that try every part of a room, beside those of the registry."""
 

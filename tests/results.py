@@ -161,8 +161,8 @@ def gpu() -> str:
     if not files:
         return (
             "No run of a GPU lies here yet: nothing on these pages about a GPU has been measured. "
-            "`python tests/benchmarks/evidence.py --stage N --out profiles/baselines/GPU` (N from 1 to 6) makes the "
-            "runs, `python tests/generated.py --write` their tables."
+            "`python tests/benchmarks/evidence.py --stage N --out profiles/baselines/GPU` makes the runs of stage N "
+            "(`--dry-run` lists them), `python tests/generated.py --write` their tables."
         )
     return "\n\n".join(_of_device(file) for file in files)
 

@@ -1,10 +1,13 @@
 """`repshift doctor` says what is here and how to get what is not, whatever is broken."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from repshift_cli.cli import app
 from repshift_cli.commands import doctor
 from repshift_cli.commands.doctor import Check, checks
 from repshift_cli.counters.base import permission
@@ -65,3 +68,12 @@ def test_a_namespace_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert (check("flash-attn 2").ok, check("flash-attn 4").ok) == (False, True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--counters"]])
+def test_the_doctor_tells_a_program(arguments: list[str]) -> None:
+    done = CliRunner().invoke(app, ["doctor", *arguments, "--json", "-"])
+    assert done.exit_code == 0
+    told = {c["name"]: c for c in json.loads(done.stdout)["checks"]}
+    assert told["peak bandwidth" if arguments else "python"]["ok"] is not None
+    assert {"name", "ok", "detail", "remedy"} == set(next(iter(told.values())))

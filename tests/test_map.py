@@ -79,13 +79,17 @@ def test_one_workload_or_no_pruning_makes_no_map() -> None:
     assert maps(run(*failed)) == []
 
 
-def test_the_table_and_markdown_end_with_it() -> None:
+def test_the_table_and_markdown_end_with_it_and_the_answer() -> None:
     out = io.StringIO()
     table.render(document_of(SWEEP), out)
-    assert "where pruning pays: flash+repshift vs flash · vit_b" in out.getvalue().split("\n\n")[-3].strip("\n")
+    header, _, _, code, _, answer = out.getvalue().rstrip("\n").split("\n\n")[-6:]
+    assert header.strip("\n").startswith("where pruning pays: flash+repshift vs flash · vit_b")
+    assert code == "    from repshift_cli import prune" and answer.startswith("Pruning pays in ")
     out = io.StringIO()
     markdown.render(document_of(SWEEP), out)
-    assert "where pruning pays" in out.getvalue().split("**")[-2]
+    header, answer = out.getvalue().split("**")[-4::2]
+    assert header.startswith("where pruning pays") and answer.startswith("Pruning pays in ")
+    assert "```python\nfrom repshift_cli import prune\n" in out.getvalue()
 
 
 def test_without_an_interval_nothing_is_said_to_pay_or_not() -> None:

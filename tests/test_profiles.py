@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from repshift_cli.records import UsageError
-from repshift_cli.registry import find_variant, resolve_model
+from repshift_cli.registry import find_variant, parts, resolve_model
 from repshift_cli.sweep.axes import Axes, merge
-from repshift_cli.sweep.profiles import load_profile, shipped_profiles
+from repshift_cli.sweep.operators import OperatorAxes
+from repshift_cli.sweep.profiles import load_profile, shipped_profiles, sweep_of
 
 
 def axes_of(name: str) -> Axes:
@@ -21,7 +22,10 @@ def test_the_promised_profiles_ship() -> None:
 
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_a_shipped_profile_names_only_what_is_here(name: str) -> None:
-    axes = axes_of(name)
+    axes = sweep_of(load_profile(name), {})
+    if isinstance(axes, OperatorAxes):
+        assert set(axes.operator) <= set(parts("operators"))
+        return
     assert [resolve_model(model).name for model in axes.model]
     assert [find_variant(variant) for variant in axes.variant]
 
@@ -42,6 +46,23 @@ def test_the_papers_video_tables_2_and_4(name: str, keep: float) -> None:
 def test_paper_vim_is_table_7() -> None:
     axes = axes_of("paper-vim")
     assert (axes.model, axes.keep, axes.layers) == (("vim_t",), (0.8,), ((10, 20),))
+
+
+@pytest.mark.parametrize(("name", "command"), [("operators", "bench"), ("ci", "operators")])
+def test_a_profile_of_another_command_is_refused(name: str, command: str) -> None:
+    with pytest.raises(UsageError, match=f"not of `repshift {command}`"):
+        load_profile(name, command)
+
+
+def test_a_profile_of_operators_is_read_by_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('title = "x"\noperator = ["flash"]\nkeep = 0.5\n')
+    with pytest.raises(UsageError, match=r"mine.toml:3: keep: unknown option; .*kv_heads"):
+        load_profile(str(path))
+    path.write_text('title = "x"\noperator = ["flash"]\ntokens = "1k:4k:x2"\n')
+    assert sweep_of(load_profile(str(path)), {"batch": "2"}) == OperatorAxes(
+        operator=("flash",), tokens=(1024, 2048, 4096), batch=(2,)
+    )
 
 
 def test_a_range_in_a_profile_is_the_command_lines() -> None:

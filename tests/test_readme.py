@@ -180,7 +180,7 @@ def test_the_readme_stays_short() -> None:
 ROOMS = {
     **{
         f"repshift_cli/{room}": [*registry.parts(room)]
-        for room in ("attention", "reduction", "models", "operators", "renderers")
+        for room in ("attention", "reduction", "models", "operators", "renderers", "inspection")
     },
     "repshift_cli/counters": [f.stem for f in (ROOT / "repshift_cli" / "counters").glob("[!_]*.py")],
     "repshift_cli/commands": [*OF],

@@ -15,7 +15,18 @@ import pytest
 from repshift_cli.analysis.stats import estimate, hodges_lehmann
 from repshift_cli.benchmark import runner
 from repshift_cli.benchmark.runner import ContextLost, Parts, Settings, compare, reason_of
-from repshift_cli.records import Case, Measurement, Metric, Progress, Record, Step, Subject, UsageError
+from repshift_cli.records import (
+    Case,
+    CaseBroken,
+    Measurement,
+    Metric,
+    Output,
+    Progress,
+    Record,
+    Step,
+    Subject,
+    UsageError,
+)
 
 VANILLA = Case("m", "random", "random", 224, None, 2, "fp32", "cpu", "vanilla")
 FLASH = replace(VANILLA, attention="flash")
@@ -49,6 +60,15 @@ class Memory:
         return (Metric("memory", "memory", "B", "lower", "value", 25, "allocator").of(9),)
 
 
+OUTPUT = Output("float32 (2, 10)", 1.0, (0.5, -1.0))
+
+
+def put_out(step: Step, nothing: dict[Case, Exception]) -> Output:
+    if step.case in nothing:
+        raise nothing[step.case]
+    return OUTPUT
+
+
 @dataclass
 class Bench:
     """All parts of the runner, played: the clock goes on by what each forward takes."""
@@ -69,9 +89,9 @@ class Bench:
 
     def run(self, settings: Settings, cases: Sequence[Case] = (), **changes: Any) -> list[Record]:
         cases = cases or tuple(self.scripts)
-        wanted = changes.pop("wanted", set(cases))
+        wanted, nothing = changes.pop("wanted", set(cases)), changes.pop("nothing", {})
         parts = Parts(self.prepare, self.verify, lambda step: [self], self, self.watch, lambda: self.seconds)
-        parts = replace(parts, memory=lambda step: [Memory(self.log)])
+        parts = replace(parts, memory=lambda step: [Memory(self.log)], output=lambda step: put_out(step, nothing))
         return list(compare([(c, TOKENS) for c in cases], wanted, parts, settings, self.words.append, **changes))
 
     def prepare(self, case: Case) -> Step:
@@ -318,6 +338,14 @@ def test_a_warm_up_that_never_settles_ends_after_a_fifth_of_the_budget_and_says_
     assert "warm-up did not settle; close other programs or raise --budget" in record.warnings
 
 
+@pytest.mark.parametrize("count", [1, 7])
+def test_as_many_untimed_forwards_as_asked_for(count: int) -> None:
+    bench = Bench({FLASH: lambda round, call: 900.0 if call == 0 and count > 1 else 5.0})
+    (record,) = bench.run(replace(exactly(6), warmup=count))
+    assert record.warmup == count and bench.calls[FLASH] == count + 6 * (1 + 4), "4 forwards of 5 ms in a round"
+    assert not any("warm-up" in word for word in record.warnings)
+
+
 def test_the_warm_up_is_not_in_the_budget_of_the_rounds() -> None:
     slow_start = Bench({FLASH: lambda round, call: 4000.0 if call == 0 else 20.0 + 20 * (round % 2)})
     (record,) = slow_start.run(Settings(precision=0.001, budget=0.595))
@@ -349,8 +377,8 @@ def test_a_throttle_without_end_is_measured_in_the_end_and_said() -> None:
     assert record.status == "ok" and record.rounds == 6 and len(samples(record)) == 6 * 4
     assert len(samples(record, "latency_throttled")) == runner.MOST_RETRIES * 4
     assert record.warnings == (
-        f"{runner.MOST_RETRIES} rounds under a hardware throttle were repeated (hardware slowdown)",
         "the device was throttled by hardware in rounds that count; cool it and measure again",
+        f"{runner.MOST_RETRIES} rounds under a hardware throttle were repeated (hardware slowdown)",
     )
 
 
@@ -413,6 +441,15 @@ def test_time_alone_is_measured_without_any_pass() -> None:
     (_, record) = bench.run(replace(PRECISE, passes=False))
     assert {what for what, _ in bench.log} == {"prepare", "in"}
     assert samples(record, "speedup_vs_flash") and record.kernel is None
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_case_that_puts_out_nothing_fails_though_it_was_timed(passes: bool) -> None:
+    """Also where time alone is measured; the others go on."""
+    bench = Bench({FLASH: 30.0, PRUNED: 0.1})
+    flash, pruned = bench.run(replace(PRECISE, passes=passes), nothing={PRUNED: CaseBroken("the output is None")})
+    assert (pruned.status, pruned.reason) == ("failed", "the output is None")
+    assert flash.status == "ok" and flash.output == OUTPUT
 
 
 def test_a_probe_that_raises_for_nan_and_the_like() -> None:

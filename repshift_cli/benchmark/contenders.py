@@ -11,7 +11,7 @@ from typing import Any
 from repshift_cli.analysis import stats
 from repshift_cli.machine import cpu_state, gpu_state
 from repshift_cli.machine.cpu_state import CpuReading
-from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement, Metric, Record, Step
+from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement, Metric, Output, Record, Step
 
 Derived = tuple[Sequence[Measurement], Sequence[str]]
 Derive = Callable[[Step, Sequence[Measurement], float], Derived]
@@ -108,6 +108,7 @@ class Contender:
     kernel: str | None = None
     paths: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    output: Output | None = None
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
     steady: bool = True
@@ -184,7 +185,8 @@ def record(
             *derived,
         ),
         throttled=bool(contender.throttled) or gpu_state.throttled(rounds.of_gpu),
-        warnings=(*_warnings(contender, rounds, precision), *words),
+        output=contender.output,
+        warnings=tuple(_warnings(contender, rounds, precision, words)),
     )
 
 
@@ -215,15 +217,18 @@ def _why_unpaired(name: str, contender: Contender, contenders: list[Contender]) 
     return f"no {name} in this run; add it to --variant"
 
 
-def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterator[str]:
+def _warnings(contender: Contender, rounds: Rounds, precision: float, derived: Sequence[str]) -> Iterator[str]:
+    """What puts the figures in doubt first, then what is to know of the model, then what more time would mend."""
     assert contender.step is not None
     yield from cpu_state.warnings(rounds.readings)
-    yield from contender.step.subject.warnings
-    yield from contender.words
+    yield from gpu_state.warnings(rounds.of_gpu)
     if rounds.count < LEAST_ROUNDS:
         yield f"{rounds.count} rounds give no interval, and no ratio is shown without: --rounds {LEAST_ROUNDS} or more"
     if not contender.steady:
         yield "warm-up did not settle; close other programs or raise --budget"
+    yield from derived
+    yield from contender.words
+    yield from contender.step.subject.warnings
     if rounds.stopped_by == "budget":
         yield f"the time budget ended before ±{precision:.1%} was reached; --budget raises it"
     if count := stats.outliers(contender.medians):
@@ -232,4 +237,3 @@ def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterato
         causes = ", ".join(sorted(rounds.causes))
         count = len(contender.throttled) // contender.per_round
         yield f"{count} rounds under a hardware throttle were repeated ({causes})"
-    yield from gpu_state.warnings(rounds.of_gpu)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from repshift_cli.analysis.answer import waits_for_host
 from repshift_cli.records import Measurement, Metric
 
 _OF_COUNTER = ("higher", "value", "counter")
@@ -34,9 +35,6 @@ RATIO = Metric(
     detail=True,
 )
 METRICS = (SHARE, INTENSITY, RATIO)
-
-HOST_BOUND = 0.7
-"""Where the kernels take less than this share of a forward, the device waits for the host."""
 
 DISAGREEMENT = 1.02
 """A share of the peak bandwidth above this cannot be: the counter, the peak or the time is wrong."""
@@ -79,7 +77,7 @@ def _impossible(used: float, peak: float | str) -> list[str]:
 def paced_by_host(measurements: Sequence[Measurement], milliseconds: float, execution: str) -> list[str]:
     """What to say of a forward of so many milliseconds, where its kernels fill too little of that time."""
     busy = next((m for m in measurements if m.metric == "device_busy" and m.samples), None)
-    if busy is None or busy.samples[0] >= HOST_BOUND * milliseconds:
+    if busy is None or not waits_for_host(busy.samples[0], milliseconds):
         return []
     cure = "a larger batch" if execution == "graph" else "--cuda-graph, or a larger batch,"
     return [

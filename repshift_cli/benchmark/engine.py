@@ -134,7 +134,8 @@ def settings_of(order: Order, device: str) -> Settings:
     """When to stop, with the device's defaults."""
     kind, sweep = device.partition(":")[0], order.sweep
     precision, budget = sweep.precision or PRECISION[kind], sweep.budget or BUDGET[kind]
-    return Settings(precision, budget, sweep.rounds, sweep.seed, passes=not order.manner.timing_only)
+    passes = not order.manner.timing_only
+    return Settings(precision, budget, sweep.rounds, sweep.seed, passes, sweep.warmup)
 
 
 def order_of(run: Run) -> Order:

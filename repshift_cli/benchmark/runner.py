@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import LEAST_ROUNDS, USUAL_ROUNDS, Contender, Derive, Rounds, record, references
-from repshift_cli.records import Case, Measurement, Progress, Record, Step
+from repshift_cli.records import Case, Measurement, Output, Progress, Record, Step, visible
 
 PREPARED = ("eager", "compile", "graph")
 """The executions in the order in which cases are made ready: what is captured comes last."""
@@ -77,8 +77,9 @@ class Probe(Protocol):
 class Settings:
     """When to stop: `precision` is the half-width of every interval as a share, `budget` the seconds per case.
 
-    `rounds`, where given, is the exact number of rounds and neither of the others ends them. Without `passes` nothing
-    but time is measured, and attention is not verified.
+    `rounds`, where given, is the exact number of rounds and neither of the others ends them; `warmup` that of untimed
+    forwards. Without `passes` nothing but time is measured, and attention is not verified; that there is an output is
+    looked at all the same.
     """
 
     precision: float
@@ -86,6 +87,7 @@ class Settings:
     rounds: int | None = None
     seed: int = 0
     passes: bool = True
+    warmup: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ class Parts:
     `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
     `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
-    said of its scores. `at(case)` is told, outside the timed regions, which case is worked on; `settle()` puts right
-    what a case has changed in the process, and says what that was.
+    said of its scores; `output(step)` gives what the model puts out, or raises where that is nothing. `at(case)` is
+    told, outside the timed regions, which case is worked on; `settle()` puts right what a case has changed in the
+    process, and says what that was.
     """
 
     prepare: Callable[[Case], Step]
@@ -109,6 +112,7 @@ class Parts:
     derive: Derive = lambda *_: ((), ())
     before: Callable[[], Any] = lambda: None
     look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
+    output: Callable[[Step], Output | None] = lambda _: None
     memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
     at: Callable[[Case], None] = lambda _: None
     settle: Callable[[], tuple[str, ...]] = lambda: ()
@@ -133,8 +137,11 @@ def compare(
     ]
     _prepare(contenders, parts, wanted, settings, observe)
     rounds = _interleave([contender for contender in contenders if contender.step], parts, settings, observe)
+    running = [contender for contender in contenders if contender.step]
+    for contender in running:
+        _guarded(contender, _look_at_output, parts)
     if settings.passes:
-        _passes([contender for contender in contenders if contender.step], parts, wanted, observe)
+        _passes(running, parts, wanted, observe)
     for contender in contenders:
         if contender.case in wanted:
             yield record(contender, contenders, rounds, parts.derive, settings.precision)
@@ -146,17 +153,23 @@ def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: out of memory in plain words, else the error's class and first line."""
+    """One line, visible: out of memory in plain words, else the error's class and first line."""
     try:
-        told = str(error).encode("utf-8", "replace").decode()
+        told = visible(str(error))
     except Exception:
         told = ""
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "can't allocate memory" in text or "out of memory" in text.lower():
+    if is_out_of_memory(error):
         return f"out of memory: {text}; try a smaller batch"
     return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: of Python, of torch on a GPU, or of its CPU allocator, which has words only."""
+    told = str(error).lower()
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in told or "out of memory" in told
 
 
 def is_poison(error: BaseException) -> bool:
@@ -197,6 +210,11 @@ def _passes(contenders: list[Contender], parts: Parts, wanted: set[Case], observ
     for i, contender in enumerate(contenders):
         observe(Progress(f"{contender.case.variant}: passes", TIMED + (1 - TIMED) * i / len(contenders)))
         _guarded(contender, _verify_and_probe, parts, contender.case in wanted)
+
+
+def _look_at_output(contender: Contender, parts: Parts) -> None:
+    assert contender.step is not None
+    contender.output = parts.output(contender.step)
 
 
 def _verify_and_probe(contender: Contender, parts: Parts, probed: bool) -> None:
@@ -264,12 +282,17 @@ def _interleave(contenders: list[Contender], parts: Parts, settings: Settings, o
 
 
 def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
-    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent.
+    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent; or as many as asked for.
 
     The very first forward loads, compiles and picks kernels, so neither the windows' size nor the budget goes by it.
     """
     assert contender.step is not None
     windows: list[list[float]] = []
+    if settings.warmup is not None:
+        with contender.step.active():
+            times = parts.timer.time(contender.step.forward, settings.warmup)
+        contender.warmup, contender.per_round = settings.warmup, _per_round(times[1:] or times)
+        return
     with contender.step.active():
         parts.timer.time(contender.step.forward, 1)
         begun = parts.now()
@@ -283,7 +306,12 @@ def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
                 steady = stats.steady(windows)
                 break
     contender.steady = steady
-    contender.per_round = _clamp(math.ceil(20 / max(statistics.median(windows[-1]), 1e-3)), 1, 20)
+    contender.per_round = _per_round(windows[-1])
+
+
+def _per_round(times: Sequence[float]) -> int:
+    """How many forwards of so many milliseconds a round has: about 20 ms of them."""
+    return _clamp(math.ceil(20 / max(statistics.median(times), 1e-3)), 1, 20)
 
 
 def _time_one(contender: Contender, parts: Parts) -> None:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.counters.base import permission
 from repshift_cli.machine import device as devices
 from repshift_cli.machine import nvml
 from repshift_cli.machine.describe import Missing, cpu_name, version_of
 from repshift_cli.machine.packages import install, is_installed
 from repshift_cli.records import one_line
+from repshift_cli.renderers import Document
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 STATES = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "yellow")}
 
 
+@output_options("doctor", laid_out=False)
 def doctor(
     counters: Annotated[
         bool,
@@ -33,9 +36,14 @@ def doctor(
         ),
     ] = False,
     device: Annotated[str, typer.Option(help="With --counters: auto, cuda, cuda:1.")] = "auto",
+    *,
+    outputs: Outputs,
 ) -> None:
     """Say what this machine has, and how to get what it lacks."""
-    _show(_calibrated(devices.choose_device(device)) if counters else checks())
+    lines = list(_calibrated(devices.choose_device(device)) if counters else checks())
+    outputs.write(Document("doctor", {"checks": lines}))
+    if not outputs.own_stdout:
+        _show(lines)
 
 
 def _show(lines: Iterable[Check]) -> None:

@@ -21,12 +21,14 @@ from repshift_cli.commands.shared import consent, launching, options
 from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
-from repshift_cli.commands.shared.progress import Bar
+from repshift_cli.commands.shared.progress import as_asked
 from repshift_cli.machine import device as devices
 from repshift_cli.records import OPERATORS, UsageError, one_line, store
 from repshift_cli.records.journal import Journal
 from repshift_cli.renderers import document_of
+from repshift_cli.sweep.axes import merge
 from repshift_cli.sweep.operators import OperatorAxes
+from repshift_cli.sweep.profiles import load_profile
 
 BUDGET = 2.0
 """Seconds of timing per operator: there are many in each comparison."""
@@ -50,6 +52,7 @@ def _captured(metavar: str, help_text: str) -> Any:
 
 
 OPTIONS: dict[str, Any] = {
+    "profile": options.Profile,
     "operator": _sizes("Operators, each alone or with an engine, like sliding:flex. (default: all that run here)"),
     "tokens": _sizes("Tokens: 1k,4k or 1k:64k:x2. (default: 1024 on a CPU, 4096 on CUDA)"),
     "heads": _sizes("Query heads. (default: 4 on a CPU, 16 on CUDA)"),
@@ -95,10 +98,11 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "rounds": options.Rounds,
+    "warmup": options.Warmup,
     "seed": options.Seed,
     "hbm": options.Hbm,
 }
-"""Every option that says what is asked for, in the order of the help text: the fields of `OperatorAxes`."""
+"""Every option that says what is asked for, in the order of the help text: `profile`, the fields of `OperatorAxes`."""
 
 ListAll = Annotated[bool, typer.Option("--list", help="List all operators by class, and why one is not here.")]
 Out = Annotated[
@@ -134,21 +138,23 @@ def operators(
     if list_all:
         _list_operators()
         return
+    observing = as_asked(outputs.view)
     where = Where(in_process=in_process, case_timeout=case_timeout)
     with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
         outputs.check({"--out": path})
         with launching.launched(where, order) as carrier:
-            plan = engine.plan_sweep(order.sweep, carrier, Bar)
+            plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
                 options.list_cases(plan.planned)
                 return
-            session = _session(order, plan, path, journal, carrier)
+            session = _session(order, plan, path, journal, carrier, observing)
             with _said_where_it_stopped(session):
-                engine.measure(session, carrier, Bar)
+                engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
     outputs.emit(document_of(run))
-    print(f"run file: {path}", file=sys.stderr)
+    if not outputs.view.quiet:
+        print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(engine.exit_code(run))
 
 
@@ -160,7 +166,7 @@ def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Ite
     """What the options come to, where it goes, and the journal of a run to go on with, which is locked."""
     if resume is None:
         path = out or store.default_path(datetime.now(UTC), [OPERATORS])
-        yield Order(OperatorAxes.from_options({"budget": BUDGET} | given)), path, None
+        yield Order(_axes(given)), path, None
         return
     if given.keys() - {"model"} or out is not None:
         named = [f"--{name.replace('_', '-')}" for name in given if name != "model"] or ["--out"]
@@ -173,12 +179,21 @@ def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Ite
         yield order, resume, journal
 
 
-def _session(order: Order, plan: Plan, path: Path, journal: Journal | None, carrier: Carrier) -> Session:
+def _axes(given: dict[str, Any]) -> OperatorAxes:
+    """The profile's sweep with the options given in their place."""
+    told = load_profile(given["profile"], OPERATORS) if "profile" in given else {}
+    own = {name: value for name, value in given.items() if name != "profile"}
+    return OperatorAxes.from_options({"budget": BUDGET} | merge(told, own))
+
+
+def _session(
+    order: Order, plan: Plan, path: Path, journal: Journal | None, carrier: Carrier, observing: engine.Observing
+) -> Session:
     """The run made ready: a new one, or the earlier one."""
     if journal is None and path.is_file():
         raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
     store.check_writable(path)
-    equipment = engine.equip(order, plan.device, carrier, Bar)
+    equipment = engine.equip(order, plan.device, carrier, observing)
     if journal is None:
         return engine.start(path, order, plan, equipment)
     return engine.resume(journal, order, plan, equipment, False, carrier.isolated, carrier.named)

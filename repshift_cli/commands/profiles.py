@@ -10,8 +10,7 @@ import typer
 from repshift_cli.commands.shared.completion import profile_names
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.records import UsageError
-from repshift_cli.sweep.axes import Axes, merge
-from repshift_cli.sweep.profiles import load_profile, profile_path, shipped_profiles
+from repshift_cli.sweep.profiles import load_profile, profile_path, shipped_profiles, sweep_of
 
 
 def profiles(
@@ -36,7 +35,7 @@ def _row(name: str) -> Row:
         profile = load_profile(name)
     except UsageError as error:
         return name, "", str(error)
-    return name, f"{profile['title']}\n{_in_words(asdict(Axes.from_options(merge(profile, {}))))}", None
+    return name, f"{profile['title']}\n{_in_words(asdict(sweep_of(profile, {})))}", None
 
 
 def _in_words(axes: dict[str, Any]) -> str:

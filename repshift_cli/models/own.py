@@ -186,6 +186,7 @@ def _called(name: str) -> Any:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"cannot import {name}: {first_line(error)}") from error
+    torch.manual_seed(torch.initial_seed())  # else its weights would depend on what other models have drawn before
     try:
         return function()
     except Exception as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from repshift_cli.records.case import METHODS_WITHOUT_PRUNING, Case
+from repshift_cli.records.inspection import Answer, Quantity, quantity_fault
 from repshift_cli.records.profile import Breakdown
 from repshift_cli.records.run import Measurement, Record
 from repshift_cli.records.text import visible
@@ -62,6 +63,10 @@ def _breakdown(breakdown: Breakdown) -> str | None:
     return _outcome(breakdown.status, breakdown.tokens, breakdown.case)
 
 
+def _answer(answer: Answer) -> str | None:
+    return None if answer.status in STATUSES else f"unknown status {answer.status!r}"
+
+
 def _outcome(status: str, tokens: tuple[int, ...], case: Case | None) -> str | None:
     if status not in STATUSES:
         return f"unknown status {status!r}"
@@ -77,4 +82,6 @@ CHECKS: dict[type, Callable[[Any], str | None]] = {
     Measurement: _measurement,
     Record: _record,
     Breakdown: _breakdown,
+    Answer: _answer,
+    Quantity: quantity_fault,
 }

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from repshift_cli.records import SCHEMA_VERSION, Case, Measurement, Record, Run, case, run, visible
 from repshift_cli.records.checks import CHECKS, leaf
+from repshift_cli.records.text import UNPRINTABLE
 
 OLDER: dict[type, Callable[[dict[str, Any]], dict[str, Any]]] = {
     Case: case.from_older,
@@ -41,7 +42,13 @@ def _is_object(field: dataclasses.Field[Any]) -> bool:
 def to_json(run: Any) -> str:
     """The text of a run file or of any record, numbers of a list on one line; ValueError for a number not finite."""
     text = json.dumps(to_plain(run), indent=1, ensure_ascii=False, allow_nan=False)
-    return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+    return escaped(re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: " ".join(found[0].split()), text)) + "\n"
+
+
+def escaped(text: str) -> str:
+    """JSON whose strings hold nothing raw that could steer a terminal or a log; it says the same to whoever parses."""
+    text = UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return text.replace("##[", "#\\u0023[")  # in a log of GitHub's runner `##[error]` is a command
 
 
 def from_plain(kind: Any, value: Any, where: str = "run") -> Any:

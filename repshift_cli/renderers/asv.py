@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Case, Measurement, Run, UsageError
+from repshift_cli.records.json_codec import escaped
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.metric_columns import exported
 
@@ -29,7 +30,7 @@ is of 95%."""
 
 def render(document: Document, out: TextIO) -> None:
     """Write the results file of the run's commit."""
-    out.write(json.dumps(_results(document.content), indent=1, allow_nan=False) + "\n")
+    out.write(_text(_results(document.content)))
 
 
 def files(document: Document) -> dict[str, str]:
@@ -41,7 +42,16 @@ def files(document: Document) -> dict[str, str]:
     benchmarks: dict[str, Any] = {_name(case, m): _benchmark(case, m) for case, m, _ in exported(run)}
     texts = {place: results, f"{machine['machine']}/machine.json": machine | {"version": 1}}
     texts["benchmarks.json"] = benchmarks | {"version": 2}
-    return {path: json.dumps(value, indent=1, allow_nan=False) + "\n" for path, value in texts.items()}
+    return {path: _text(value) for path, value in texts.items()}
+
+
+def _text(value: Any) -> str:
+    return escaped(json.dumps(value, indent=1, allow_nan=False)) + "\n"
+
+
+def _file_name(text: str) -> str:
+    """Text as a part of a path that stays where it is put."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "unknown"
 
 
 def _results(run: Run) -> dict[str, Any]:
@@ -55,8 +65,8 @@ def _results(run: Run) -> dict[str, Any]:
     python = ".".join((run.machine.python or "").split(".")[:2])
     return {
         "version": 2,
-        "commit_hash": commit,
-        "env_name": f"repshift-py{python}",
+        "commit_hash": _file_name(commit),
+        "env_name": f"repshift-py{_file_name(python)}",
         "date": stamp,
         "params": {**_machine(run), "python": python},
         "python": python,
@@ -71,7 +81,7 @@ def _results(run: Run) -> dict[str, Any]:
 def _machine(run: Run) -> dict[str, str]:
     machine = run.machine
     return {
-        "machine": re.sub(r"[^\w.-]+", "-", machine.device_name).strip("-"),
+        "machine": _file_name(machine.device_name),
         "os": machine.system or "",
         "arch": "",
         "cpu": machine.cpu or "",

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Measurement
+from repshift_cli.records.json_codec import escaped
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.metric_columns import exported
 
@@ -26,7 +27,7 @@ def render(document: Document, out: TextIO) -> None:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for case, measurement, figure in exported(document.content):
         found.setdefault(case.key, {})[_measure(measurement)] = _metric(figure)
-    out.write(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    out.write(escaped(json.dumps(found, indent=1, allow_nan=False)) + "\n")
 
 
 def _measure(measurement: Measurement) -> str:

@@ -10,6 +10,7 @@ import json
 from typing import TextIO
 
 from repshift_cli.analysis.stats import Estimate
+from repshift_cli.records.json_codec import escaped
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.metric_columns import exported
 
@@ -33,7 +34,7 @@ def render(document: Document, out: TextIO) -> None:
         for case, m, figure in exported(run)
         if m.better == document.better
     ]
-    out.write(json.dumps(entries, indent=1, allow_nan=False) + "\n")
+    out.write(escaped(json.dumps(entries, indent=1, allow_nan=False)) + "\n")
 
 
 def _range(figure: Estimate) -> str:

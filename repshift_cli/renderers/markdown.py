@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TextIO
 
+from repshift_cli.records import printable_line
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.cells import Sheet
 
 TAKES = ("sheets",)
 SUFFIX = ".md"
 
+SIGNS = re.compile(r"[\\`*_{}\[\]<>|~!#$&]")
+"""What means something in GitHub's Markdown wherever it stands in a line."""
+LIST_OR_RULE = re.compile(r"^(\d*)([-+=.)])(?!\w)")
+"""What means something at the beginning of a paragraph."""
+LINKED = re.compile(r"(?:@|#(?=\d)|GH-(?=\d)|www(?=\.)|:(?=//))(?=\S)", re.IGNORECASE)
+"""What GitHub makes a mention, an issue or a link of, without any sign of Markdown."""
+NO_LINK = "&#8203;"
+"""A space without width: with it in between GitHub links nothing."""
+
 
 def render(document: Document, out: TextIO) -> None:
     """Write every table with all its columns, the title above the first."""
-    title = f"### {document.title}\n\n{escape(document.sentence)}\n\n" if document.title else ""
+    title = f"### {escape(document.title)}\n\n{paragraph(document.sentence)}\n\n" if document.title else ""
     out.write(title + "\n".join(section(sheet) for sheet in document.sheets))
 
 
@@ -29,8 +40,10 @@ def section(sheet: Sheet) -> str:
         _row(["---:" if column.numeric else "---" for column in columns]),
         *map(_row, rows),
         "",
-        *(f"- {escape(note)}" for note in sheet.notes),
+        *(f"- {paragraph(note)}" for note in sheet.notes),
     ]
+    lines += ["", "```python", *sheet.code.splitlines(), "```"] * bool(sheet.code)
+    lines += ["", f"**{escape(sheet.answer)}**"] * bool(sheet.answer)
     return "\n".join(lines) + "\n"
 
 
@@ -39,7 +52,11 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    for sign in "\\|*_<`":
-        text = text.replace(sign, "\\" + sign)
-    return text
+    """Text that GitHub shows as it is, on one line: nothing of it is a link, a mention, an image or HTML."""
+    text = LINKED.sub("\\g<0>\x00", printable_line(text))
+    return SIGNS.sub(r"\\\g<0>", text).replace("\x00", NO_LINK)
+
+
+def paragraph(text: str) -> str:
+    """The same where a line begins with it."""
+    return LIST_OR_RULE.sub(r"\1\\\2", escape(text))

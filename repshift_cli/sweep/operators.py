@@ -57,6 +57,7 @@ class OperatorAxes:
     budget: float | None = None
     precision: float | None = None
     rounds: int | None = None
+    warmup: int | None = None
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> OperatorAxes:
@@ -73,6 +74,13 @@ class OperatorAxes:
         """What is set, by name, as plain values: what a run file stores and `from_options` reads."""
         plain: dict[str, Any] = to_plain(dataclasses.asdict(self))
         return {name: value for name, value in plain.items() if value is not None and value not in ([], ())}
+
+
+def parser_of(name: str) -> Callable[[Any], Any]:
+    """What reads the option of that name; ValueError where there is none."""
+    if name not in _PARSERS:
+        raise ValueError(f"unknown option; {parsing.near(name, _PARSERS)}a profile takes {', '.join(sorted(_PARSERS))}")
+    return _PARSERS[name]
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -140,7 +148,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("model", "data", "weights", "device"), parsing.text_of),
     "layer": parsing.PARSERS["rounds"],
     "seed": parsing.PARSERS["seed"],
-    **{name: parsing.PARSERS[name] for name in ("hbm", "budget", "precision", "rounds", "threads")},
+    **{name: parsing.PARSERS[name] for name in ("hbm", "budget", "precision", "rounds", "warmup", "threads")},
 }
 
 

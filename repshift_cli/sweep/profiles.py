@@ -1,15 +1,22 @@
-"""Workload profiles: TOML files whose keys are the names of a sweep's options, shipped ones and the user's own."""
+"""Workload profiles: TOML files whose keys are the names of a sweep's options, shipped ones and the user's own.
+
+A profile that names operators (`operator = [...]`) is one of `repshift operators`, every other one of `repshift bench`.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.records import UsageError, one_line
+from repshift_cli.records import OPERATORS, UsageError, one_line
 from repshift_cli.records.files import check_regular, exists
-from repshift_cli.sweep.parsing import near, parser_of, text_of
+from repshift_cli.sweep import operators, parsing
+from repshift_cli.sweep.axes import Axes, merge
+from repshift_cli.sweep.operators import OperatorAxes
+from repshift_cli.sweep.parsing import near, text_of
 
 
 def shipped_profiles() -> dict[str, Path]:
@@ -29,10 +36,22 @@ def profile_path(name: str) -> Path:
     raise UsageError(f"unknown profile {name!r}: {near(name, shipped)}`repshift profiles` lists all of them")
 
 
-def load_profile(name: str) -> dict[str, Any]:
+def sweep_of(profile: Mapping[str, Any], given: Mapping[str, Any]) -> Axes | OperatorAxes:
+    """A loaded profile's sweep, with the options given explicitly in their place."""
+    kind = OperatorAxes if command_of(profile) == OPERATORS else Axes
+    return kind.from_options(merge(profile, given))
+
+
+def command_of(profile: Mapping[str, Any]) -> str:
+    """The command that a loaded profile is for: `operators` or `bench`."""
+    return OPERATORS if "operator" in profile else "bench"
+
+
+def load_profile(name: str, command: str | None = None) -> dict[str, Any]:
     """A profile's options as it writes them, with its `title` and, where it has any, its `thresholds`.
 
-    Every value is checked; what cannot be used is a UsageError with the file, the line and the key.
+    Every value is checked; what cannot be used is a UsageError with the file, the line and the key, and so is a profile
+    that is for another `command` than the one named.
     """
     path = profile_path(name)
     check_regular(path, 2**20)
@@ -47,17 +66,20 @@ def load_profile(name: str) -> dict[str, Any]:
         raise _malformed(path, text, str(error)) from error
     except (ValueError, RecursionError) as error:  # a number of too many digits, nested too deep
         raise UsageError(f"{path}: malformed TOML: {one_line(error)}") from error
+    if command not in (None, command_of(table)):
+        raise UsageError(f"{path} is a profile of `repshift {command_of(table)}`, not of `repshift {command}`")
     return _checked(path, text, table)
 
 
 def _checked(path: Path, text: str, table: dict[str, Any]) -> dict[str, Any]:
     profile: dict[str, Any] = {}
+    parser_of = operators.parser_of if command_of(table) == OPERATORS else parsing.parser_of
     for key, value in table.items():
         name = key.replace("-", "_")
         try:
             if name in profile:
                 raise ValueError("is written twice, with - and with _; keep one of them")
-            _check(name, value)
+            _check(name, value, parser_of)
         except ValueError as error:
             raise UsageError(f"{path}:{_line_of(text, key)}: {key}: {error}") from error
         profile[name] = value
@@ -66,7 +88,7 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> dict[str, Any]:
     return profile
 
 
-def _check(name: str, value: Any) -> None:
+def _check(name: str, value: Any, parser_of: Callable[[str], Callable[[Any], Any]]) -> None:
     if name == "title":
         text_of(value)
     elif name == "thresholds":

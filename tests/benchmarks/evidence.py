@@ -1,4 +1,4 @@
-"""Every figure that the pages claim of a GPU, made in six stages, each by a call of this script.
+"""Every figure that the pages claim of a GPU, made in stages, each by a call of this script.
 
 A stage is a list of jobs, each a command of the tool in a process of its own that writes the tool's own JSON: a run
 file after every case. What is in DIR already is not made again, an interrupted run goes on; a job that would not end
@@ -59,10 +59,14 @@ class Job:
     def is_bench(self) -> bool:
         return "bench" in self.command[:4]
 
+    @property
+    def is_sweep(self) -> bool:
+        return self.is_bench or "operators" in self.command[:4]
+
     def line(self, out: Path) -> list[str]:
         """What is run: an interrupted run file goes on where it stopped."""
-        if self.is_bench and (out / self.makes).exists():
-            return [*TOOL, "bench", "--resume", str(out / self.makes)]
+        if self.is_sweep and (out / self.makes).exists():
+            return [*TOOL, self.command[3], "--resume", str(out / self.makes)]
         return [part.replace("{out}", str(out)) for part in self.command]
 
 
@@ -88,7 +92,8 @@ def gpu_tests(tiny: bool) -> Iterator[Job]:
         tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"tests/{file}.py")
         makes = f"{file}.xml"
         yield Job(makes, (sys.executable, *tests, f"--junitxml={{out}}/{makes}"), 50)
-    yield Job("doctor.txt", (*TOOL, "doctor", *(() if tiny else ("--counters",))), 120)
+    counters = () if tiny else ("--counters",)
+    yield Job("doctor.json", (*TOOL, "doctor", *counters, "--json", "{out}/doctor.json"), 120)
 
 
 def deit(tiny: bool) -> Iterator[Job]:
@@ -142,7 +147,29 @@ def gates(tiny: bool) -> Iterator[Job]:
     yield Job("gate-self-test.json", (*TOOL, "gate", "--self-test", *own, *outputs), 440)
 
 
-STAGES: dict[int, Callable[[bool], Iterator[Job]]] = {1: gpu_tests, 2: deit, 3: larger, 4: videos, 5: why, 6: gates}
+def operators(tiny: bool) -> Iterator[Job]:
+    """Attention operators: at the shapes of FlashAttention-3's figure, then from 1k to 64k tokens, both ways."""
+
+    def job(makes: str, seconds: int, *asked: str) -> Job:
+        if tiny:
+            asked = ("--operator", "softmax,flash", "--tokens", "64", "--heads", "2", "--no-causal", *TINY[2:])
+        return Job(makes, (*TOOL, "operators", *asked, "--out", f"{{out}}/{makes}"), seconds)
+
+    packages = ("--operator", "softmax,flash,flash_attn2,cudnn,flash_attn3,flash_attn4", "--no-causal")
+    for tokens, batch in ((512, 32), (2048, 8), (16384, 1)):
+        for dim, heads in ((64, 32), (128, 16)):
+            sizes = ("--tokens", str(tokens), "--batch", str(batch), "--heads", str(heads), "--head-dim", str(dim))
+            figure = ("--dtype", "fp16", "--input", "gaussian", "--hbm", "model", "--budget", "1")
+            yield job(f"operators-{tokens}-dim-{dim}.json", 20, *packages, *sizes, *figure)
+    lengths = ("--tokens", "1k:64k:x2", "--heads", "16", "--causal", "--hbm", "model", "--budget", "0.5")
+    for dim in ("64", "128"):
+        for name, more in (("forward", "--cuda-graph"), ("backward", "--backward")):
+            yield job(f"operators-{name}-dim-{dim}.json", 300, *lengths, "--head-dim", dim, more)
+
+
+STAGES: dict[int, Callable[[bool], Iterator[Job]]] = dict(
+    enumerate((gpu_tests, deit, larger, videos, why, gates, operators), start=1)
+)
 
 
 def main() -> int:
@@ -150,7 +177,7 @@ def main() -> int:
     asked = _arguments()
     jobs = list(STAGES[asked.stage](asked.tiny))
     if asked.tiny:  # jobs that differ by the model alone are the same then
-        jobs = list({job.command[: -2 if job.is_bench else None]: job for job in jobs}.values())
+        jobs = list({job.command[: -2 if job.is_sweep else None]: job for job in jobs}.values())
     if asked.dry_run:
         return _listed(jobs)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -171,7 +198,7 @@ def _arguments() -> argparse.Namespace:
 def _listed(jobs: list[Job]) -> int:
     for job in jobs:
         print(f"{job.makes}, about {job.seconds} s: {shlex.join(job.command)}", flush=True)
-        if job.is_bench:
+        if job.is_sweep:
             subprocess.run([*_without_out(job.command), "--dry-run"], cwd=ROOT, env=_environment())
     print(
         f"about {sum(job.seconds for job in jobs)} s in all; what does not fit into {LIMIT} s waits for the next call"
@@ -197,19 +224,11 @@ def _run(jobs: list[Job], out: Path, summary: Path) -> int:
         started = time.monotonic()
         line = job.line(out)
         print(f"== {job.makes}: {shlex.join(line)}", flush=True)
-        codes.append(_one(line, out / job.makes))
+        codes.append(subprocess.run(line, cwd=ROOT, env=_environment()).returncode)
         entry = {"makes": job.makes, "command": shlex.join(line[1:]), "code": codes[-1]}
         done = [e for e in done if e["makes"] != job.makes] + [{**entry, "seconds": round(time.monotonic() - started)}]
         summary.write_text(json.dumps(done, indent=1), encoding="utf-8")
     return 1 if set(codes) - {*ANSWERED} else 0
-
-
-def _one(line: list[str], makes: Path) -> int:
-    """The command's exit code; what writes no file of its own has its output kept."""
-    if makes.suffix != ".txt":
-        return subprocess.run(line, cwd=ROOT, env=_environment()).returncode
-    with makes.open("w", encoding="utf-8") as file:
-        return subprocess.run(line, cwd=ROOT, env=_environment(), stdout=file).returncode
 
 
 def _environment() -> dict[str, str]:

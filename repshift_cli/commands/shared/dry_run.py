@@ -6,7 +6,7 @@ import sys
 
 from rich.table import Table
 
-from repshift_cli.records import Case
+from repshift_cli.records import Case, printable_line
 from repshift_cli.records.json_codec import to_plain
 from repshift_cli.records.labels import words
 from repshift_cli.renderers import Document
@@ -29,9 +29,8 @@ def show_cases(planned: tuple[Planned, ...]) -> None:
     for p in planned:
         cut = (f"{p.case.keep:g}", ",".join(map(str, p.case.layers))) if p.case.layers else ("", "")
         tokens = " → ".join(map(str, p.tokens))
-        table.add_row(
-            p.case.model, p.case.variant, *cut, tokens, _setting(p.case), f"refused: {p.refused}" if p.refused else ""
-        )
+        refusal = f"refused: {p.refused}" if p.refused else ""
+        table.add_row(*map(printable_line, (p.case.model, p.case.variant, *cut, tokens, _setting(p.case), refusal)))
     console.print(table)
     refused = sum(p.refused is not None for p in planned)
     count = len(planned) - refused

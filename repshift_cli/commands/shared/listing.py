@@ -42,7 +42,8 @@ def show_rows(rows: Iterable[Row], footer: str) -> None:
     for name, text, reason in told:
         line = Text(text, style="not bold dim" if reason else "not bold")
         line = line.append(f"\nnot here: {reason}", style="yellow") if reason else line
-        cells = (Group(name, Padding(line, (0, 0, 0, 2))),) if stacked else (name, line)
+        title = Text(name)
+        cells = (Group(title, Padding(line, (0, 0, 0, 2))),) if stacked else (title, line)
         table.add_row(*cells)
     console.print(table)
     console.print(Text(footer, style="dim"))

@@ -69,7 +69,14 @@ Variant = Annotated[
     ),
 ]
 Batch = Annotated[
-    list[str] | None, typer.Option(metavar="LIST", help="Batch size. (default: 1)", rich_help_panel=SWEEP)
+    list[str] | None,
+    typer.Option(
+        "--batch",
+        "--batch-size",
+        metavar="LIST",
+        help="Batch size; max is the largest that fits all variants. (default: 1)",
+        rich_help_panel=SWEEP,
+    ),
 ]
 Dtype = Annotated[
     list[str] | None,
@@ -162,6 +169,14 @@ Rounds = Annotated[
         metavar="N", help="Exactly this many rounds instead of precision and budget.", rich_help_panel=MEASURE
     ),
 ]
+Warmup = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Exactly this many untimed forwards first. (default: until two windows in a row agree)",
+        rich_help_panel=MEASURE,
+    ),
+]
 Seed = Annotated[
     str | None,
     typer.Option(metavar="N", help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE),
@@ -230,6 +245,7 @@ OPTIONS: dict[str, Any] = {
     "precision": Precision,
     "budget": Budget,
     "rounds": Rounds,
+    "warmup": Warmup,
     "seed": Seed,
     "threads": Threads,
     "hbm": Hbm,
@@ -251,7 +267,8 @@ class Asked:
 
     def sweep(self) -> Axes:
         """The profile's sweep with the options given in their place; UsageError for a value that cannot be."""
-        return Axes.from_options(axes.merge(profiles.load_profile(self.profile) if self.profile else {}, self.given))
+        told = profiles.load_profile(self.profile, "bench") if self.profile else {}
+        return Axes.from_options(axes.merge(told, self.given))
 
 
 def sweep_options(

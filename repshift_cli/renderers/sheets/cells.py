@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from repshift_cli.analysis.stats import Estimate
-from repshift_cli.records import Measurement
+from repshift_cli.records import Measurement, printable, printable_line
 from repshift_cli.renderers.sheets.order import is_headline
 
 ALWAYS = 0
@@ -45,13 +45,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: `rank` orders what is shown where space is short, `ALWAYS` first."""
+    """One column: `rank` orders what is shown where space is short, `ALWAYS` first; `name` is the metric's."""
 
     title: str
     rank: int
     cells: tuple[Cell, ...]
     numeric: bool = False
     metric: bool = False
+    name: str = ""
 
     @property
     def constant(self) -> str | None:
@@ -62,12 +63,35 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One comparison group ready to print; `kernels` is a note for where the kernel's column has no room."""
+    """One comparison group ready to print; `kernels` is a note for where the kernel's column has no room.
+
+    Of the notes those that are `urgent` too are always shown, those that are `details` only where all are asked for.
+    Below the last table of a run stand its plain `answer` and the lines of Python (`code`) that apply it.
+    """
 
     header: tuple[str, ...]
     columns: tuple[Column, ...]
     kernels: str
     notes: tuple[str, ...]
+    urgent: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
+    code: str = ""
+    answer: str = ""
+
+
+def printable_sheet(sheet: Sheet) -> Sheet:
+    """The sheet with every text on one line and nothing in it that could steer a terminal or a log."""
+    columns = tuple(
+        replace(c, title=printable_line(c.title), cells=tuple(map(_printable_cell, c.cells))) for c in sheet.columns
+    )
+    texts = (sheet.header, sheet.notes, sheet.urgent, sheet.details)
+    header, notes, urgent, details = (tuple(map(printable_line, lines)) for lines in texts)
+    kernels, answer = printable_line(sheet.kernels), printable_line(sheet.answer)
+    return Sheet(header, columns, kernels, notes, urgent, details, printable(sheet.code), answer)
+
+
+def _printable_cell(cell: Cell) -> Cell:
+    return replace(cell, text=printable_line(cell.text), detail=printable_line(cell.detail))
 
 
 def scale(unit: str, values: Sequence[float]) -> tuple[str, float]:

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from rich.table import Table
 from rich.text import Text
 
+from repshift_cli.records import printable_line
 from repshift_cli.renderers.table import console_for
 
 NO_BACK_END = "none,none+METHOD: it does not call torch's attention, so there is none to choose"
@@ -17,16 +18,16 @@ PARTS = {"attention": "attention", "middle": "x' read by", "mlp": "MLP"}
 def render(found: Mapping[str, Any], out: TextIO) -> None:
     """Print a model that was understood, one line for each thing."""
     console = console_for(out)
-    console.print(Text(f"{found['model']} ({found['class']})", "bold"))
+    console.print(Text(printable_line(f"{found['model']} ({found['class']})"), "bold"))
     console.print(_grid(_lines(found)))
     for warning in found["warnings"]:
-        console.print(Text(f"· {warning}", "yellow"))
+        console.print(Text(printable_line(f"· {warning}"), "yellow"))
 
 
 def render_refused(name: str, looked: Sequence[tuple[str, str]], out: TextIO) -> None:
     """Print what was looked at in a model that is refused."""
     console = console_for(out)
-    console.print(Text(f"{name}: no blocks", "bold"))
+    console.print(Text(printable_line(f"{name}: no blocks"), "bold"))
     console.print(_grid((what, why) for what, why in looked) if looked else "no modules of one class repeat in it")
 
 
@@ -35,7 +36,7 @@ def _grid(rows: Iterator[tuple[str, str]]) -> Table:
     grid.add_column(style="dim", max_width=36, overflow="fold")
     grid.add_column(overflow="fold")
     for name, text in rows:
-        grid.add_row(name, Text(text))
+        grid.add_row(Text(printable_line(name)), Text(printable_line(text)))
     return grid
 
 

@@ -12,6 +12,7 @@ from repshift_cli.profiling import break_even
 from repshift_cli.profiling.annotations import SELECTION
 from repshift_cli.records import WITHOUT_ATTENTION, Run
 from repshift_cli.records.profile import Breakdown, ProfileRun
+from repshift_cli.renderers.sheets.answer import closing
 from repshift_cli.renderers.sheets.break_even import maps
 from repshift_cli.renderers.sheets.cells import ALWAYS, Cell, Column, Sheet
 from repshift_cli.renderers.sheets.crossing import crossings
@@ -27,7 +28,13 @@ NOT_WORTH_A_ROW = 5e-4
 
 def sheets_of(run: Run | ProfileRun) -> list[Sheet]:
     """What the table and Markdown show of either file."""
-    return profile_sheets(run) if isinstance(run, ProfileRun) else [*sheets(run), *maps(run), *crossings(run)]
+    if isinstance(run, ProfileRun):
+        return profile_sheets(run)
+    ready = [*sheets(run), *maps(run), *crossings(run)]
+    if ready:
+        code, answer = closing(run)
+        ready[-1] = replace(ready[-1], code=code, answer=answer)
+    return ready
 
 
 def profile_sheets(run: ProfileRun) -> list[Sheet]:

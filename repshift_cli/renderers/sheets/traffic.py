@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from repshift_cli.records import Run
+from repshift_cli.records import Run, printable_line
 from repshift_cli.records.labels import labels
 from repshift_cli.renderers.sheets.cells import scale
 from repshift_cli.renderers.sheets.metric_columns import ordered_records
@@ -20,16 +20,16 @@ MOST_OPERATORS = 8
 def render(run: Run, console: Console) -> None:
     """Print the parts of every measurement that has any: the modelled bytes of each case."""
     told = False
-    for record, split in ((r, m) for r in ordered_records(run) for m in r.measurements if m.parts):
+    for record, split in ((r, m) for r in ordered_records(run) for m in r.measurements if m.parts and any(m.samples)):
         told = True
         total = split.samples[0]
         case = record.case
         names = labels(r.case for r in run.records if r.case.group == case.group)
         name = f"{case.model} · batch {case.batch} · {names[case]}"
-        console.print(Text(f"{name}: {_bytes(total)} modelled (cold cache)", "bold"))
+        console.print(Text(printable_line(f"{name}: {_bytes(total)} modelled (cold cache)"), "bold"))
         for kind, parts in split.parts.items():
             lines = _operators(parts, total) if kind == "operator" else _blocks(parts)
-            console.print(_hanging(f"by {kind}: {', '.join(lines)}"))
+            console.print(_hanging(printable_line(f"by {kind}: {', '.join(lines)}")))
     if not told:
         console.print("no case of this run was modelled (its file is older than schema 2, or --hbm off)")
 

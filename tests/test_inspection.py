@@ -1,0 +1,312 @@
+"""`repshift analyze`: a planted model whose answers are known, and each measure against its definition."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from tiny import case, one_thread  # noqa: F401
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
+
+import repshift_cli
+from repshift_cli.attention import vanilla
+from repshift_cli.attention.base.swap import attending
+from repshift_cli.cli import app
+from repshift_cli.commands.analyze import inspection_schema
+from repshift_cli.inspection import Look, Settings, score
+from repshift_cli.inspection.base import effects, ranks, rows
+from repshift_cli.inspection.base.blocks import own_places
+from repshift_cli.inspection.base.left_out import importance
+from repshift_cli.kernels.sdpa import AttentionCall
+from repshift_cli.records import Subject, UsageError, store
+from repshift_cli.renderers import document_of
+
+WIDTH, HEADS, TOKENS = 12, 3, 12
+SINK, IMPORTANT = 3, 8
+"""Places among the tokens, behind a class token."""
+SINKING, SLEEPING, READING = 0, 1, 2
+"""The heads: one looks at the sink, one puts out nothing, one moves what the important token holds."""
+
+
+class Planted(tiny.PreNorm):
+    """A block without norms, whose weights say which head looks where: features 0 and 1 mark the sink and the important
+    token, 2 is what that one holds, 3 where it is put."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, HEADS)
+        self.first = self.second = nn.Identity()  # type: ignore[assignment]
+        self.second = nn.Identity()  # type: ignore[assignment]
+        with torch.no_grad():
+            for p in self.parameters():
+                p.zero_()
+            _, key, value = self.mix.qkv.weight.view(3, HEADS, 4, WIDTH)
+            self.mix.qkv.bias.view(3, HEADS, 4)[0, [SINKING, READING], 0] = 20
+            key[SINKING, 0, 0] = key[READING, 0, 1] = 1
+            value[SINKING, 0, 4] = value[READING, 0, 2] = 1
+            self.mix.out.weight.view(WIDTH, HEADS, 4)[3, READING, 0] = 1
+            self.mix.out.weight.view(WIDTH, HEADS, 4)[5, SINKING, 0] = 0.01
+            self.feed[0].weight.copy_(torch.randn(2 * WIDTH, WIDTH, generator=torch.Generator().manual_seed(2)))
+            self.feed[2].weight[6:].fill_(0.001)
+
+
+ALL = Settings(left_out=99)
+
+
+def planted(inputs: int = 2) -> Look:
+    module: Any = tiny.PlainTransformer(Planted, width=WIDTH, classes=2)
+    module.norm = nn.Identity()
+    with torch.no_grad():
+        module.cls_token.zero_()
+        module.head.weight.zero_()
+        module.head.weight[0, 3] = 1
+        module.head.bias[1] = 1
+    tokens = 0.1 * tiny.pixels(inputs, TOKENS, WIDTH)
+    tokens[:, :, :4] = 0
+    tokens[:, SINK, 0] = tokens[:, IMPORTANT, 1] = tokens[:, IMPORTANT, 2] = 1
+    tokens[:, SINK, 4] = 1
+    return look_of(tiny.subject(module.double().eval(), (tokens,)), Settings(left_out=TOKENS))
+
+
+def look_of(subject: Subject, settings: Settings = ALL, attention: Any = vanilla) -> Look:
+    @contextmanager
+    def active() -> Iterator[None]:
+        with torch.inference_mode(), attending(attention):
+            yield
+
+    def row(value: Any, n: int) -> Any:
+        return value[n : n + 1]
+
+    given = subject.inputs
+    size = len(next(iter(given.values())) if isinstance(given, dict) else given[0])
+    alone = [
+        {k: row(v, n) for k, v in given.items()} if isinstance(given, dict) else tuple(row(v, n) for v in given)
+        for n in range(size)
+    ]
+    return Look(case(batch=1), subject, active, tuple(alone), settings)
+
+
+# --- attention by rows ------------------------------------------------------------------------------------------------
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+CALLS: dict[str, Callable[[], AttentionCall]] = {
+    "plain": lambda: AttentionCall(drawn(2, 4, 9, 8), drawn(2, 4, 9, 8) + 1, drawn(2, 4, 9, 8)),
+    "grouped": lambda: AttentionCall(drawn(2, 4, 9, 8), drawn(2, 2, 9, 8) + 1, drawn(2, 2, 9, 8), enable_gqa=True),
+    "causal": lambda: AttentionCall(drawn(1, 4, 9, 8), drawn(1, 4, 9, 8), drawn(1, 4, 9, 8), is_causal=True, scale=0.7),
+    "masked": lambda: AttentionCall(
+        drawn(2, 4, 9, 8), drawn(2, 4, 9, 8), drawn(2, 4, 9, 8), (torch.arange(9) < 7).view(1, 1, 1, 9)
+    ),
+    "biased": lambda: AttentionCall(
+        drawn(2, 4, 9, 8), drawn(2, 4, 9, 8), drawn(2, 4, 9, 8), drawn(4, 9, 9).masked_fill(drawn(4, 9, 9) > 1, -1e300)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_weights_by_rows_are_those_of_the_whole_map(kind: str) -> None:
+    call = CALLS[kind]()
+    whole = torch.zeros(*call.query.shape[:3], 9, dtype=torch.float64)
+    for head, which, share, _ in rows.weights(call, most=9 * 4):
+        whole[:, head, which] = share
+    asked: dict[str, Any] = {"is_causal": call.is_causal, "scale": call.scale, "enable_gqa": call.enable_gqa}
+    eye = torch.eye(9, dtype=torch.float64).expand(*call.key.shape[:2], 9, 9)
+    expected = F.scaled_dot_product_attention(call.query, call.key, eye, call.attn_mask, **asked)
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(rows.paid(call, 4), expected[:, :, 4].mean(1), rtol=0, atol=1e-12)
+
+
+def test_attention_received_is_a_mean_over_the_queries_that_see_the_key() -> None:
+    call = CALLS["causal"]()
+    whole = F.scaled_dot_product_attention(
+        call.query, call.key, torch.eye(9, dtype=torch.float64).expand(1, 4, 9, 9), is_causal=True, scale=0.7
+    )
+    asking = torch.arange(9) < 8
+    expected = whole[:, :, :8].sum(2) / torch.tensor([8, 7, 6, 5, 4, 3, 2, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(rows.received(call, asking, most=20), expected, rtol=0, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that any operator gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return out
+
+
+def test_no_more_weights_exist_at_once_than_the_bound_says() -> None:
+    heads, tokens, most = 6, 256, 4096
+    call = AttentionCall(*(drawn(1, heads, tokens, 2) for _ in range(3)))
+    with Largest() as largest:
+        rows.received(call, torch.ones(tokens, dtype=torch.bool), most)
+    assert largest.elements <= most < tokens * tokens
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    one, other = torch.tensor([3.0, 1, 2, 2, 5, 9]), torch.tensor([1.0, 1, 2, 7, 5, 6])
+    pairs = torch.tensor([[4, 1, 2.5, 2.5, 5, 6], [1.5, 1.5, 3, 6, 4, 5]])  # ranks, by hand
+    assert ranks.rank_correlation(one, other) == pytest.approx(float(torch.corrcoef(pairs)[0, 1]))
+    assert ranks.rank_correlation(one, torch.ones(6)) is None
+    assert ranks.rank_correlation(one[:3], other[:3]) is None
+
+
+def test_a_sign_is_told_only_where_it_is_clear_of_chance() -> None:
+    assert ranks.told_sign([0.5, 0.4], 30) == 1
+    assert ranks.told_sign([-0.5, -0.4], 30) == -1
+    assert ranks.told_sign([0.5], 10) == 0, "two standard errors of 9 are 0.67"
+    assert ranks.told_sign([0.9, -0.4], 1000) == 0, "the inputs disagree"
+    assert ranks.told_sign([None], 30) == 0
+
+
+def test_the_lower_half_is_weighed_against_a_random_one() -> None:
+    weight = torch.tensor([1.0, 1, 3, 3])
+    assert ranks.lower_half_weight(torch.arange(4.0), weight) == 0.5
+    assert ranks.lower_half_weight(-torch.arange(4.0), weight) == 1.5
+    assert ranks.lower_half_weight(torch.arange(4.0), torch.zeros(4)) is None
+    assert ranks.top_share(torch.tensor([6.0, 1, 1, 1, 1]), 0.2) == pytest.approx(0.6)
+
+
+# --- leave one out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["vit", "plain_torch", "videomae"])
+def test_importance_is_that_of_the_token_really_taken_away(family: str) -> None:
+    plain = tiny.FAMILIES[family]()
+    look = look_of(tiny.subject(plain.module, plain.inputs))
+    what = effects.KL if family == "vit" else effects.DISTANCE
+    untouched = plain.forward()
+    for layer, place in ((1, plain.prefix), (2, plain.prefix + 3)):
+
+        def without(here: int, seen: dict[str, Tensor], layer: int = layer, place: int = place) -> Tensor:
+            x = seen["resid_post"]
+            return torch.cat((x[:, :place], x[:, place + 1 :]), 1) if here == layer else x
+
+        expected = effects.change(untouched, plain.forward(without), what)
+        places = own_places(look.subject, look.inputs[0])
+        with look.active():
+            for sample, inputs in enumerate(look.inputs):
+                reference = effects.read_out(look.subject, look.run(inputs))
+                found = importance(look, inputs, layer, places, reference, what)
+                assert float(found[places.tolist().index(place)]) == pytest.approx(float(expected[sample]), rel=1e-6)
+
+
+def test_the_important_token_is_the_planted_one_and_the_rest_is_next_to_nothing() -> None:
+    found = score.answer(planted())
+    assert found.settings["importance"] == effects.DISTANCE
+    top = found.quantity("top_tenth").values
+    assert top[0] is not None and top[0] > 0.99
+    assert top[-1] is None, "after the last block only the class token is read: nothing else weighs"
+    assert found.quantity("importance").values[-1] == 0
+
+
+def test_a_score_that_knows_the_importance_correlates_with_it_and_its_opposite_inversely() -> None:
+    look = planted()
+    inputs = look.inputs[0]
+    with look.active():
+        seen, output = score._seen(look, inputs)
+        score._leave_out(look, inputs, 0, seen, effects.read_out(look.subject, output), effects.DISTANCE)
+    block = seen[0]
+    assert block.importance is not None and block.some is not None
+    assert int(block.importance.argmax()) == IMPORTANT
+    block.scores["known"], block.scores["opposite"] = block.importance, -block.importance
+    assert score._correlation(block, "known", score.IMPORTANCE) == pytest.approx(1)
+    assert score._correlation(block, "opposite", score.IMPORTANCE) == pytest.approx(-1)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+SMALL = ["analyze", "--model", "vit_t", "--image-size", "64", "--inputs", "1", "--left-out", "4", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One stored inspection, for all tests that read one."""
+    place = tmp_path_factory.mktemp("inspected") / "found.json"
+    done = CliRunner().invoke(app, [*SMALL, "--blocks", "1,4", "--out", str(place)])
+    assert done.exit_code == 0, done.output
+    assert "What the score sees" in done.output
+    return place
+
+
+def test_the_file_is_what_its_schema_says_and_is_read_back(inspected: Path) -> None:
+    jsonschema.validate(json.loads(inspected.read_text()), inspection_schema())
+    found: Any = store.load_any(inspected)
+    assert found.case.model == "vit_t" and found.case.attention == "flash"
+    importance_of = dict(found.answer("score").quantity("importance").items())
+    assert importance_of[("1",)] is not None and importance_of[("2",)] is None
+    with pytest.raises(UsageError, match="is an inspection, no run file"):
+        store.load(inspected)
+
+
+def test_show_renders_it_again_and_csv_holds_every_value(inspected: Path) -> None:
+    done = CliRunner().invoke(app, ["show", str(inspected), "--csv", "-"])
+    lines = list(csv.DictReader(io.StringIO(done.output)))
+    found: Any = store.load_any(inspected)
+    assert len(lines) == sum(len(q.values) for a in found.answers for q in a.quantities)
+    assert {"block", "score", "value"} <= lines[0].keys()
+    assert document_of(found).kind == "inspection"
+
+
+def test_the_published_schema_is_the_one_that_holds() -> None:
+    """After a change: repshift analyze --schema > repshift_cli/records/inspection.schema.json"""
+    published = Path(repshift_cli.__file__).parent / "records" / "inspection.schema.json"
+    assert json.loads(published.read_text()) == inspection_schema()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"schema": 99}, "has schema version 99"),
+        ({"answers": 3}, "is a damaged inspection: inspection.answers"),
+        ({"values": []}, "0 values for"),
+    ],
+)
+def test_a_damaged_file_is_refused(inspected: Path, tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    plain = json.loads(inspected.read_text())
+    target = plain["answers"][0]["quantities"][0] if "values" in change else plain
+    target |= change
+    (tmp_path / "damaged.json").write_text(json.dumps(plain))
+    with pytest.raises(UsageError, match=complaint):
+        store.load_any(tmp_path / "damaged.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--question", "scor"], "unknown question 'scor': did you mean score"),
+        (["--variant", "flash+repshift"], "without a method"),
+        (["--model", "vit_t,vit_s"], "give --model one value"),
+        (["--blocks", "a"], "write 1,4,7 or 1:12:3"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_a_sentence(arguments: list[str], complaint: str) -> None:
+    done = CliRunner().invoke(app, [*SMALL, *arguments])
+    assert isinstance(done.exception, UsageError) and complaint in str(done.exception)
+
+
+def test_a_grid_has_no_tokens_to_leave_out() -> None:
+    look = planted(1)
+    assert "grid" in str(score.unanswerable(replace(look, subject=replace(look.subject, grid=True))))
