@@ -26,7 +26,7 @@ from repshift_cli.attention import vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.cli import app
 from repshift_cli.commands.analyze import inspection_schema
-from repshift_cli.inspection import Look, Settings, score
+from repshift_cli.inspection import Look, Settings, heads, score, sinks
 from repshift_cli.inspection.base import effects, ranks, rows
 from repshift_cli.inspection.base.blocks import own_places
 from repshift_cli.inspection.base.left_out import importance
@@ -238,7 +238,7 @@ def test_a_score_that_knows_the_importance_correlates_with_it_and_its_opposite_i
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-SMALL = ["analyze", "--model", "vit_t", "--image-size", "64", "--inputs", "1", "--left-out", "4", "--threads", "1"]
+SMALL = ["analyze", "--model", "vit_t", "--image-size", "32", "--inputs", "1", "--left-out", "4", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +310,58 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(arguments: list[str], com
 def test_a_grid_has_no_tokens_to_leave_out() -> None:
     look = planted(1)
     assert "grid" in str(score.unanswerable(replace(look, subject=replace(look.subject, grid=True))))
+
+
+# --- sinks and heads --------------------------------------------------------------------------------------------------
+
+
+def test_the_planted_sink_is_found_where_it_is() -> None:
+    found = sinks.answer(planted())
+    assert found.quantity("place").values == (1 + SINK,) * tiny.DEPTH
+    most = dict(found.quantity("attention_most").items())
+    assert all(value is not None for value in most.values())
+    for block in ("1", "2", "3"):
+        assert most[block, str(1 + SINKING)] > 0.99 and most[block, str(1 + SLEEPING)] < 0.1  # type: ignore[operator]
+    rate = dict(found.quantity("rate").items())
+    assert rate["1", "first token"] == 0
+    assert rate["1", "most attracting"] == pytest.approx(1 / HEADS), "the reading head leans on another token"
+    assert rate["1", "any token"] == pytest.approx(2 / HEADS)
+    assert set(found.quantity("may_go").values) == {1.0}
+
+
+def test_sink_rates_move_with_the_length() -> None:
+    look = planted()
+    longer = replace(look, subject=replace(look.subject, tokens=30), inputs=(tiny.pixels(1, 30, WIDTH).sign() * 0,))
+    longer = replace(longer, inputs=tuple((x,) for x in longer.inputs))
+    found = sinks.answer(replace(look, others=(lambda: longer,)))
+    rates = dict(found.quantity("rate_by_length").items())
+    assert rates["13", "most attracting"] == pytest.approx(1 / HEADS)
+    assert rates["31", "any token"] == 0, "where nothing is marked every key gets the same"
+
+
+def test_the_planted_dormant_head_is_found_and_not_missed() -> None:
+    look = planted()
+    found = heads.answer(look)
+    assert found.quantity("dormant").values == pytest.approx((1 / HEADS,) * tiny.DEPTH)
+    norm = dict(found.quantity("norm").items())
+    assert norm["1", str(1 + SLEEPING)] == 0
+    effect = dict(found.quantity("effect").items())
+    assert all(effect[str(n), "dormant heads"] == 0 for n in (1, 2, 3))
+    assert effect["1", "other heads"] > 0.01  # type: ignore[operator]
+    assert found.quantity("shift_without").values == pytest.approx((1.0,) * tiny.DEPTH)
+
+
+def test_heads_put_to_zero_are_those_of_the_projection_without_their_columns() -> None:
+    plain = tiny.plain_torch()
+    look = look_of(tiny.subject(plain.module, plain.inputs))
+    off = torch.tensor([False, True, False, True])
+    with look.active(), heads._without(look, {2: off}):
+        found = look.run(plain.inputs)
+    weight = plain.module.blocks[1].mix.out.weight
+    with torch.no_grad():
+        weight.view(tiny.WIDTH, 4, -1)[:, off] = 0
+    torch.testing.assert_close(found, plain.forward(), rtol=0, atol=1e-12)
+
+
+def test_dormant_is_by_the_mean_of_the_block() -> None:
+    assert heads.dormant(torch.tensor([1.0, 1.0, 0.3]), 0.5).tolist() == [False, False, True]
