@@ -12,19 +12,18 @@ from torch import Tensor
 
 from repshift_cli.inspection import Look
 from repshift_cli.inspection.base.arrays import CORRELATION, SHARE, axis, blocks, quantity, spans
-from repshift_cli.inspection.base.blocks import own_places, real_places, visiting
+from repshift_cli.inspection.base.blocks import own_attention, own_places, real_places, visiting
 from repshift_cli.inspection.base.effects import measure_of, read_out
 from repshift_cli.inspection.base.left_out import importance, noise
 from repshift_cli.inspection.base.ranks import lower_half_weight, mean, rank_correlation, told_sign, top_share
 from repshift_cli.inspection.base.rows import paid, received
+from repshift_cli.inspection.base.shifts import shifts
 from repshift_cli.kernels.sdpa import AttentionCall
-from repshift_cli.records import OPERATIONS, Subject
+from repshift_cli.records import Subject
 from repshift_cli.records.inspection import Answer, Quantity
-from repshift_cli.reduction import repshift
 from repshift_cli.reduction.engine.seen import Seen
 
 RANK = 1
-DISTANCES, FORMS = ("l2", "l1", "cosine"), ("paper", "update")
 NORM, RECEIVED, READER, NEXT, IMPORTANCE = (
     "norm",
     "attention received",
@@ -87,17 +86,15 @@ def _seen(look: Look, inputs: Any) -> tuple[list[Block], Any]:
     subject = look.subject
     own, real = own_places(subject, inputs), real_places(subject, inputs)
     found = [Block() for _ in subject.sites]
-    causal: list[bool] = []
 
     def visit(layer: int, seen: Seen) -> None:
         held = found[layer - 1]
-        held.scores = {name: score[0, own].double().cpu() for name, score in _shifts(subject, layer, seen, look)}
+        held.scores = {name: score[0, own].double().cpu() for name, score in shifts(look, layer, seen)}
         held.beside[NORM] = seen["resid_post"][0, own].double().norm(dim=-1).cpu()
 
     def hear(layer: int, call: AttentionCall) -> None:
-        if call.query.shape[0] != 1 or not call.query.shape[2] == call.key.shape[2] == len(real):
-            return  # windows, or attention across frames: no token's own among all
-        causal.append(call.is_causal)
+        if not own_attention(call, len(real)):
+            return
         reader = int(real.nonzero()[-1]) if call.is_causal else 0
         held = found[layer - 1].beside
         held[RECEIVED] = received(call, real.to(call.query.device))[0].mean(0)[own].double().cpu()
@@ -109,16 +106,6 @@ def _seen(look: Look, inputs: Any) -> tuple[list[Block], Any]:
     for here, after in pairwise(found):
         here.beside[NEXT] = next(iter(after.scores.values()))
     return found, output
-
-
-def _shifts(subject: Subject, layer: int, seen: Seen, look: Look) -> Iterator[tuple[str, Tensor]]:
-    """Every form of the shift (B, N) that the block has, the default first: Choi et al. 2025, Eq. 4."""
-    offered = [name for name in OPERATIONS if name in subject.sites[layer - 1].operations]
-    for operation in offered:
-        for form in FORMS if operation != "block" else (None,):
-            for distance in DISTANCES:
-                told = {"operation": operation, "distance": distance, **({"form": form} if form else {})}
-                yield " ".join(told.values()), repshift.score(seen, look.case.with_options(**told))
 
 
 def _leave_out(look: Look, inputs: Any, number: int, found: Sequence[Block], reference: Tensor, what: str) -> None:
