@@ -214,7 +214,7 @@ def _correlations(subject: Subject, found: Found, score: str) -> Iterator[Quanti
     yield quantity(
         "importance_correlation",
         "importance's",
-        "the rank correlation of importance with the norm, and with attention: where the shift follows one of them, its "
+        "the rank correlation of importance with norm and attention: where the shift follows one of them, its "
         "sign is that one's.",
         [depth, axis("with", (NORM, RECEIVED, READER))],
         [[mean(_with(found, n, other, IMPORTANCE)) for other in (NORM, RECEIVED, READER)] for n in layers],
