@@ -19,6 +19,7 @@ from repshift_cli.commands.backends import backends
 from repshift_cli.commands.bench import bench
 from repshift_cli.commands.compare import compare
 from repshift_cli.commands.doctor import doctor
+from repshift_cli.commands.eval import evaluate
 from repshift_cli.commands.explain import explain
 from repshift_cli.commands.export import export
 from repshift_cli.commands.gate import gate
@@ -59,9 +60,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+NAMES: dict[Any, str] = {evaluate: "eval"}
+"""Commands that are not called as their functions, whose names Python has for something else."""
 for command in (
     bench,
     operators,
+    evaluate,
     profile,
     analyze,
     show,
@@ -79,7 +83,7 @@ for command in (
     profiles,
     doctor,
 ):
-    app.command(cls=Command)(command)
+    app.command(NAMES.get(command), cls=Command)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -34,6 +34,8 @@ CHECKS = {
     "probes": "test_probes.py",
     "renderers": "test_renderers.py",
     "inspection": "test_inspection.py",
+    "evaluation.tasks": "test_evaluation.py",
+    "evaluation.datasets": "test_evaluation.py",
 }
 """The tests that try every part of a room, beside those of the registry."""
 

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -285,17 +287,57 @@ def test_an_interrupted_gate_leaves_neither_worktree_nor_process(
     repository.commit("hangs")
     log = tmp_path / "log"
     log.touch()
+    process, pids = hanging(repository, log)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    assert pids and not any(map(alive, pids))
+    assert repository.is_tidy
+
+
+def hanging(repository: Repository, log: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A gate whose first round hangs, and the processes that do."""
     process = repository.start("--base", "HEAD", SHAM_LOG=str(log))
     while "hanging" not in log.read_text():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     assert repository.worktrees() == 2
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code, error
-    assert "Traceback" not in error
-    pids = [int(pid) for line in log.read_text().splitlines() if line.startswith("hanging") for pid in line.split()[1:]]
+    lines = (line.split() for line in log.read_text().splitlines())
+    return process, [int(pid) for words in lines if words[0] == "hanging" for pid in words[1:]]
+
+
+def test_after_sigkill_what_measured_is_gone_and_the_next_gate_tidies_up(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Not what another gate that still runs has checked out."""
+    repository.write({"mood.txt": "hang"})
+    repository.commit("hangs")
+    log = tmp_path / "log"
+    log.touch()
+    running, _ = hanging(repository, log)
+    log.write_text("")
+    (tree,) = Path(tempfile.gettempdir()).iterdir()
+    assert len(list((repository.folder / "repshift-runs").iterdir())) == 1
+    killed = repository.start("--base", "HEAD", SHAM_LOG=str(log))
+    while "hanging" not in log.read_text():
+        time.sleep(0.05)
+    pids = [int(pid) for pid in log.read_text().splitlines()[-1].split()[1:]]
+    assert len(list((repository.folder / "repshift-runs").iterdir())) == 2, "each has a folder of its own"
+    killed.kill()
+    killed.communicate(timeout=60)
+    until = time.monotonic() + 60
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
     assert pids and not any(map(alive, pids))
+    assert repository.worktrees() == 3, "a worktree is left behind"
+    repository.write({"mood.txt": ""})
+    code, _, error = repository.gate("--base", "HEAD~1")
+    assert code == 0, error
+    assert error.count("removed what a gate that was killed left behind: ") == 1
+    assert repository.worktrees() == 2 and list(Path(tempfile.gettempdir()).iterdir()) == [tree]
+    running.terminate()
+    running.communicate(timeout=60)
     assert repository.is_tidy
 
 

@@ -41,6 +41,21 @@ WALLS: dict[str, set[str]] = {
         "probes",
         *TENSORS,
     },
+    "evaluation": {
+        "records",
+        "registry",
+        "sweep",
+        "analysis",
+        "machine",
+        "models.inputs",
+        "benchmark.builder",
+        "benchmark.planning",
+        "evaluation",
+        "datasets",
+        "pyarrow",
+        "timm",
+        *TENSORS,
+    },
     "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich", "PIL"},
 }
 """What each room may import besides the standard library and the package's own version: rooms, or a module of one."""

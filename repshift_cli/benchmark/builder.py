@@ -221,7 +221,7 @@ def _built(case: Case) -> Subject:
 
 
 def _step(case: Case, subject: Subject) -> Step:
-    step = steps.step_of(case, subject) if case.model == OPERATORS else _eager(case, subject)
+    step = steps.step_of(case, subject) if case.model == OPERATORS else eager_step(case, subject)
     return {"eager": lambda s: s, "graph": graph, "compile": compiled}[case.execution](step)
 
 
@@ -255,7 +255,9 @@ def within(case: Case, subject: Subject, noting: bool = False) -> Iterator[Dropp
         yield dropped
 
 
-def _eager(case: Case, subject: Subject) -> Step:
+def eager_step(case: Case, subject: Subject) -> Step:
+    """The case on a subject that is built already: its attention bound and its tokens dropped while it is active."""
+
     @contextmanager
     def active() -> Iterator[None]:
         with within(case, subject):

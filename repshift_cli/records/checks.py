@@ -15,7 +15,9 @@ LARGEST_WHOLE = 2**63
 LARGEST = 1e30
 """No quantity here comes near: bytes and MACs stay below 1e20, and squares and sums of these still fit a float."""
 STATUSES = ("ok", "skipped", "failed")
-STATISTICS = ("median", "inverse-median", "hodges-lehmann", "wilson", "value", "geomean")
+SHARES = ("wilson", "tango")
+"""Statistics of right and wrong answers: 100 or 0 for each sample, or the difference of two such."""
+STATISTICS = ("median", "inverse-median", "hodges-lehmann", *SHARES, "mean", "bootstrap", "value", "geomean")
 
 
 def leaf(value: Any, where: str) -> Any:
@@ -52,6 +54,8 @@ def _measurement(m: Measurement) -> str | None:
         return f"{m.per_round} samples per round"
     if (m.statistic == "hodges-lehmann" or m.unit == "ms") and any(sample <= 0 for sample in m.samples):
         return "a time or a ratio that is not above 0"
+    if m.statistic in SHARES and any(abs(sample) > 100 for sample in m.samples):
+        return "a share of more than 100%"
     return None
 
 

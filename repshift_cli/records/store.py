@@ -121,6 +121,8 @@ def _merged(journal: str) -> dict[str, Any]:
         if isinstance(record := line.get("record"), dict):
             records[json.dumps(record.get("case"))] = record
         run |= line.get("changed", {})
+        if isinstance(places := line.get("machines"), dict):
+            run["machines"] = run.get("machines", {}) | places
     return run | {"records": list(records.values())}
 
 

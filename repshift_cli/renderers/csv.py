@@ -23,7 +23,7 @@ SUFFIX = ".csv"
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
 FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet runs where a cell begins with it."""
-WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson")
+WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson", "tango", "mean", "bootstrap")
 RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by", "unfit")
 
 

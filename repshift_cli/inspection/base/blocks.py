@@ -96,3 +96,8 @@ def _roles(subject: Subject, inputs: Any) -> Tensor:
     named = inputs if isinstance(inputs, dict) else signature(subject.module.forward).bind_partial(*inputs).arguments
     roles: Tensor = subject.roles(named)[0].cpu()
     return roles
+
+
+def own_attention(call: AttentionCall, length: int) -> bool:
+    """Whether a call is one sample's attention of all tokens to all: no windows, no attention across frames."""
+    return call.query.shape[0] == 1 and call.query.shape[2] == call.key.shape[2] == length

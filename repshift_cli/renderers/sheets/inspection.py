@@ -35,8 +35,9 @@ def _sheets(answer: Answer) -> list[Sheet]:
 
 def _sheet(answer: Answer, rows: Axis, quantities: Sequence[Quantity]) -> Sheet:
     columns = [_rows(rows.name, rows.ticks)]
+    several = sum(len(q.axes) > 1 for q in quantities) > 1
     for q in quantities:
-        columns += _columns(q, rank=len(columns) + 9)
+        columns += _columns(q, len(columns) + 9, f"{q.label}, " if several else "")
     return Sheet((answer.title,), tuple(columns), "", ())
 
 
@@ -44,15 +45,15 @@ def _rows(title: str, ticks: Iterable[str]) -> Column:
     return Column(title, ALWAYS, tuple(map(Cell, ticks)))
 
 
-def _columns(q: Quantity, rank: int) -> Iterable[Column]:
-    """One column, or one for each place of the second axis that holds anything."""
+def _columns(q: Quantity, rank: int, above: str) -> Iterable[Column]:
+    """One column, or one for each place of the second axis that holds anything, `above` in front of its name."""
     count = len(q.axes[0].ticks)
     several = q.axes[1].ticks if len(q.axes) > 1 else ("",)
     rows = [q.values[n * len(several) : (n + 1) * len(several)] for n in range(count)]
     for number, tick in enumerate(several):
         values = [row[number] for row in rows]
         if any(v is not None for v in values):
-            title = f"{tick if tick else q.label} {q.unit if q.unit != 'x' else ''}".strip()
+            title = f"{above + tick if tick else q.label} {q.unit if q.unit != 'x' else ''}".strip()
             yield Column(
                 title, rank + number, tuple(Cell() if v is None else Cell(_figure(v, q)) for v in values), not q.words
             )
