@@ -144,11 +144,11 @@ def order_of(run: Run) -> Order:
     """What a stored run was asked for."""
     kept = {f.name for f in dataclasses.fields(Manner)}
     asked = {name: value for name, value in run.options.items() if name not in kept}
+    manner = Manner(**{name: value for name, value in run.options.items() if name in kept})
     if any(case.model == OPERATORS for case in run.planned):
-        return Order(OperatorAxes.from_options(asked))
+        return Order(OperatorAxes.from_options(asked), manner)
     known = axes.names()
-    sweep = Axes.from_options({name: value for name, value in asked.items() if name in known})
-    return Order(sweep, Manner(**{name: value for name, value in run.options.items() if name in kept}))
+    return Order(Axes.from_options({name: value for name, value in asked.items() if name in known}), manner)
 
 
 # --- starting and resuming --------------------------------------------------------------------------------------------

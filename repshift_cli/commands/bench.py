@@ -37,14 +37,6 @@ MemorySnapshot = Annotated[
         rich_help_panel=options.OUTPUT,
     ),
 ]
-TimingOnly = Annotated[
-    bool,
-    typer.Option(
-        "--timing-only",
-        help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
-        rich_help_panel=options.MEASURE,
-    ),
-]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -71,8 +63,8 @@ RetryFailed = Annotated[
 def bench(
     asked: Asked,
     memory_snapshot: MemorySnapshot = None,
-    timing_only: TimingOnly = False,
-    delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
+    timing_only: options.TimingOnly = False,
+    delay: options.Delay = 0.0,
     dry_run: options.DryRun = False,
     max_cases: options.MaxCases = options.MOST_CASES,
     on: launching.On = None,
