@@ -22,14 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import repshift_cli
-from repshift_cli.attention import vanilla
+from repshift_cli.attention import sliding, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.cli import app
 from repshift_cli.commands.analyze import inspection_schema
-from repshift_cli.inspection import Look, Settings, heads, score, sinks
+from repshift_cli.inspection import Look, Settings, heads, reach, repair, score, sinks
 from repshift_cli.inspection.base import effects, ranks, rows
 from repshift_cli.inspection.base.blocks import own_places
-from repshift_cli.inspection.base.left_out import importance
+from repshift_cli.inspection.base.left_out import halves, importance
 from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.records import Subject, UsageError, store
 from repshift_cli.renderers import document_of
@@ -213,6 +213,27 @@ def test_importance_is_that_of_the_token_really_taken_away(family: str) -> None:
                 assert float(found[places.tolist().index(place)]) == pytest.approx(float(expected[sample]), rel=1e-6)
 
 
+@pytest.mark.parametrize("family", ["vit", "plain_torch"])
+def test_halves_at_once_are_those_really_taken_away(family: str) -> None:
+    plain = tiny.FAMILIES[family]()
+    look = look_of(tiny.subject(plain.module, plain.inputs))
+    what = effects.KL if family == "vit" else effects.DISTANCE
+    score_of = torch.randperm(plain.tokens, generator=torch.Generator().manual_seed(1)).double()
+    random = torch.rand(4, plain.tokens, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    untouched, costs = plain.forward(), []
+    for one in (score_of, -score_of, *random):
+        stay = one.argsort(descending=True)[: plain.tokens - plain.tokens // 2].sort().values + plain.prefix
+        kept_of = torch.cat((torch.arange(plain.prefix), stay))
+        output = plain.forward(lambda n, seen, rows=kept_of: seen["resid_post"][:, rows if n == 2 else slice(None)])
+        costs.append(float(effects.change(untouched, output, what)[0].detach()))
+    usual = sum(costs[2:]) / 4
+    with look.active():
+        reference = effects.read_out(look.subject, look.run(look.inputs[0]))
+        draw = torch.Generator().manual_seed(7)
+        found = halves(look, look.inputs[0], 2, score_of, draw, reference, what)
+    assert found == pytest.approx((costs[0] / usual, costs[1] / usual), rel=1e-5)
+
+
 def test_the_important_token_is_the_planted_one_and_the_rest_is_next_to_nothing() -> None:
     found = score.answer(planted())
     assert found.settings["importance"] == effects.DISTANCE
@@ -365,3 +386,97 @@ def test_heads_put_to_zero_are_those_of_the_projection_without_their_columns() -
 
 def test_dormant_is_by_the_mean_of_the_block() -> None:
     assert heads.dormant(torch.tensor([1.0, 1.0, 0.3]), 0.5).tolist() == [False, False, True]
+
+
+# --- self-repair ------------------------------------------------------------------------------------------------------
+
+
+def test_direct_and_total_effects_are_those_of_the_model_written_out() -> None:
+    plain = tiny.plain_torch()
+    look = look_of(tiny.subject(plain.module, plain.inputs))
+    with look.active():
+        found = repair._effects(look, look.inputs[0], 0)
+    kept: dict[int, dict[str, Tensor]] = {}
+
+    def keep(layer: int, seen: dict[str, Tensor]) -> Tensor:
+        kept[layer] = seen
+        return seen["resid_post"]
+
+    def lost(output: Tensor) -> float:
+        return 1 - float((output[0].detach() * reference[0]).sum() / (reference[0] ** 2).sum())
+
+    reference = plain.forward(keep).detach()
+    ends = kept[tiny.DEPTH]["resid_post"]
+    for layer in (1, tiny.DEPTH):
+        gone = kept[layer]["attn_out"] + kept[layer]["mlp_out"]
+        total = plain.forward(lambda n, seen, layer=layer: seen["resid_pre" if n == layer else "resid_post"])
+        assert found[layer - 1][2] == pytest.approx((lost(total), lost(plain.finish(ends - gone))))
+        assert found[layer - 1][0][1] == pytest.approx(lost(plain.finish(ends - kept[layer]["attn_out"])))
+    plain.module.blocks[0].mix.out.weight.data.zero_()
+    plain.module.blocks[0].mix.out.bias.data.zero_()
+    assert found[0][0][0] == pytest.approx(lost(plain.forward()))
+
+
+def linear(depth: int) -> Any:
+    """Blocks without norms whose branches are linear and begin with zeros, read out at feature 3 of the class token."""
+    module: Any = tiny.PlainTransformer(Planted, depth=depth, width=WIDTH, classes=2)
+    module.norm = nn.Identity()
+    for p in module.parameters():
+        p.data.zero_()
+    for block in module.blocks:
+        block.feed = nn.Linear(WIDTH, WIDTH)
+        for p in block.feed.parameters():
+            p.data.zero_()
+    module.head.weight.data[0, 3] = 1
+    return module.double().eval()
+
+
+def test_half_of_what_a_block_writes_is_repaired_where_the_next_takes_half_of_it_away() -> None:
+    module = linear(2)
+    module.blocks[0].feed.bias.data[3] = 1
+    module.blocks[1].feed.weight.data[3, 3] = -0.5
+    found = repair.answer(look_of(tiny.subject(module, (tiny.pixels(2, TOKENS, WIDTH),))))
+    made_up = dict(found.quantity("repaired").items())
+    assert made_up["1", "mlp"] == pytest.approx(0.5)
+    assert made_up["1", "attention"] is None, "it has written nothing"
+    assert dict(found.quantity("direct").items())["1", "mlp"] == pytest.approx(2)
+
+
+def test_a_block_that_norms_its_sums_has_no_direct_effect() -> None:
+    plain = tiny.post_norm()
+    found = repair.answer(look_of(tiny.subject(plain.module, plain.inputs)))
+    assert set(found.quantity("direct").values) == {None} and found.quantity("direct").missing
+    assert None not in found.quantity("total").values
+
+
+# --- reach ------------------------------------------------------------------------------------------------------------
+
+
+def test_reach_of_a_linear_model_is_its_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x^ = (I + a A) x with A the mean over the window, so that the influence after l blocks is (I + a A)^l."""
+    window, depth, tokens, share = 2, 3, 8, 0.5
+    monkeypatch.setattr(sliding, "WINDOW", window)
+    module = linear(depth)
+    for block in module.blocks:
+        block.mix.qkv.weight.data[2 * WIDTH :] = share * torch.eye(WIDTH)
+        block.mix.out.weight.data.copy_(torch.eye(WIDTH))
+    look = look_of(tiny.subject(module, (tiny.pixels(1, tokens, WIDTH),)), attention=sliding)
+    found = reach.answer(look)
+    at = torch.arange(tokens + 1)
+    band = ((at[:, None] - at).abs() <= window).double()
+    step = torch.eye(tokens + 1).double() + share * band / band.sum(1, keepdim=True)
+    influence = dict(found.quantity("influence").items())
+    for layer in range(1, depth + 1):
+        power = torch.linalg.matrix_power(step, layer)[1:, 1:]
+        for distance in range(tokens):
+            expected = [float(power[i, j]) for i in range(tokens) for j in range(tokens) if abs(i - j) == distance]
+            assert influence[str(layer), str(distance)] == pytest.approx(sum(expected) / len(expected), abs=1e-9)
+    assert found.quantity("farthest").values == (2, 4, 6) == found.quantity("bound").values
+    assert found.quantity("reach").values[0] == 2
+
+
+def test_reach_is_the_distance_within_which_the_share_lies() -> None:
+    profile = torch.tensor([5.0, 0.5, 0.3, 0.1, 0.1])
+    assert reach.reach(profile, 0.9) == 3 and reach.reach(profile, 0.5) == 1
+    assert reach.reach(torch.tensor([1.0, 0, 0])) is None
+    assert reach.farthest(torch.tensor([1.0, 0.2, 0, 1e-9])) == 1

@@ -57,7 +57,7 @@ WALLS: dict[str, set[str]] = {
         "timm",
         *TENSORS,
     },
-    "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich"},
+    "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich", "PIL"},
 }
 """What each room may import besides the standard library and the package's own version: rooms, or a module of one."""
 

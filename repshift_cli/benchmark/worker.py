@@ -106,17 +106,21 @@ def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
 
 
 def _answer(task: Any, reporter: Reporter, place: str | None) -> None:
+    from repshift_cli.benchmark.launchers import Arrival
     from repshift_cli.benchmark.runner import ContextLost
+    from repshift_cli.machine.describe import describe
     from repshift_cli.profiling import kineto
     from repshift_cli.records import Record, RepshiftError
 
     send, timed = reporter.link.send, False
     try:
         for value in task.perform(reporter):
+            if isinstance(value, Record) and place and not timed:
+                send(("result", Arrival(place, describe(value.case.device))))
             timed = isinstance(value, Record)
             send(("result", replace(value, place=place) if isinstance(value, Record) and place else value))
     except ContextLost as loss:
-        send(("lost", loss.reason, loss.case))
+        send(("lost", loss.reason, loss.case, None, True, False, place))
     except RepshiftError as error:
         send(("refused", error))
     else:

@@ -19,6 +19,7 @@ from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
+from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
@@ -34,14 +35,6 @@ MemorySnapshot = Annotated[
         help="Write torch's history of allocations during one forward to this file, for the viewer at "
         "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
         rich_help_panel=options.OUTPUT,
-    ),
-]
-TimingOnly = Annotated[
-    bool,
-    typer.Option(
-        "--timing-only",
-        help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
-        rich_help_panel=options.MEASURE,
     ),
 ]
 Out = Annotated[
@@ -70,12 +63,14 @@ RetryFailed = Annotated[
 def bench(
     asked: Asked,
     memory_snapshot: MemorySnapshot = None,
-    timing_only: TimingOnly = False,
-    delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
+    timing_only: options.TimingOnly = False,
+    delay: options.Delay = 0.0,
     dry_run: options.DryRun = False,
     max_cases: options.MaxCases = options.MOST_CASES,
     on: launching.On = None,
     case_timeout: launching.CaseTimeout = None,
+    parallel: launching.Parallel = None,
+    device_kind: launching.DeviceKind = None,
     in_process: launching.InProcess = False,
     out: Out = None,
     resume: Resume = None,
@@ -85,13 +80,14 @@ def bench(
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
     manner = Manner(timing_only, delay, str(memory_snapshot) if memory_snapshot else None)
+    where = Where(on, in_process, case_timeout, parallel, device_kind)
     file, observing = _File(out, resume, retry_failed), as_asked(outputs.view)
     with signals.ending_in_order(), file.opened(asked, manner) as (order, place):
         options.check_size(order.sweep, max_cases)
         outputs.check({"--out": place.path})
         if not dry_run:
             file.check(place)
-        with launching.launched(on, in_process, case_timeout, order.sweep.budget) as carrier:
+        with launching.launched(where, order) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
                 options.list_cases(plan.planned, outputs)
@@ -190,7 +186,7 @@ def _session(
     equipment = engine.equip(order, plan.device, carrier, observing)
     if place.journal is None:
         return engine.start(place.path, order, plan, equipment, place.instead)
-    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated)
+    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated, carrier.named)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -209,8 +205,9 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
         _say_how_to_go_on(session, "\ninterrupted")
         raise
     except StoreError:
+        run = session.journal.snapshot()
         session.journal.close()
-        outputs.emit(document_of(session.journal.snapshot()))
+        outputs.emit(document_of(run))
         _say_how_to_go_on(session, "stopped")
         raise
 
@@ -228,7 +225,6 @@ def _say_how_to_go_on(session: Session, what: str) -> None:
 def _say_where(session: Session) -> None:
     print(f"run file: {session.journal.path}", file=sys.stderr)
     files = session.station.snapshots
-    records = session.journal.snapshot().records
-    written = " ".join(str(files[r.case]) for r in records if r.status == "ok" and r.case in files)
+    written = " ".join(str(files[case]) for case in files if case in session.done - session.failed)
     if written:
         print(f"memory snapshots: {written} (open them at pytorch.org/memory_viz)", file=sys.stderr)

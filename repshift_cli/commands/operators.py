@@ -14,10 +14,11 @@ import typer
 
 from repshift_cli import registry
 from repshift_cli.benchmark import engine, signals
-from repshift_cli.benchmark.engine import Order, Session
+from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
+from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
@@ -124,6 +125,8 @@ Resume = Annotated[
 @output_options("run")
 def operators(
     given: dict[str, Any],
+    timing_only: options.TimingOnly = False,
+    delay: options.Delay = 0.0,
     dry_run: options.DryRun = False,
     list_all: ListAll = False,
     case_timeout: launching.CaseTimeout = None,
@@ -138,9 +141,10 @@ def operators(
         _list_operators()
         return
     observing = as_asked(outputs.view)
-    with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
+    where = Where(in_process=in_process, case_timeout=case_timeout)
+    with signals.ending_in_order(), _opened(given, Manner(timing_only, delay), out, resume) as (order, path, journal):
         outputs.check({"--out": path})
-        with launching.launched(None, in_process, case_timeout, order.sweep.budget) as carrier:
+        with launching.launched(where, order) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
                 options.list_cases(plan.planned)
@@ -160,14 +164,17 @@ def operators(
 
 
 @contextlib.contextmanager
-def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Iterator[tuple[Order, Path, Any]]:
+def _opened(
+    given: dict[str, Any], manner: Manner, out: Path | None, resume: Path | None
+) -> Iterator[tuple[Order, Path, Any]]:
     """What the options come to, where it goes, and the journal of a run to go on with, which is locked."""
     if resume is None:
         path = out or store.default_path(datetime.now(UTC), [OPERATORS])
-        yield Order(_axes(given)), path, None
+        yield Order(_axes(given), manner), path, None
         return
-    if given.keys() - {"model"} or out is not None:
-        named = [f"--{name.replace('_', '-')}" for name in given if name != "model"] or ["--out"]
+    if given.keys() - {"model"} or manner != Manner() or out is not None:
+        named = [f"--{name.replace('_', '-')}" for name in given if name != "model"]
+        named += [*["--timing-only"] * manner.timing_only, "--out"]
         raise UsageError(f"--resume takes the options of the run file; leave out {named[0]}")
     with contextlib.closing(Journal.open(resume)) as journal:
         order = engine.order_of(journal.run)
@@ -194,7 +201,7 @@ def _session(
     equipment = engine.equip(order, plan.device, carrier, observing)
     if journal is None:
         return engine.start(path, order, plan, equipment)
-    return engine.resume(journal, order, plan, equipment, False, carrier.isolated)
+    return engine.resume(journal, order, plan, equipment, False, carrier.isolated, carrier.named)
 
 
 @contextlib.contextmanager

@@ -147,10 +147,10 @@ def _by_block(look: Look, found: Sequence[Sequence[Drawn]]) -> Iterator[Quantity
     yield quantity(
         "shift_rank",
         "its shift's rank",
-        "share of the tokens whose shift is lower than that of the token that draws most: near 1 pruning keeps it, "
-        "near 0 it goes first.",
+        "where it may go, the share of the other such tokens whose shift is lower: near 1 pruning keeps it, near 0 it "
+        "goes first.",
         [depth],
-        [mean([_rank(b) for b, _ in row]) for row in held],
+        [mean([_rank(b, own[at]) for b, at in row]) for row in held],
         **SHARE,
     )
     yield quantity(
@@ -168,10 +168,10 @@ def _most(block: Drawn) -> int:
     return int(block.attention.mean(0).argmax())
 
 
-def _rank(block: Drawn) -> float | None:
-    if block.shift is None or len(block.shift) < 2:
+def _rank(block: Drawn, own: set[int]) -> float | None:
+    if block.shift is None or _most(block) not in own or len(own) < 2:
         return None
-    return float((block.shift < block.shift[_most(block)]).sum()) / (len(block.shift) - 1)
+    return float((block.shift[sorted(own)] < block.shift[_most(block)]).sum()) / (len(own) - 1)
 
 
 def _by_head(look: Look, found: Sequence[Sequence[Drawn]]) -> Iterator[Quantity]:
@@ -207,7 +207,7 @@ def _read(quantities: Sequence[Quantity], rates: Sequence[float | None]) -> Iter
     ranks = [(v, n) for n, v in enumerate(by_name["shift_rank"].values, start=1) if v is not None]
     if ranks and any(drops):
         least = min(ranks)
-        yield f"its shift ranks lowest after block {least[1]}: above {_percent(least[0])} of the tokens"
+        yield f"where it may go its shift ranks lowest after block {least[1]}: above {_percent(least[0])} of the others"
 
 
 def _percent(share: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -56,7 +57,7 @@ def run(
         process.ending_in_order(),
         both_sides(asked.base, asked.head, *asked.pythons, asked.setup, folder, options) as (old, new),
     ):
-        starter = process.Starter(folder / "rounds", options, patience)
+        starter = process.Starter(folder / "rounds", options, patience, profiles.command_of(options))
         survey = Surveyor(old, new, starter, limits, say).survey()
         sides = BaseAndHead(old, new, limits, starter, survey, say)
         if mode == "learn":
@@ -91,7 +92,7 @@ def profile_options(
     if not limits.judges:
         raise UsageError(f"profile {name} gates nothing: name a metric in its [thresholds], like latency = 0.01")
     options = axes.merge(loaded, {"device": device})
-    axes.Axes.from_options(options)
+    profiles.sweep_of(options, {})
     for key in ("weights", "data"):
         if key in options and Path(options[key]).exists():
             options[key] = str(Path(options[key]).resolve())
@@ -99,12 +100,14 @@ def profile_options(
 
 
 def _folder(out: Path | None) -> Path:
-    folder = out or store.FOLDER / f"gate-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    store.check_writable(folder / "base.json")
-    if (folder / "rounds").exists():
-        raise UsageError(f"{folder} holds another gate's run files; name a new folder with --out")
-    (folder / "rounds").mkdir(parents=True)
-    return folder.resolve()
+    """The folder for the run files, made; the default has a name that no other gate has taken."""
+    stem = store.FOLDER / f"gate-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for folder in [out] if out else (stem, *(stem.with_name(f"{stem.name}-{n}") for n in range(2, 100))):
+        store.check_writable(folder / "base.json")
+        with contextlib.suppress(FileExistsError):
+            (folder / "rounds").mkdir(parents=True)
+            return folder.resolve()
+    raise UsageError(f"{out or stem} holds another gate's run files; name a new folder with --out")
 
 
 # --- what is done -----------------------------------------------------------------------------------------------------
