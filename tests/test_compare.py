@@ -260,3 +260,14 @@ def test_a_run_against_itself_is_the_same() -> None:
 
 def test_machines_of_the_fixtures_differ() -> None:
     assert comparison.differences(CPU, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("right", "word"), [((80, 80), "same"), ((80, 84), "inconclusive"), ((80, 98), "better"), ((80, 55), "worse")]
+)
+def test_accuracies_are_compared_with_their_intervals(right: tuple[int, int], word: str) -> None:
+    base, head = (
+        Measurement("top1", "top-1", "%", "higher", "wilson", "labelled", (100.0,) * k + (0.0,) * (100 - k))
+        for k in right
+    )
+    assert comparison.between(ON_CPU, base, head, 0.01).word == word

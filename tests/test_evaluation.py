@@ -241,6 +241,37 @@ class _Kept:
     def close(self) -> None: ...
 
 
+def test_the_same_variants_are_timed_and_compared(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from repshift_cli import cli
+
+    variants = ("--variant", "flash,flash+repshift,flash+random", "--bench", "--rounds", 6)
+    run = evaluate(capsys, tmp_path / "b.json", *SHORT, "--data", folder, *variants, "--seeds", 2)
+    assert run.code == 0, run.err
+    points = {}
+    for record in run.run.records:
+        latency, accuracy, front = (record.measurement(m) for m in ("latency", "top1", "pareto"))
+        if record.case.seed:
+            assert latency is None and front is None, "of random dropping one seed is timed"
+            continue
+        assert latency and accuracy and front and len(latency.samples) % 6 == 0 and record.rounds == 6
+        points[-stats.point(latency), stats.point(accuracy)] = front.samples[0]  # type: ignore[operator]
+    for place, on_front in points.items():
+        beaten = [o for o in points if o != place and o[0] >= place[0] and o[1] >= place[1]]  # type: ignore[operator]
+        assert on_front == float(not beaten)
+    assert run.record("flash+repshift").measurement("speedup_vs_flash")
+    other = evaluate(capsys, tmp_path / "o.json", *SHORT, "--data", folder, *variants[:2], "--seed", 1, "--limit", 40)
+    assert other.code == 0
+    assert cli.run(["show", str(run.file), "--csv", "-"], False) == 0
+    told = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {"top1_percent_low", "top1_vs_unpruned_points_high", "top1_p_holm", "latency_ms"} <= set(told[0])
+    assert cli.run(["compare", str(run.file), str(run.file), "--all", "--metric", "top1"], False) == 0
+    assert "same" in capsys.readouterr().out
+    assert cli.run(["show", str(run.file), "--markdown", "-"], False) == 0
+    assert "| top-1 vs unpruned |" in capsys.readouterr().out
+
+
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,10 @@ LEAST = 0.01
 EXACT = "value"
 WITHOUT_ROUNDS = (EXACT, "wilson")
 """Statistics of what is taken once, not in every round."""
+WITHIN = ("paired", "computed")
+"""Sources of what compares variants of one run with each other: across runs it says nothing."""
+LABELLED = "labelled"
+"""The source of figures that labelled samples give, a sample of all there could be."""
 WAVERING = ("driver", "sampled", "timed")
 """Sources of single figures that differ from run to run of the same code: resident size, energy, time to compile."""
 ABOUT = 0.02
@@ -152,7 +156,7 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
             before = next(
                 (o for o in old.measurements if (o.metric, o.source, o.unit) == (m.metric, m.source, m.unit)), None
             )
-            if before is not None and before.samples and m.samples:
+            if before is not None and before.samples and m.samples and m.source not in WITHIN:
                 found.append(between(new.case, before, m, delta))
     return sorted(found, key=lambda f: -f.effect), lonely
 
@@ -161,6 +165,11 @@ def between(case: Case, base: Measurement, head: Measurement, delta: float) -> F
     """How one metric changed from one stored run to another: rounds are not paired across runs."""
     a, b = stats.point(base), stats.point(head)
     assert a is not None and b is not None
+    if head.source == LABELLED:
+        ratio = _of_samples(base, head)
+        word = word_for(ratio, head.better, delta) if ratio else OPEN
+        word = SAME if a == b else word
+        return Finding(case, head.metric, head.label, head.unit, head.better, False, a, b, ratio, word, delta)
     exact = head.statistic in WITHOUT_ROUNDS
     if exact:
         ratio = Estimate(b / a) if a else None
@@ -171,6 +180,27 @@ def between(case: Case, base: Measurement, head: Measurement, delta: float) -> F
         ratio = stats.unpaired_ratio(*rounds) if min(map(min, rounds)) > 0 else None
         word = word_for(ratio, head.better, delta) if ratio else OPEN
     return Finding(case, head.metric, head.label, head.unit, head.better, exact, a, b, ratio, word, delta)
+
+
+def _of_samples(base: Measurement, head: Measurement) -> Estimate | None:
+    """head / base of two figures with intervals, taken as independent: their half-widths add as squares.
+
+    Newcombe's hybrid (Statistics in Medicine 17, 1998, method 10), the difference put in relation to `base`.
+    """
+    a, b = stats.estimate(base), stats.estimate(head)
+    if (
+        not a
+        or not b
+        or min(a.value, b.value) <= 0
+        or a.low is None
+        or a.high is None
+        or b.low is None
+        or b.high is None
+    ):
+        return None
+    low = b.value - a.value - math.hypot(b.value - b.low, a.high - a.value)
+    high = b.value - a.value + math.hypot(b.high - b.value, a.value - a.low)
+    return Estimate(b.value / a.value, max(1 + low / a.value, 1e-9), 1 + high / a.value)
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------

@@ -84,6 +84,15 @@ OPTIONS: dict[str, Any] = {
     ),
     "seeds": _option(int, "N", "Seeds of random dropping, each a row. (default: 1)", min=1),
     "workers": _option(int, "N", "Processes that decode images. (default: up to 4, none for few images)", min=0),
+    "bench": Annotated[
+        bool,
+        typer.Option(
+            "--bench",
+            help="Time the same variants on the evaluation's own batch too, and mark those that none beats on both.",
+            rich_help_panel=EVALUATION,
+        ),
+    ],
+    **{name: options.OPTIONS[name] for name in ("precision", "budget", "rounds")},
     "device": options.Device,
     "threads": options.Threads,
     "seed": options.Seed,

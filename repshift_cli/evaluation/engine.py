@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from repshift_cli import __version__, registry
 from repshift_cli.analysis import stats
-from repshift_cli.evaluation import results, tasks
+from repshift_cli.evaluation import results, speed, tasks
 from repshift_cli.evaluation.assembly import Assembled, assemble
 from repshift_cli.evaluation.loop import TRAINING, Contender, Loop
 from repshift_cli.evaluation.order import Order
@@ -21,7 +21,7 @@ from repshift_cli.evaluation.samples import Sample, stratified
 from repshift_cli.evaluation.shards import Shards
 from repshift_cli.evaluation.tasks import Judge
 from repshift_cli.machine.describe import describe
-from repshift_cli.records import Metric, Progress, Record, Run, UsageError
+from repshift_cli.records import Case, Metric, Progress, Record, Run, UsageError
 from repshift_cli.records.journal import Journal
 
 SHARD = 128
@@ -49,6 +49,7 @@ class Session:
     observe: Observe
     began: float = 0.0
     stopped_by: str | None = None
+    times: dict[Case, Record] = field(default_factory=dict)
 
     def measure(self) -> Run:
         """Evaluate what is not yet on disk and record it; what is done is recorded too when it is interrupted."""
@@ -57,6 +58,8 @@ class Session:
             if self.judge.trains:
                 self._train()
             self.loop.run(self.ready.contenders, self.samples, told=self._told)
+            if self.order.bench:
+                self._time()
         except (KeyboardInterrupt, SystemExit):
             self.stopped_by = INTERRUPTED
             self._record()
@@ -78,6 +81,15 @@ class Session:
                 contender.failure = learner.failure
                 continue
             self.judge.fit(contender.case, learner.whole, training)
+
+    def _time(self) -> None:
+        """How fast the variants are on the first batch; what was evaluated is in the run file before."""
+        self._record()
+        inputs = self.loop.first_batch(self.samples)
+        if inputs is not None:
+            self.times = speed.timed(
+                self.ready.contenders, inputs, self.order.sweep, self.ready.device, self.observe
+            )  # fmt: skip
 
     def _told_of_training(self, done: int, contenders: Sequence[Contender]) -> bool:
         self._say("training samples", done, len(self.ready.data.training))
@@ -102,7 +114,8 @@ class Session:
 
     def _records(self) -> list[Record]:
         seed = self.order.sweep.seed
-        return results.records(self.ready.contenders, self.samples, self.judge, self.metrics, seed, self.stopped_by)
+        made = results.records(self.ready.contenders, self.samples, self.judge, self.metrics, seed, self.stopped_by)
+        return speed.beside(made, self.times, self.metrics[0]) if self.times else made
 
     def _record(self) -> None:
         """What is known of every variant, into the run file; nothing where no shard is done."""

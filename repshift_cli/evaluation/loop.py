@@ -66,6 +66,14 @@ class Loop:
                 break
         return done
 
+    def first_batch(self, samples: Sequence[Sample]) -> Any:
+        """The model's inputs of the first batch that can be read, or None."""
+        piece = samples[: self.shard]
+        self.decoder.ask(-1, [item for sample in piece for item in self.judge.items(sample)])
+        items = [item for item in self.decoder.take(-1) if not isinstance(item, Damaged)]
+        rows = self.feed.batches(items, self.batch)
+        return self.feed.inputs([items[row] for row in rows[0]]) if rows else None
+
     def _shard(
         self, contenders: Sequence[Contender], piece: Sequence[Sample], role: str, number: int, ahead: Sequence[Any]
     ) -> None:

@@ -27,7 +27,7 @@ def against(metric: Metric, other: str) -> Metric:
     unit = "points" if metric.unit == "%" else metric.unit
     statistic = "tango" if metric.statistic == "wilson" else metric.statistic
     return Metric(
-        f"{metric.name}_vs_{other}", f"{metric.label} vs {other}", unit, metric.better, statistic, "labelled",
+        f"{metric.name}_vs_{other}", f"{metric.label} vs {other}", unit, metric.better, statistic, "paired",
         f"{metric.label} less that of {'the unpruned model' if other == 'unpruned' else 'random dropping'} on the same "
         "samples, with a paired interval.", gateable=False,
     )  # fmt: skip

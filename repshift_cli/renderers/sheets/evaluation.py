@@ -39,6 +39,7 @@ def sheets(run: Run) -> list[Sheet]:
     columns = [*case_columns(records), *_seeds(records)]
     for rank, name in enumerate(shown):
         columns += _columns(records, name, 10 * rank)
+    columns += _front(records)
     known = {name for shown_name in shown for name in (shown_name, *_beside(shown_name))}
     others = [replace(r, measurements=tuple(m for m in r.measurements if m.metric not in known)) for r in records]
     columns += [*metric_columns(others), *closing_columns(records)]
@@ -65,6 +66,15 @@ def _seeds(records: Sequence[Record]) -> list[Column]:
     return [Column("seed", ALWAYS, cells, numeric=True)]
 
 
+def _front(records: Sequence[Record]) -> list[Column]:
+    """Which variants no other beats on both accuracy and speed, where both were measured."""
+    found = [record.measurement("pareto") for record in records]
+    if not any(found):
+        return []
+    cells = tuple(Cell("yes", "good") if m and m.samples[0] else Cell() for m in found)
+    return [Column("front", THIRD, cells, name="pareto")]
+
+
 def _columns(records: Sequence[Record], name: str, rank: int) -> list[Column]:
     """The figure, the loss in words, and whether it beats random, of one metric."""
     own = [record.measurement(name) for record in records]
@@ -72,11 +82,12 @@ def _columns(records: Sequence[Record], name: str, rank: int) -> list[Column]:
     if like is None:
         return []
     unit = f" {like.unit}" if like.unit else ""
-    found = [Column(f"{like.label}{unit}", rank + SECOND, tuple(map(_figure, own)), numeric=True, metric=True)]
-    found.append(Column(f"{like.label} vs unpruned", rank + FIRST, tuple(_loss(r, name) for r in records), metric=True))
+    figures, lost = tuple(map(_figure, own)), tuple(_loss(record, name) for record in records)
+    found = [Column(f"{like.label}{unit}", rank + SECOND, figures, True, True, name)]
+    found.append(Column(f"{like.label} vs unpruned", rank + FIRST, lost, False, True, f"{name}_vs_unpruned"))
     beaten = [_beats(record.measurement(f"{name}_vs_random")) for record in records]
     if any(cell.text != MISSING for cell in beaten):
-        found.append(Column(f"{like.label} vs random", rank + THIRD, tuple(beaten), metric=True))
+        found.append(Column(f"{like.label} vs random", rank + THIRD, tuple(beaten), False, True, f"{name}_vs_random"))
     return found
 
 
@@ -142,6 +153,8 @@ def _about(about: dict[str, Any], records: Sequence[Record]) -> list[str]:
     said = [f"{count} samples{part}, the same for every variant; intervals are 95%"]
     said += map(str, about.get("notes", ()))
     said += [f"images: {about['images']}"] if about.get("images") else []
+    if any(record.measurement("pareto") for record in records):
+        said.append("front: no other variant is as accurate and as fast, by the figures alone")
     said.append(
         "vs unpruned: paired on the same samples; a loss or a gain is said where its p-value, adjusted by Holm for all "
         f"variants, is below {LEVEL:g}. vs random: the same number of tokens dropped at random"

@@ -39,6 +39,7 @@ OTHERS = (
     "perplexity",
     "next_token_top1",
     "choice",
+    "pareto",
     "samples",
     "hbm",
     "macs",
