@@ -204,8 +204,9 @@ def _correlations(subject: Subject, found: Found, score: str) -> Iterator[Quanti
         "correlation",
         "shift ~",
         "Spearman's rank correlation, over tokens, of the shift with: importance, the change of the output when that "
-        "token alone is left out after this block; the attention that the token receives; the attention which the token read out (the "
-        "class token, or the last of a causal model) pays to it; the norm of its state; its own shift one block on.",
+        "token alone is left out after this block; the attention that the token receives; the attention which the "
+        "token read out (the class token, or the last of a causal model) pays to it; the norm of its state; its own "
+        "shift one block on.",
         [depth, axis("with", BESIDE)],
         [[mean(_with(found, n, score, other)) for other in BESIDE] for n in layers],
         missing=NONE,
