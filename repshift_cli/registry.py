@@ -43,7 +43,7 @@ class Room(NamedTuple):
 
 ROOMS = {
     "attention": Room("attention back end", "repshift backends", "Backend"),
-    "reduction": Room("pruning method", "repshift methods", "Method", one_of=("score", "choose")),
+    "reduction": Room("pruning method", "repshift methods", "Method", one_of=("score", "choose", "reduce")),
     "models": Room("model family", "repshift models", "Family"),
     "operators": Room("attention operator", "repshift operators --list", "Operator"),
     "counters": Room("counter", "repshift doctor --counters", "Instrument"),

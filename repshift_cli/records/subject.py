@@ -68,7 +68,7 @@ class Site:
     x in the shape of the output.
 
     Branches that stand side by side, x^ = x + A(LN(x)) + M(LN(x)), have no state between them: `middle` is the block
-    itself then, so that resid_mid is x.
+    itself then, so that resid_mid is x. `post_norm` blocks norm their sums.
     """
 
     block: Any
@@ -76,6 +76,7 @@ class Site:
     middle: Any = None
     mlp: Any = None
     origin: Any = None
+    post_norm: bool = False
 
     @property
     def parallel(self) -> bool:

@@ -217,7 +217,7 @@ def _with(base: Case, **changes: object) -> Case:
 
 def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend]) -> Planned:
     try:
-        tokens = tokens_along(facts, case.keep, case.layers)
+        tokens = tokens_along(facts, case)
     except UsageError as error:
         return Planned(case, refused=str(error))
     return Planned(case, tokens, refused=_refusal(case, facts, backends[case.attention]))
