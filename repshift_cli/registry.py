@@ -180,8 +180,8 @@ def options_of(method: Part) -> dict[str, Option]:
     """The options that one method takes; RepshiftError says what is wrong with its declarations."""
     if faults := list(_option_faults(method)):
         raise RepshiftError(f"the pruning method {method.name!r} cannot be used: {'; '.join(faults)}")
-    known = method_options()
-    return {name: known[name] for name, _ in _declared(method)}
+    known, own = method_options(), method.constants.get("DEFAULTS", {})
+    return {name: replace(known[name], default=own.get(name, known[name].default)) for name, _ in _declared(method)}
 
 
 def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:

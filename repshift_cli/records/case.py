@@ -68,6 +68,11 @@ class Case:
         return replace(self, options=tuple(values.items()))
 
     @property
+    def rate(self) -> str:
+        """How many tokens leave at each layer, as it was asked for: the share that stays, or their number."""
+        return f"{self.keep:g}" if self.remove is None else self.remove
+
+    @property
     def variant(self) -> str:
         """`flash`, or `flash+repshift`: the attention back end and the pruning method."""
         return self.attention if self.pruning == METHODS_WITHOUT_PRUNING else f"{self.attention}+{self.pruning}"

@@ -37,6 +37,8 @@ class Facts:
     removals: tuple[str, ...] = ()
     row: bool = True
     along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
+    causal: bool = False
+    """Whether a token sees only those before it."""
     mask: str | None = None
     """What attention needs a mask for, or None where it needs none."""
     eager: bool = False

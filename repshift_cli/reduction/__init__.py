@@ -29,6 +29,9 @@ class Method(Protocol):
     """Its own options by name, a literal: the declaration that `records.Option` reads, or the name of another method
     that declares the option. `case.option(name)` gives the value. (A tuple of names, as it was, means repshift's.)"""
 
+    DEFAULTS: Mapping[str, Any] = {}
+    """Its own defaults of options that another method declares, a literal."""
+
     needs: Callable[[Case], tuple[str, ...]] = nothing
     """The names of what it must see, of those of `engine.seen`."""
 
@@ -39,8 +42,8 @@ class Method(Protocol):
     """Of so many tokens the places of so many that stay, the same in every sample."""
 
     hear: Callable[[AttentionCall, Case], Any] | None = None
-    """What it keeps of the block's attention call (q, k, v and mask, as the back end gets them); `seen.heard` is that.
-    Rows of the map are worked out here (`kernels.maps`), so that q and k need not stay."""
+    """What it keeps of the block's attention call (q, k, v and mask, without the tokens' sizes): `seen.heard`. Rows of
+    the map are worked out here (`kernels.maps`), so that q and k need not stay."""
 
     reduce: Callable[[Seen, Case], Reduction] | None = None
     """Which of all tokens `seen["rows"]` (B, N, C) stay, are merged, or make one more: `seen.stay` beside the protected
@@ -62,4 +65,4 @@ def with_defaults(method: Any) -> Method:
     for name in ("score", "choose", "hear", "reduce", "PLACE", "APPENDS", "TRAITS"):
         if name not in dir(method):
             setattr(method, name, getattr(Method, name))
-    return method  # type: ignore[no-any-return]
+    return method

@@ -41,8 +41,8 @@ def reduce(seen: Seen, case: Case) -> Reduction:
     the tokens; x = sum(size x) / sum(size). Protected tokens merge into none. The rows are then the protected ones, the
     even ones that are left (in order where there is a protected one, as there, else by their cosine) and the odd ones.
 
-    Cost of deciding, N tokens, keys of d elements of e bytes: the metric 1 launch and BHNd e bytes, its norm 2 and 3 BNd
-    e, the matching as in `kernels.matching`, a sort of BN / 2; then that of `Reduction`.
+    Cost of deciding, N tokens, keys of d elements of e bytes: the metric 1 launch and BHNd e bytes, its norm 2 and
+    3 BNd e, the matching as in `kernels.matching`, a sort of BN / 2; then that of `Reduction`.
     """
     return merge_by(seen.heard, seen)
 

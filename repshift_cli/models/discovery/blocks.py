@@ -340,7 +340,8 @@ def last_adding(calls: list[_Call], before: Tensor, after: Tensor | None) -> str
 
 def site_of(block: nn.Module, *paths: str | None) -> Site:
     """The site of a block by the paths of its attention, middle and mlp; None for a part that it lacks."""
-    return Site(block, *(None if path is None else block.get_submodule(path) for path in paths))
+    parts: list[Any] = [None if path is None else block.get_submodule(path) for path in paths]
+    return Site(block, *parts)
 
 
 _PREFIX_NAMES = ("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token")

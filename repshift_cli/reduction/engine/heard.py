@@ -42,11 +42,13 @@ class Hearing:
         """Watcher of attention calls (see `kernels.sdpa`)."""
         if self._shape is None or (call.query.shape[0], call.query.shape[-2]) != self._shape:
             return answer(call)
-        if self.proportional and self.sizes is not None:
-            call = proportional(call, self.sizes)
+        if call.is_causal and self._method.reduce is not None:
+            raise UsageError(f"{self._case.pruning} changes the order of tokens, and {self._case.model} is causal")
         if self._seen is not None and self._method.hear is not None:
             with part("score"):
                 self._seen.heard = self._method.hear(call, self._case)
+        if self.proportional and self.sizes is not None:
+            call = proportional(call, self.sizes)
         return answer(call)
 
     def hooks(self, subject: Subject, layers: dict[int, Seen]) -> Iterator[Any]:

@@ -52,7 +52,7 @@ def pruned(subject: Subject, method: Method | None, case: Case, noting: bool = F
 def _hooked(
     subject: Subject, method: Method, case: Case, layers: dict[int, Share], dropped: Dropped, hearing: Hearing
 ) -> Iterator[Any]:
-    seen = {layer: Seen() for layer in layers}
+    seen = {layer: Seen.of(layer, len(subject.sites)) for layer in layers}
     yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
     behind = [site.block for site in subject.sites[min(layers) :]] + [*subject.readers]
     for module in behind if subject.companions else subject.readers:

@@ -34,11 +34,6 @@ class Reduction(NamedTuple):
     """Places (B, f) of the rows whose sum by `shares` (B, f) is appended last."""
     shares: Tensor | None = None
 
-    @property
-    def count(self) -> int:
-        """The rows that come of it."""
-        return self.stay.shape[1] + (self.fused is not None)
-
     def totals(self, dtype: torch.dtype) -> Tensor:
         """The sum of the weights in every row that stays: (B, s)."""
         if self.weights is None:
@@ -51,7 +46,7 @@ class Reduction(NamedTuple):
         return total.scatter_add(1, self.into, more.expand_as(self.into))
 
     def rows(self, hidden: Tensor, totals: Tensor | None) -> Tensor:
-        """The rows that come of (B, N, C): (B, count, C). `totals` are those of `totals`, None where none are merged."""
+        """The rows that come of (B, N, C): (B, k, C). `totals` are those of `totals`, None where none are merged."""
         kept = gather(hidden, 0, self.stay)
         if self.merged is not None and self.into is not None and totals is not None:
             kept = self._added(kept, gather(hidden, 0, self.merged)) / totals.unsqueeze(-1).to(hidden.dtype)

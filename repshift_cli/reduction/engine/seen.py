@@ -27,7 +27,8 @@ class Seen(dict[str, Tensor]):
 
     `prefix` leading and `suffix` trailing tokens stay; the tensors are without them for a method that scores, and whole
     for one that reduces. `stay` of the other tokens will stay. `heard` is what the method's `hear` made of the block's
-    attention call, over all tokens; `sizes` (B, N) how many tokens each stands for, where any were merged.
+    attention call, over all tokens; `sizes` (B, N) how many tokens each stands for, where any were merged. This is the
+    block `layer`, from 1, of `depth`.
     """
 
     prefix: int = 0
@@ -35,6 +36,15 @@ class Seen(dict[str, Tensor]):
     stay: int = 0
     heard: Any = None
     sizes: Tensor | None = None
+    layer: int = 1
+    depth: int = 1
+
+    @classmethod
+    def of(cls, layer: int, depth: int) -> Seen:
+        """What will be seen of one block."""
+        seen = cls()
+        seen.layer, seen.depth = layer, depth
+        return seen
 
     def free(self, values: Tensor) -> Tensor:
         """What belongs to the tokens that may go: (B, N, ...) -> (B, n, ...), a view."""
