@@ -23,7 +23,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from repshift_cli.machine.packages import find_spec
-from repshift_cli.records import Option, RepshiftError, UsageError, one_line
+from repshift_cli.records import Option, RepshiftError, UsageError, one_line, option_order
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -166,14 +166,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def method_options() -> dict[str, Option]:
     """The options that belong to reduction methods, by name, as the methods' files declare them.
 
-    The tool's own come first; what is declared wrongly is left out, and its method is refused when it is loaded.
+    They come in the order that they have everywhere; what is declared wrongly is left out, and its method is refused when it is loaded.
     """
     found: dict[str, Option] = {}
     for part in sorted(parts("reduction").values(), key=lambda part: not part.target.startswith("repshift_cli.")):
         for name, told in _declared(part):
             if isinstance(told, Option) and found.setdefault(name, told) == told:
                 found[name] = replace(found[name], methods=(*found[name].methods, part.name))
-    return found
+    return {name: found[name] for name in option_order(found)}
 
 
 def options_of(method: Part) -> dict[str, Option]:
