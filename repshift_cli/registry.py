@@ -48,11 +48,14 @@ ROOMS = {
     "operators": Room("attention operator", "repshift operators --list", "Operator"),
     "counters": Room("counter", "repshift doctor --counters", "Instrument"),
     "probes": Room("probe", "repshift metrics", "Probe"),
+    "inspection": Room("question", "repshift analyze --help", "Question"),
     "benchmark.launchers": Room("launcher", "repshift bench --help", "Launcher"),
     "renderers": Room("renderer", "repshift show --help", "Renderer"),
+    "evaluation.tasks": Room("task", "repshift eval --list", "Task"),
+    "evaluation.datasets": Room("data format", "repshift eval --list", "Dataset"),
 }
 
-OPEN_ROOMS = ("attention", "reduction", "models", "operators", "renderers", "probes")
+OPEN_ROOMS = tuple(name for name in ROOMS if name not in ("counters", "benchmark.launchers"))
 """The rooms that other packages can add parts to."""
 
 OLDER_GROUPS = {"pruning": "reduction"}
@@ -166,7 +169,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def method_options() -> dict[str, Option]:
     """The options that belong to reduction methods, by name, as the methods' files declare them.
 
-    They come in the order that they have everywhere; what is declared wrongly is left out, and its method is refused when it is loaded.
+    They come in the order that they have everywhere; what is declared wrongly is left out, and its method is refused
+    when it is loaded.
     """
     found: dict[str, Option] = {}
     for part in sorted(parts("reduction").values(), key=lambda part: not part.target.startswith("repshift_cli.")):
