@@ -129,7 +129,7 @@ def hostile_run(text: str) -> Run:
 
 
 def hostile_outcome(text: str) -> Outcome:
-    case = hostile_run(text).planned[2]
+    case = replace(hostile_run(text).planned[2], attention=text)
     slower = Finding(
         case, text, text, text, "lower", False, 1.0, 1.2, Estimate(1.2, 1.1, 1.3), WORSE, 0.01, FAIL, 9, text
     )
@@ -355,6 +355,7 @@ COMMANDS = [
     "show RUN --markdown -",
     "compare RUN OTHER --all",
     "compare RUN OTHER --json -",
+    "compare RUN OTHER --metric nothing",
     "compare RUN OTHER --markdown -",
     "history RUN OTHER",
     "history RUN --markdown -",
@@ -396,6 +397,6 @@ def test_no_command_lets_a_file_steer_the_terminal(
 ) -> None:
     code = cli.run([files.get(word, word) for word in command.split()], False)
     out, said = capsys.readouterr()
-    assert code in ((2,) if "history RUN --csv" in command else (0,)), said
+    assert code == (2 if "nothing" in command or "history RUN --csv" in command else 0), said
     check_harmless(out)
     check_harmless(said)
