@@ -46,6 +46,7 @@ from repshift_cli.records import (
     RepshiftError,
     Step,
     Subject,
+    Unbuildable,
     UsageError,
     call,
 )
@@ -79,10 +80,10 @@ def facts_of(
     extra = {option: value for option, value in given.items() if value is not None and option in taken}
     try:
         facts: Facts = family.facts(name, image_size, frames, weights, **extra)
-    except RepshiftError:
+    except (RepshiftError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        raise UsageError(f"{name} cannot be built or run: {reason_of(error)}") from error
+    except BaseException as error:
+        raise Unbuildable(f"{name} cannot be built or run: {reason_of(error)}") from error
     return facts
 
 
@@ -119,7 +120,7 @@ class StepBuilder:
         self._watch = CpuWatch(torch.get_num_threads()) if device == "cpu" else nvml.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
-        self._broken: tuple[tuple[Any, ...], Exception] | None = None
+        self._broken: tuple[tuple[Any, ...], BaseException] | None = None
         self._behind: tuple[str, ...] = ()
         self._before: tuple[Pass, ...] = ()
         self._after: tuple[Pass, ...] = ()
@@ -147,9 +148,9 @@ class StepBuilder:
             free_memory()
             try:
                 subject = _built(case)
-            except UsageError:
+            except (UsageError, KeyboardInterrupt):
                 raise
-            except Exception as error:
+            except BaseException as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
             self._before, self._after = self._passes(case, self._context(subject, case.device))

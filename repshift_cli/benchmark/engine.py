@@ -93,9 +93,19 @@ class Session:
 
 
 def plan_sweep(sweep: Axes | OperatorAxes, carrier: Carrier, observing: Observing) -> Plan:
-    """The sweep's cells, `sweep.variant` being full names; UsageError where a model cannot be planned."""
-    plan: Plan = _asked(Planning(sweep), carrier, observing)
-    return plan
+    """The sweep's cells, `sweep.variant` being full names; UsageError where none can be planned.
+
+    A model that takes the process with it is planned as failed, in another process.
+    """
+    died: dict[str, str] = {}
+    while True:
+        (event,) = carry_out([Planning(sweep, died)], carrier, observing)
+        if not isinstance(event.value, Death):
+            plan: Plan = event.value
+            return plan
+        died[event.value.case.model if event.value.case else ""] = event.value.reason
+        if "" in died or died.keys() >= {case.model for case in event.task.subjects}:
+            raise UsageError(f"this cannot be planned: {event.value.reason}")
 
 
 def equip(order: Order, device: str, carrier: Carrier, observing: Observing) -> Equipment:
@@ -148,7 +158,9 @@ def start(
         machine=equipment.machine,
         options=sweep.as_options() | order.manner.as_options(),
         planned=tuple(p.case for p in plan.planned),
-        records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in plan.planned if p.refused),
+        records=tuple(
+            Record(p.case, "failed" if p.failed else "skipped", p.refused, p.tokens) for p in plan.planned if p.refused
+        ),
         warnings=() if plan.device.startswith("cuda") else (_on_a_cpu(plan.planned),),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"repshift {__version__}",

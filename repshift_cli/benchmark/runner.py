@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import LEAST_ROUNDS, USUAL_ROUNDS, Contender, Derive, Rounds, record, references
+from repshift_cli.benchmark.launchers import Stopped
 from repshift_cli.records import Case, Measurement, Progress, Record, Step, visible
 
 PREPARED = ("eager", "compile", "graph")
@@ -47,8 +48,8 @@ POISON = (
 """What CUDA says when its context is lost: every later call in the process fails (CUDA's runtime API, cudaError)."""
 
 
-CAUGHT = (Exception, SystemExit, GeneratorExit)
-"""What a model may raise without taking more than its case with it; Ctrl-C is the user's."""
+PASSED_ON = (KeyboardInterrupt, Stopped)
+"""What ends more than a case; whatever else a model raises takes its case with it and no more."""
 
 
 class ContextLost(Exception):
@@ -148,15 +149,16 @@ def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
 def reason_of(error: BaseException) -> str:
     """One line, visible: out of memory in plain words, else the error's class and first line."""
     try:
-        told = visible(str(error))
+        told = str(error)
     except Exception:
         told = ""
     lines = [line.strip() for line in told.splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    name = visible(type(error).__name__)
+    text = visible(lines[0]) if lines else name
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if memory or "can't allocate memory" in text or "out of memory" in text.lower():
         return f"out of memory: {text}; try a smaller batch"
-    return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
+    return text if type(error).__module__.startswith("repshift_cli") else f"{name}: {text}"
 
 
 def is_poison(error: BaseException) -> bool:
@@ -215,7 +217,9 @@ def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arg
     parts.at(contender.case)
     try:
         work(contender, parts, *arguments)
-    except CAUGHT as error:
+    except PASSED_ON:
+        raise
+    except BaseException as error:
         _drop(contender, error)
     _settle(contender, parts)
 

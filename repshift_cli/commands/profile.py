@@ -219,7 +219,7 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
         names = labels(p.case for p in planned)
         refused = {p.case: Breakdown(names[p.case], p.case, tokens=p.tokens) for p in planned if p.refused}
         breakdowns = tuple(
-            dataclasses.replace(refused[p.case], status="skipped", reason=p.refused) if p.refused else found[p.case][0]
+            dataclasses.replace(refused[p.case], status="failed" if p.failed else "skipped", reason=p.refused) if p.refused else found[p.case][0]
             for p in planned
         )
         run = dataclasses.replace(run, breakdowns=breakdowns)

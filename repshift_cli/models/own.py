@@ -34,7 +34,7 @@ from repshift_cli.models.discovery.adapter import Adapter
 from repshift_cli.models.discovery.blocks import NoSites
 from repshift_cli.models.discovery.located import Located, located
 from repshift_cli.models.inputs.images import batches, load_images
-from repshift_cli.records import Case, Facts, Subject, UsageError
+from repshift_cli.records import Case, Facts, Subject, Unbuildable, UsageError
 
 ALIASES: dict[str, object] = {}
 FAMILIES = {
@@ -189,7 +189,7 @@ def _called(name: str) -> Any:
     try:
         return function()
     except Exception as error:
-        raise UsageError(f"{name}() failed: {type(error).__name__}: {first_line(error)}") from error
+        raise Unbuildable(f"{name}() failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _batch(name: str, inputs: Any) -> int:
