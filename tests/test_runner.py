@@ -15,7 +15,18 @@ import pytest
 from repshift_cli.analysis.stats import estimate, hodges_lehmann
 from repshift_cli.benchmark import runner
 from repshift_cli.benchmark.runner import ContextLost, Parts, Settings, compare, reason_of
-from repshift_cli.records import Case, Measurement, Metric, Progress, Record, Step, Subject, UsageError
+from repshift_cli.records import (
+    Case,
+    CaseBroken,
+    Measurement,
+    Metric,
+    Output,
+    Progress,
+    Record,
+    Step,
+    Subject,
+    UsageError,
+)
 
 VANILLA = Case("m", "random", "random", 224, None, 2, "fp32", "cpu", "vanilla")
 FLASH = replace(VANILLA, attention="flash")
@@ -49,6 +60,15 @@ class Memory:
         return (Metric("memory", "memory", "B", "lower", "value", 25, "allocator").of(9),)
 
 
+OUTPUT = Output("float32 (2, 10)", 1.0, (0.5, -1.0))
+
+
+def put_out(step: Step, nothing: dict[Case, Exception]) -> Output:
+    if step.case in nothing:
+        raise nothing[step.case]
+    return OUTPUT
+
+
 @dataclass
 class Bench:
     """All parts of the runner, played: the clock goes on by what each forward takes."""
@@ -69,9 +89,9 @@ class Bench:
 
     def run(self, settings: Settings, cases: Sequence[Case] = (), **changes: Any) -> list[Record]:
         cases = cases or tuple(self.scripts)
-        wanted = changes.pop("wanted", set(cases))
+        wanted, nothing = changes.pop("wanted", set(cases)), changes.pop("nothing", {})
         parts = Parts(self.prepare, self.verify, lambda step: [self], self, self.watch, lambda: self.seconds)
-        parts = replace(parts, memory=lambda step: [Memory(self.log)])
+        parts = replace(parts, memory=lambda step: [Memory(self.log)], output=lambda step: put_out(step, nothing))
         return list(compare([(c, TOKENS) for c in cases], wanted, parts, settings, self.words.append, **changes))
 
     def prepare(self, case: Case) -> Step:
@@ -413,6 +433,15 @@ def test_time_alone_is_measured_without_any_pass() -> None:
     (_, record) = bench.run(replace(PRECISE, passes=False))
     assert {what for what, _ in bench.log} == {"prepare", "in"}
     assert samples(record, "speedup_vs_flash") and record.kernel is None
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_case_that_puts_out_nothing_fails_though_it_was_timed(passes: bool) -> None:
+    """Also where time alone is measured; the others go on."""
+    bench = Bench({FLASH: 30.0, PRUNED: 0.1})
+    flash, pruned = bench.run(replace(PRECISE, passes=passes), nothing={PRUNED: CaseBroken("the output is None")})
+    assert (pruned.status, pruned.reason) == ("failed", "the output is None")
+    assert flash.status == "ok" and flash.output == OUTPUT
 
 
 def test_a_probe_that_raises_for_nan_and_the_like() -> None:

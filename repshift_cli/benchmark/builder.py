@@ -20,6 +20,7 @@ from repshift_cli.benchmark.delay import delayed
 from repshift_cli.benchmark.derived import paced_by_host, rates
 from repshift_cli.benchmark.execution import compiled, graph
 from repshift_cli.benchmark.operators import measures, steps
+from repshift_cli.benchmark.outputs import output_of
 from repshift_cli.benchmark.passes import Pass, passes
 from repshift_cli.benchmark.runner import Parts, reason_of
 from repshift_cli.benchmark.timers import timer_for
@@ -128,6 +129,7 @@ class StepBuilder:
             prepare=self.prepare,
             verify=_verified,
             look=_looked,
+            output=lambda step: None if step.case.model == OPERATORS else output_of(step),
             memory=lambda step: self._before,
             probes=self._passes_of,
             timer=timer_for(device),

@@ -11,7 +11,7 @@ from typing import Any
 from repshift_cli.analysis import stats
 from repshift_cli.machine import cpu_state, gpu_state
 from repshift_cli.machine.cpu_state import CpuReading
-from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement, Metric, Record, Step
+from repshift_cli.records import OPERATORS, WITHOUT_ATTENTION, Case, Measurement, Metric, Output, Record, Step
 
 Derived = tuple[Sequence[Measurement], Sequence[str]]
 Derive = Callable[[Step, Sequence[Measurement], float], Derived]
@@ -108,6 +108,7 @@ class Contender:
     kernel: str | None = None
     paths: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    output: Output | None = None
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
     steady: bool = True
@@ -184,6 +185,7 @@ def record(
             *derived,
         ),
         throttled=bool(contender.throttled) or gpu_state.throttled(rounds.of_gpu),
+        output=contender.output,
         warnings=(*_warnings(contender, rounds, precision), *words),
     )
 

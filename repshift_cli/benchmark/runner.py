@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import LEAST_ROUNDS, USUAL_ROUNDS, Contender, Derive, Rounds, record, references
 from repshift_cli.benchmark.launchers import Stopped
-from repshift_cli.records import Case, Measurement, Progress, Record, Step, visible
+from repshift_cli.records import Case, Measurement, Output, Progress, Record, Step, visible
 
 PREPARED = ("eager", "compile", "graph")
 """The executions in the order in which cases are made ready: what is captured comes last."""
@@ -79,7 +79,7 @@ class Settings:
     """When to stop: `precision` is the half-width of every interval as a share, `budget` the seconds per case.
 
     `rounds`, where given, is the exact number of rounds and neither of the others ends them. Without `passes` nothing
-    but time is measured, and attention is not verified.
+    but time is measured, and attention is not verified; that there is an output is looked at all the same.
     """
 
     precision: float
@@ -97,8 +97,9 @@ class Parts:
     `watch()` reads the device's state after a round (None where nothing answers), `before()` ahead of all rounds;
     `now()` is the host's clock in seconds. `derive` gives what follows from a step's measurements and its latency in
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
-    said of its scores. `at(case)` is told, outside the timed regions, which case is worked on; `settle()` puts right
-    what a case has changed in the process, and says what that was.
+    said of its scores; `output(step)` gives what the model puts out, or raises where that is nothing. `at(case)` is
+    told, outside the timed regions, which case is worked on; `settle()` puts right what a case has changed in the
+    process, and says what that was.
     """
 
     prepare: Callable[[Case], Step]
@@ -110,6 +111,7 @@ class Parts:
     derive: Derive = lambda *_: ((), ())
     before: Callable[[], Any] = lambda: None
     look: Callable[[Step], tuple[tuple[str, ...], tuple[str, ...]]] = lambda _: ((), ())
+    output: Callable[[Step], Output | None] = lambda _: None
     memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
     at: Callable[[Case], None] = lambda _: None
     settle: Callable[[], tuple[str, ...]] = lambda: ()
@@ -134,8 +136,11 @@ def compare(
     ]
     _prepare(contenders, parts, wanted, settings, observe)
     rounds = _interleave([contender for contender in contenders if contender.step], parts, settings, observe)
+    running = [contender for contender in contenders if contender.step]
+    for contender in running:
+        _guarded(contender, _look_at_output, parts)
     if settings.passes:
-        _passes([contender for contender in contenders if contender.step], parts, wanted, observe)
+        _passes(running, parts, wanted, observe)
     for contender in contenders:
         if contender.case in wanted:
             yield record(contender, contenders, rounds, parts.derive, settings.precision)
@@ -199,6 +204,11 @@ def _passes(contenders: list[Contender], parts: Parts, wanted: set[Case], observ
     for i, contender in enumerate(contenders):
         observe(Progress(f"{contender.case.variant}: passes", TIMED + (1 - TIMED) * i / len(contenders)))
         _guarded(contender, _verify_and_probe, parts, contender.case in wanted)
+
+
+def _look_at_output(contender: Contender, parts: Parts) -> None:
+    assert contender.step is not None
+    contender.output = parts.output(contender.step)
 
 
 def _verify_and_probe(contender: Contender, parts: Parts, probed: bool) -> None:

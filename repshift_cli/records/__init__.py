@@ -20,7 +20,7 @@ from repshift_cli.records.case import (
 )
 from repshift_cli.records.errors import CaseBroken, RepshiftError, Unbuildable, UsageError
 from repshift_cli.records.option import Option
-from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Record, Run
+from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Output, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
 from repshift_cli.records.text import one_line, printable, printable_line, visible
 from repshift_cli.records.tokens import dropped_share, kept, left, lines_left, protection, tokens_along
@@ -43,6 +43,7 @@ __all__ = [
     "Metric",
     "Offers",
     "Option",
+    "Output",
     "Progress",
     "Record",
     "RepshiftError",

@@ -129,6 +129,19 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Output:
+    """What a forward put out, so that another revision's can be held against it without keeping the numbers.
+
+    `words` names the tensors (`float32 (2, 1000)`), `finite` is the share of their numbers that are, `sketch` what
+    `benchmark.outputs` makes of all of them: sketches of alike outputs are apart as far as the outputs are.
+    """
+
+    words: str
+    finite: float
+    sketch: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Record:
     """What became of one case: `ok`, `skipped` (impossible here, never tried) or `failed` (tried), with the reason.
 
@@ -136,7 +149,8 @@ class Record:
     was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
     `budget`; `warmup` counts the untimed forwards. `deaths` is how often a process died at this case, or had to be
     ended; `stack` the Python stack that it had then. `place` names the one of several workers that measured it, by the
-    GPU that it had (`local:1`). `throttled` says that hardware slowed the device down while it was timed.
+    GPU that it had (`local:1`). `throttled` says that hardware slowed the device down while it was timed. `output` is
+    what a model put out when the timed rounds were over.
     """
 
     case: Case
@@ -156,6 +170,7 @@ class Record:
     stack: str | None = None
     place: str | None = None
     throttled: bool = False
+    output: Output | None = None
 
     def measurement(self, metric: str) -> Measurement | None:
         """The measurement of that name, or None."""
