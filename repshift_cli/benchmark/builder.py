@@ -19,6 +19,7 @@ from repshift_cli.benchmark.contenders import Derived
 from repshift_cli.benchmark.delay import delayed
 from repshift_cli.benchmark.derived import paced_by_host, rates
 from repshift_cli.benchmark.execution import compiled, graph
+from repshift_cli.benchmark.inputs import Inputs
 from repshift_cli.benchmark.operators import measures, steps
 from repshift_cli.benchmark.outputs import output_of
 from repshift_cli.benchmark.passes import Pass, passes
@@ -123,6 +124,7 @@ class StepBuilder:
         self._subject: Subject | None = None
         self._broken: tuple[tuple[Any, ...], BaseException] | None = None
         self._behind: tuple[str, ...] = ()
+        self.inputs = Inputs(())
         self._before: tuple[Pass, ...] = ()
         self._after: tuple[Pass, ...] = ()
         self.parts = Parts(
@@ -147,6 +149,7 @@ class StepBuilder:
             raise self._broken[1]
         if self._group != case.group:
             self._subject, self._before, self._after, self._group = None, (), (), None
+            self.inputs = Inputs(())
             free_memory()
             try:
                 subject = _built(case)
@@ -155,6 +158,7 @@ class StepBuilder:
             except BaseException as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
+            self.inputs = Inputs(subject.inputs)
             self._before, self._after = self._passes(case, self._context(subject, case.device))
             self._subject, self._group = subject, case.group
         assert self._subject is not None

@@ -99,7 +99,7 @@ class Parts:
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
     said of its scores; `output(step)` gives what the model puts out, or raises where that is nothing. `at(case)` is
     told, outside the timed regions, which case is worked on; `settle()` puts right what a case has changed in the
-    process, and says what that was.
+    process, and says what that was; `inputs(thorough)` the same of the inputs that all cases share.
     """
 
     prepare: Callable[[Case], Step]
@@ -115,6 +115,7 @@ class Parts:
     memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
     at: Callable[[Case], None] = lambda _: None
     settle: Callable[[], tuple[str, ...]] = lambda: ()
+    inputs: Callable[[bool], tuple[str, ...]] = lambda thorough: ()
 
 
 def compare(
@@ -215,9 +216,10 @@ def _verify_and_probe(contender: Contender, parts: Parts, probed: bool) -> None:
     assert contender.step is not None
     contender.kernel = parts.verify(contender.step)
     contender.paths, words = parts.look(contender.step)
-    contender.words += words
+    contender.words += (*words, *parts.inputs(True))
     for probe in parts.probes(contender.step) if probed else ():
         contender.measurements += probe.measure(contender.step)
+        contender.words += parts.inputs(True)
 
 
 def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arguments: Any) -> None:
@@ -231,12 +233,12 @@ def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arg
         raise
     except BaseException as error:
         _drop(contender, error)
-    _settle(contender, parts)
+    _settle(contender, parts, thorough=work is not _time_one)
 
 
-def _settle(contender: Contender, parts: Parts) -> None:
-    """What this case has changed in the process is put back before the next one's turn."""
-    contender.words = tuple(dict.fromkeys((*contender.words, *parts.settle())))
+def _settle(contender: Contender, parts: Parts, thorough: bool) -> None:
+    """What this case has changed in the process and in its inputs is put back before the next one's turn."""
+    contender.words = tuple(dict.fromkeys((*contender.words, *parts.settle(), *parts.inputs(thorough))))
 
 
 def _drop(contender: Contender, error: BaseException) -> None:

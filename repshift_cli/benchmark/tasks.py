@@ -173,7 +173,8 @@ class Comparison:
             yield from (runner.failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
             return
         words = guarded.settle(first.seed)
-        parts = replace(builder.parts, at=observer.at, settle=partial(guarded.settle, first.seed))
+        settle, inputs = partial(guarded.settle, first.seed), builder.inputs.put_back
+        parts = replace(builder.parts, at=observer.at, settle=settle, inputs=inputs)
         for record in runner.compare(self.cases, set(self.wanted), parts, self.settings, observer.update, self.broken):
             yield replace(record, warnings=tuple(dict.fromkeys((*words, *record.warnings)))) if words else record
 

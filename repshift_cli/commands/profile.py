@@ -218,9 +218,7 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
         found = dict(zip(tasks, made, strict=True))
         names = labels(p.case for p in planned)
         refused = {p.case: _refused(p, names[p.case]) for p in planned if p.refused}
-        breakdowns = tuple(
-            refused[p.case] if p.refused else found[p.case][0] for p in planned
-        )
+        breakdowns = tuple(refused[p.case] if p.refused else found[p.case][0] for p in planned)
         run = dataclasses.replace(run, breakdowns=breakdowns)
         _write_traces(run, [trace for _, trace in made if trace is not None], files)
     return run

@@ -83,7 +83,7 @@ def build(case: Case) -> Subject:
     given = _placed(made.inputs, case.device, dtype)
     at = _located(case.model, replace(made, inputs=given))
     told = None if made.adapter is None else made.adapter.output
-    read = reading_of(module, given, at.found.entering, told)
+    read = reading_of(module, _mapped(given, torch.clone), at.found.entering, told)
     return subject_of(
         module,
         _evaluation(case, given),
@@ -100,7 +100,7 @@ def build(case: Case) -> Subject:
 def _located(name: str, made: _Made) -> Located:
     """Its blocks and tokens; a refusal that an adapter could mend shows the TOML file with it."""
     try:
-        return located(made.module, made.inputs, made.adapter)
+        return located(made.module, _mapped(made.inputs, torch.clone), made.adapter)
     except NoSites as error:
         if hint := FAMILIES.get(type(made.module).__name__):
             raise NoSites(f"{error}; this architecture is built in: --model {hint}", error.looked) from error

@@ -74,19 +74,26 @@ class FidelityProbe:
 
     def __init__(self, subject: Subject) -> None:
         with torch.inference_mode():
-            self._reference = [_outputs(subject, call(subject.module, i)) for i in subject.evaluation]
+            self._reference = [_outputs(subject, call(subject.module, _fresh(i))) for i in subject.evaluation]
         self._classifies = self._reference[0][0] is not None
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
         """One forward for each evaluation batch; NotFinite where a result is NaN or infinite."""
         torch.manual_seed(step.case.seed)
         with step.active():
-            variant = [_outputs(step.subject, step.run(i)) for i in step.subject.evaluation]
+            variant = [_outputs(step.subject, step.run(_fresh(i))) for i in step.subject.evaluation]
         pairs = list(zip(self._reference, variant, strict=True))
         inputs = INPUTS.of(sum(len(ref[1]) for ref, _ in pairs))
         if self._classifies:
             return *_of_classes(torch.cat([r[0] for r, _ in pairs]), torch.cat([o[0] for _, o in pairs]), step), inputs
         return _of_directions(torch.cat([r[1] for r, _ in pairs]), torch.cat([o[1] for _, o in pairs])), inputs
+
+
+def _fresh(inputs: Any) -> Any:
+    """Copies, for a model that changes its inputs in place would be compared on others."""
+    named = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
+    copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in named}
+    return copies if isinstance(inputs, dict) else tuple(copies.values())
 
 
 def _of_classes(reference: Tensor, other: Tensor, step: Step) -> tuple[Measurement, Measurement]:
