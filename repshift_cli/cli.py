@@ -28,6 +28,7 @@ from repshift_cli.commands.models import models
 from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
+from repshift_cli.commands.report import report
 from repshift_cli.commands.shared import streams
 from repshift_cli.commands.shared.output import METAVAR, with_stdout
 from repshift_cli.commands.show import show
@@ -62,6 +63,7 @@ for command in (
     operators,
     profile,
     show,
+    report,
     compare,
     gate,
     export,

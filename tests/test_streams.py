@@ -1,4 +1,4 @@
-"""Closed, full and left streams, Ctrl-C again and again, and threads that never end: codes that say what was measured."""
+"""Streams closed, full or left, Ctrl-C again and again, threads that never end: codes that say what was measured."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from repshift_cli.commands.shared import consent, launching, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
-from repshift_cli.records import UsageError, store
+from repshift_cli.records import RepshiftError, UsageError, store
 from repshift_cli.records.journal import Journal, StoreError, exists_already
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep.axes import Axes
@@ -100,8 +100,10 @@ def bench(
                 engine.measure(session, carrier, Bar)
         run = session.journal.snapshot()
         session.journal.close()
-        outputs.emit(document_of(run))
-        _say_where(session)
+        try:
+            outputs.emit(document_of(run))
+        finally:
+            _say_where(session)
     raise typer.Exit(engine.exit_code(run))
 
 
@@ -205,7 +207,8 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
         raise
     except StoreError:
         session.journal.close()
-        outputs.emit(document_of(session.journal.snapshot()))
+        with contextlib.suppress(RepshiftError):  # no room for its files either
+            outputs.emit(document_of(session.journal.snapshot()))
         _say_how_to_go_on(session, "stopped")
         raise
 

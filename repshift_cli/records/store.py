@@ -35,7 +35,7 @@ def create(path: Path, run: Run) -> None:
 
 def load(path: Path) -> Run:
     """The run in the file, in this version's schema; or UsageError with the one sentence that says what is wrong."""
-    plain = _parse(path)
+    plain = parse(path)
     if _is_profile(plain):
         raise UsageError(f"{path} is a profile, no run file; `repshift show` renders it")
     return _run(path, plain)
@@ -43,7 +43,7 @@ def load(path: Path) -> Run:
 
 def load_any(path: Path) -> Run | ProfileRun:
     """The run or the profile in the file, or UsageError."""
-    plain = _parse(path)
+    plain = parse(path)
     return _profile(path, plain) if _is_profile(plain) else _run(path, plain)
 
 
@@ -76,7 +76,8 @@ def _run(path: Path, plain: Any) -> Run:
     return dataclasses.replace(run, schema=SCHEMA_VERSION)
 
 
-def _parse(path: Path) -> Any:
+def parse(path: Path) -> Any:
+    """The file's plain values, of a journal those of the run that it amounts to; or UsageError."""
     check_regular(path)
     try:
         text = path.read_text(encoding="utf-8")

@@ -19,16 +19,22 @@ Place = tuple[Workload, float]
 
 def maps(run: Run) -> list[Sheet]:
     """One sheet for each pruned variant and schedule that was measured at two workloads or more."""
-    found: dict[Case, dict[Place, Measurement]] = {}
-    for record in ordered_records(run):
-        ratio = _ratio(record)
-        if ratio is not None:
-            found.setdefault(_alike(record.case), {})[_workload(record), record.case.keep] = ratio
+    found = {case: {place: m for place, (_, m) in cells.items()} for case, cells in speedups(run).items()}
     return [
         _sheet(case, cells, found.get(dataclasses.replace(case, execution="eager"), {}))
         for case, cells in found.items()
         if len({workload for workload, _ in cells}) > 1
     ]
+
+
+def speedups(run: Run) -> dict[Case, dict[Place, tuple[Record, Measurement]]]:
+    """For each pruned variant and schedule, the most wanted speed-up at every place, with its record."""
+    found: dict[Case, dict[Place, tuple[Record, Measurement]]] = {}
+    for record in ordered_records(run):
+        ratio = _ratio(record)
+        if ratio is not None:
+            found.setdefault(_alike(record.case), {})[_workload(record), record.case.keep] = record, ratio
+    return found
 
 
 def _ratio(record: Record) -> Measurement | None:
@@ -59,14 +65,15 @@ def _sheet(case: Case, cells: dict[Place, Measurement], eager: dict[Place, Measu
     header = (f"where pruning pays: {case.variant} {label}", case.model, case.dtype, f"layers {layers}", case.execution)
     columns = (
         Column("tokens", ALWAYS, tuple(Cell(str(w[0])) for w in rows), numeric=True),
-        Column("input", ALWAYS, tuple(Cell(_input(w)) for w in rows)),
+        Column("input", ALWAYS, tuple(Cell(input_words(w)) for w in rows)),
         Column("batch", ALWAYS, tuple(Cell(str(w[3])) for w in rows), numeric=True),
         *(_column(keep, [cells.get((w, keep)) for w in rows]) for keep in keeps),
     )
     return Sheet(header, columns, "", (*_thresholds(cells, rows, keeps), *_hidden(case, cells, eager)))
 
 
-def _input(workload: Workload) -> str:
+def input_words(workload: Workload) -> str:
+    """`8×224 px`, `160 tokens`."""
     _, frames, size, _, length = workload
     picture = (f"{frames}×" if frames else "") + (f"{size} px" if size else "")
     return picture or (f"{length} tokens" if length else "own")

@@ -41,14 +41,21 @@ def _identity(m: Measurement) -> tuple[str, str, str]:
 
 
 def metric_columns(records: Sequence[Record]) -> list[Column]:
+    """A column for each of `shown_metrics`."""
+    shown = shown_metrics(records)
+    labels = [like.label for like, _ in shown]
+    unfit = [record.unfit is not None for record in records]
+    return [_metric_column(like, row, labels.count(like.label) > 1, unfit) for like, row in shown]
+
+
+def shown_metrics(records: Sequence[Record]) -> list[tuple[Measurement, list[Measurement | None]]]:
+    """What a table shows, an example and each record's own: metrics that some record has a figure of."""
     shown = []
     for like in metrics_of(records):
         row = [find(record, like) for record in records]
         if not like.detail and any(m and m.samples for m in row):
             shown.append((like, row))
-    labels = [like.label for like, _ in shown]
-    unfit = [record.unfit is not None for record in records]
-    return [_metric_column(like, row, labels.count(like.label) > 1, unfit) for like, row in shown]
+    return shown
 
 
 def _metric_column(

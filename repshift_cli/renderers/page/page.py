@@ -1,0 +1,57 @@
+"""The whole page: one file that needs nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from repshift_cli.renderers import Document
+from repshift_cli.renderers.page.embedded import LARGEST_PACKED, embedded
+from repshift_cli.renderers.page.markup import Markup, join, tag
+from repshift_cli.renderers.page.sections import section
+
+HERE = Path(__file__).parent
+
+
+def page(documents: Sequence[Document], title: str) -> Markup:
+    """The documents one below the other, with what links to them above where there are several."""
+    style, script = (HERE.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Markup(style)),
+    )
+    body = tag(
+        "body", tag("header", tag("h1", title), _contents(documents)), _main(documents), tag("script", Markup(script))
+    )
+    return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), Markup("\n"))
+
+
+def _policy(script: str) -> str:
+    """Nothing is fetched from anywhere, and no script but the page's own runs, whatever a file holds."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src 'sha256-{digest}'"
+
+
+def _contents(documents: Sequence[Document]) -> Markup | None:
+    if len(documents) < 2:
+        return None
+    links = (tag("li", tag("a", d.title or d.kind, href=f"#source-{i}")) for i, d in enumerate(documents))
+    return tag("nav", tag("ul", *links), aria_label="contents")
+
+
+def _main(documents: Sequence[Document]) -> Markup:
+    parts: list[Markup] = []
+    room = LARGEST_PACKED
+    for i, document in enumerate(documents):
+        data = embedded(document.content, str(i), f"{document.title or document.kind}.json", room)
+        room -= len(data)
+        save = tag("button", "download the data (JSON)", type="button", data_save=f"data-{i}", class_="save")
+        parts += [section(document, str(i)), tag("p", save), data]
+    return tag("main", *parts)

@@ -1,0 +1,97 @@
+"""What a page says of one document: a verdict, the main table, figures, further tables, where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from repshift_cli.records import Machine, Run
+from repshift_cli.records.profile import ProfileRun
+from repshift_cli.renderers import Document
+from repshift_cli.renderers.figures import of_findings, of_history, of_profile, of_run
+from repshift_cli.renderers.figures.measured import Measured
+from repshift_cli.renderers.figures.shapes import Figure
+from repshift_cli.renderers.page import charts, tables
+from repshift_cli.renderers.page.command import command_of
+from repshift_cli.renderers.page.drawing import Palette
+from repshift_cli.renderers.page.markup import Markup, tag
+from repshift_cli.renderers.page.verdict import verdict
+from repshift_cli.renderers.sheets.break_even import maps
+from repshift_cli.renderers.sheets.crossing import crossings
+from repshift_cli.renderers.sheets.run import sheets as sheets_of_run
+
+DRAWN: Mapping[str, Callable[[Any], Iterable[Figure]]] = {
+    "run": of_run.figures,
+    "profile": of_profile.figures,
+    "history": of_history.figures,
+    "gate": lambda outcome: of_findings.figures(outcome.findings),
+    "comparison": lambda told: of_findings.figures([f for pair in told for f in pair["findings"]]),
+}
+"""What draws a document's content, by its kind."""
+
+
+def figures_of(document: Document) -> list[Figure]:
+    """Everything of the document that can be drawn."""
+    return list(DRAWN[document.kind](document.content)) if document.kind in DRAWN else []
+
+
+def section(document: Document, source: str) -> Markup:
+    """One document; `source` numbers it, so that what is in it has a name of its own in the page."""
+    figures = figures_of(document)
+    palette = Palette.of(group for figure in figures for group in charts.groups(figure))
+    drawings = [charts.chart(figure, palette, f"figure-{source}-{i}") for i, figure in enumerate(figures)]
+    body = [
+        tag("h2", document.title or document.kind),
+        *(tag("p", sentence, class_="verdict") for sentence in verdict(document)),
+        *_tables(document, source),
+        tag("div", *drawings, class_="figures") if drawings else None,
+        *_origin(document.content),
+    ]
+    return tag("section", *body, id=f"source-{source}")
+
+
+def _tables(document: Document, source: str) -> Iterator[Markup | None]:
+    """A run's cases as one table, with what is said below it; of another document its sheets."""
+    if not isinstance(document.content, Run):
+        yield from (tables.of_sheet(sheet) for sheet in document.sheets)
+        return
+    run = document.content
+    groups = sheets_of_run(run)
+    yield tag(
+        "p", " · ".join(word for word in groups[0].header if all(word in g.header for g in groups)), class_="header"
+    )
+    if run.records:
+        yield tables.main_table(Measured(run), source)
+    yield tables.notes([*(g.kernels for g in groups if g.kernels), *(note for g in groups for note in g.notes)])
+    for sheet in (*maps(run), *crossings(run)):
+        yield tag("details", tag("summary", sheet.header[0]), tables.of_sheet(sheet))
+
+
+# --- where it comes from ----------------------------------------------------------------------------------------------
+
+
+def _origin(content: Any) -> Iterator[Markup | None]:
+    if not isinstance(content, (Run, ProfileRun)):
+        return
+    if command := command_of(content):
+        yield tag("h3", "The command that measures this again")
+        yield tag("pre", tag("code", command), tabindex="0")
+    if content.machine is not None:
+        yield tag("details", tag("summary", "machine and versions"), _machine(content.machine, content))
+
+
+def _machine(machine: Machine, content: Run | ProfileRun) -> Markup:
+    told = [(f.name, getattr(machine, f.name)) for f in dataclasses.fields(machine)]
+    rows = [
+        (name.replace("_", " "), _value(name, value, machine)) for name, value in told if isinstance(value, (str, int))
+    ]
+    rows += [(name.replace("_", " "), f"not read: {why}") for name, why in machine.missing.items()]
+    rows += list(machine.packages.items())
+    rows += [("measured", content.created), ("by", content.tool)]
+    lines = (tag("tr", tag("th", name, scope="row"), tag("td", str(value))) for name, value in rows if value)
+    return tag("div", tag("table", tag("tbody", *lines)), class_="scroll", tabindex="0")
+
+
+def _value(name: str, value: str | int, machine: Machine) -> str:
+    return f"{value / 2**30:.1f} GiB" if name in ("memory", "device_memory") and isinstance(value, int) else str(value)
