@@ -10,6 +10,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,39 @@ def test_markdown_shows_it_as_text(text: str, tmp_path: Path) -> None:
         assert said and not any(LINKS.search(t) for t in texts), [t for t in texts if LINKS.search(t)]
     plain = [unescaped(t.replace("\u200b", "")) for t in texts]
     assert any(flat(text) in t for t in plain), plain[-3:]
+
+
+# --- HTML ---
+
+
+class Tags(HTMLParser):
+    """The tags of a page with the names of their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[tuple[str, ...]] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add((tag, *(name for name, value in attrs)))
+        assert not any(name.startswith("on") or (value or "").startswith("javascript:") for name, value in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Tags]:
+    return [Tags(rendered("html", d)) for d in documents("plain", tmp_path_factory.mktemp("plain"))]
+
+
+@TEXTS
+def test_a_page_shows_it_as_text(text: str, plain: list[Tags], tmp_path: Path) -> None:
+    for document, as_plain in zip(documents(text, tmp_path), plain, strict=True):
+        page = Tags(rendered("html", document))
+        assert page.tags <= as_plain.tags
+        assert flat(text) in " ".join(unescaped(page.text).split())
 
 
 # --- JUnit ------------------------------------------------------------------------------------------------------------

@@ -517,7 +517,7 @@ def test_fidelity_is_the_mean_over_all_evaluation_inputs() -> None:
         made.subject,
         made.active,
         made.forward,
-        lambda i: SimpleNamespace(logits=i[0] if i[0] is first else -i[0]),
+        lambda i: SimpleNamespace(logits=i[0] if torch.equal(i[0], first) else -i[0]),
     )
     measured = probe.measure(turned)
     assert measured[0].metric == "fidelity_top1" and measured[0].samples == (100.0, 100.0, 0.0, 0.0)

@@ -84,9 +84,14 @@ class Session:
 
     def add(self, record: Record) -> None:
         """The record in the run and on the disk."""
+        self.journal.add(record)
         self.done.add(record.case)
         (self.failed.add if record.status == "failed" else self.failed.discard)(record.case)
-        self.journal.add(record)
+
+    def close(self) -> None:
+        """Let go of the file; where it is whole, what did not fit into it before is in it now."""
+        if self.journal.close():
+            self.done |= {record.case for record in self.journal.snapshot().records} - self.again
 
 
 # --- planning ---------------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
         _say_how_to_go_on(session, "\ninterrupted")
         raise
     except StoreError:
-        session.journal.close()
+        session.close()
         with contextlib.suppress(RepshiftError):  # no room for its files either
             outputs.emit(document_of(session.journal.snapshot()))
         _say_how_to_go_on(session, "stopped")
