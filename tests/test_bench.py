@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from repshift_cli.records.journal import Journal
 
 MODELS = """
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -693,5 +695,25 @@ def test_the_bar_is_drawn_between_the_timed_regions_and_not_too_often(monkeypatc
         assert "third" in terminal.last and "1/1" not in terminal.last
 
 
-def test_no_bar_where_nobody_watches(repshift: Any) -> None:
-    assert repshift(*bench("tiny", "--variant", "flash")).errors == "run file: run.json\n"
+def test_plain_lines_where_nobody_watches_and_none_when_quiet(repshift: Any, here: Path) -> None:
+    done = repshift(*bench("tiny", "--variant", "flash"))
+    assert re.fullmatch(r"flash [\d.]+ ms · \d+ s\nrun file: run.json\n", done.errors)
+    (here / "run.json").unlink()
+    quiet = repshift(*bench("tiny", "--variant", "flash", "--quiet"))
+    assert quiet.errors == "" and "·" not in quiet.output.split("\n\n", 2)[2], "no note below the table"
+    (here / "run.json").unlink()
+    assert "flash: warm-up\n" in repshift(*bench("tiny", "--variant", "flash", "--verbose")).errors
+
+
+def test_a_long_comparison_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    with progress.Bar(2) as bar:
+        for clock.seconds in (5.0, 21.0, 30.0, 42.0):
+            bar.update(Progress("timing", 0.5, 50.0, f"flash {clock.seconds:g} ms"))
+        bar.next()
+    assert capsys.readouterr().err.splitlines() == [
+        "1/2 flash 21 ms · about 2:01 min left",
+        "1/2 flash 42 ms · about 2:22 min left",
+        "1/2 flash 42 ms · 42 s",
+    ]

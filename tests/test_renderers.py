@@ -9,6 +9,7 @@ import json as json_module
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -18,7 +19,7 @@ from synthetic import CPU, CUDA, ON_CPU, ON_CUDA, REPSHIFT, small_run, sweep_run
 from repshift_cli import renderers
 from repshift_cli.records import Measurement, Record, Run
 from repshift_cli.records.json_codec import to_json
-from repshift_cli.renderers import csv, document_of, json, markdown, table
+from repshift_cli.renderers import View, csv, document_of, json, markdown, table
 from repshift_cli.renderers.sheets.cells import Column
 from repshift_cli.renderers.sheets.run import sheets
 
@@ -88,14 +89,50 @@ def test_at_160_columns_everything_but_the_kernel_has_a_column_and_intervals_sta
     assert "attention ran on matmul softmax matmul (vanilla), flash_attention_for_cpu (flash, flash+repshift" in text
 
 
-def test_piped_it_is_as_wide_as_it_needs_and_without_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+def piped(run: Run, **view: Any) -> str:
+    out = io.StringIO()
+    table.render(replace(document_of(run), view=View(**view)), out)
+    return out.getvalue()
+
+
+def heading_of(text: str) -> list[str]:
+    heading = next(line for line in text.splitlines() if line.startswith("variant"))
+    return re.split(r"\s{2,}", heading.strip())
+
+
+def test_piped_it_is_100_columns_wide_without_codes_and_names_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     text = drawn(small_run())
-    assert "\x1b" not in text and "not shown" not in text
-    assert "kernel" in next(line for line in text.splitlines() if line.startswith("variant"))
+    assert "\x1b" not in text and "not shown at 100 columns: " in text and "; --wide has all" in text
+    assert all(len(line) <= 100 for line in text.splitlines() if "  " in line), "the table; a note is one line"
     monkeypatch.setenv("COLUMNS", "80")
     assert "not shown at 80 columns" in drawn(small_run())
+    wide = piped(small_run(), wide=True)
+    assert "not shown" not in wide and "kernel" in heading_of(wide)
+
+
+def test_the_columns_that_were_asked_for_stand_behind_those_that_tell_rows_apart() -> None:
+    text = piped(sweep_run(), columns=("macs", "vs flash", "tokens"))
+    assert heading_of(text)[:1] == ["variant"] and heading_of(text)[-3:] == ["MACs G", "vs flash", "tokens"]
+    assert "latency" not in heading_of(text) and "not shown" not in text
+
+
+def test_quiet_leaves_what_failed_and_verbose_gives_every_note() -> None:
+    run = small_run()
+    quiet, usual, verbose = (piped(run, **view) for view in ({"quiet": True}, {}, {"verbose": True}))
+    assert "failed: flash+random" in quiet and "Pruning pays" in quiet and "in brackets" not in quiet
+    assert "not measured: HBM" not in usual and "1 more note, on what was not measured and why: --verbose" in usual
+    assert "not measured: HBM: no counter was read" in verbose
+
+
+def test_of_many_warnings_the_first_are_shown() -> None:
+    run = small_run()
+    many = replace(run.records[0], warnings=tuple(f"number {i}" for i in range(9)))
+    run = replace(run, records=(many, *run.records[1:]))
+    assert "number 3" in piped(run) and "number 4" not in piped(run) and "number 8" in piped(run, verbose=True)
 
 
 def test_too_narrow_for_the_first_metric_each_row_is_a_block() -> None:
@@ -194,7 +231,8 @@ def test_failures_and_warnings_stand_below_in_full() -> None:
     assert "skipped: cudnn+repshift: cudnn needs a CUDA device; this case runs on cpu" in notes
     assert sum("random weights" in note for note in notes) == 1
     assert any(note.startswith("warning (flash): 3 of 72") for note in notes)
-    assert notes[-1] == "warning: the machine was busy: load 3.1 on 2 cores"
+    assert notes[2].startswith("warning (flash)") or "random weights" in notes[2], "warnings come behind what failed"
+    assert notes[4] == "warning: the machine was busy: load 3.1 on 2 cores"
 
 
 def test_rich_markup_in_a_reason_is_plain_text() -> None:
@@ -239,7 +277,7 @@ def test_the_options_of_different_methods_are_said_apart() -> None:
     other = replace(base, pruning="other").with_options(margin=0.75, fused=True)
     run = Run(CPU, {}, (base, replace(base, pruning="lowest"), other))
     run = replace(run, records=tuple(Record(case, "skipped", "no time") for case in run.planned))
-    notes = sheets(run)[0].notes
+    notes = sheets(run)[0].notes[-2:]
     assert notes[0] == "repshift, lowest: operation mlp, distance l2, form update"
     assert notes[1] == "other: fused true, margin 0.75"
     assert not {"margin", "fused"} & {column.title for column in sheets(run)[0].columns}

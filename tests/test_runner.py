@@ -338,6 +338,14 @@ def test_a_warm_up_that_never_settles_ends_after_a_fifth_of_the_budget_and_says_
     assert "warm-up did not settle; close other programs or raise --budget" in record.warnings
 
 
+@pytest.mark.parametrize("count", [1, 7])
+def test_as_many_untimed_forwards_as_asked_for(count: int) -> None:
+    bench = Bench({FLASH: lambda round, call: 900.0 if call == 0 and count > 1 else 5.0})
+    (record,) = bench.run(replace(exactly(6), warmup=count))
+    assert record.warmup == count and bench.calls[FLASH] == count + 6 * (1 + 4), "4 forwards of 5 ms in a round"
+    assert not any("warm-up" in word for word in record.warnings)
+
+
 def test_the_warm_up_is_not_in_the_budget_of_the_rounds() -> None:
     slow_start = Bench({FLASH: lambda round, call: 4000.0 if call == 0 else 20.0 + 20 * (round % 2)})
     (record,) = slow_start.run(Settings(precision=0.001, budget=0.595))
@@ -369,8 +377,8 @@ def test_a_throttle_without_end_is_measured_in_the_end_and_said() -> None:
     assert record.status == "ok" and record.rounds == 6 and len(samples(record)) == 6 * 4
     assert len(samples(record, "latency_throttled")) == runner.MOST_RETRIES * 4
     assert record.warnings == (
-        f"{runner.MOST_RETRIES} rounds under a hardware throttle were repeated (hardware slowdown)",
         "the device was throttled by hardware in rounds that count; cool it and measure again",
+        f"{runner.MOST_RETRIES} rounds under a hardware throttle were repeated (hardware slowdown)",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,18 @@ def test_a_terminal_without_unicode_gets_question_marks(monkeypatch: pytest.Monk
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     Outputs().emit(document_of(small_run()))
-    assert b"1.349x (1.346?1.352)" in raw.getvalue()
+    assert b"(1.346?1.352)" in raw.getvalue()
+
+
+def test_a_column_that_nobody_knows_is_named(run_file: Path) -> None:
+    assert output(run_file, "--columns", "latency, cosine").startswith("vit_b")
+    for options, words in (
+        (("--columns", "latncy"), "no column is called 'latncy'; did you mean latency"),
+        (("--columns", "kl", "--wide"), "--wide and --columns ask for different things"),
+        (("--quiet", "--verbose"), "--quiet and --verbose ask for different things"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            output(run_file, *options)
 
 
 def test_without_a_run_it_says_what_to_name() -> None:

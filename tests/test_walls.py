@@ -14,7 +14,7 @@ WALLS: dict[str, set[str]] = {
     "registry": {"records", "machine.packages"},
     "sweep": {"records", "registry", "sweep"},
     "analysis": {"records", "analysis", "machine.packages", "numpy", "ruptures"},
-    "gate": {"records", "analysis", "gate"},
+    "gate": {"records", "analysis", "machine.guardian", "gate"},
     "profiling": {"records", "kernels", "profiling", "torch"},
     "machine": {"records", "machine", "torch", "pynvml"},
     "counters": {"records", "registry", "machine", "counters"},
@@ -31,6 +31,7 @@ WALLS: dict[str, set[str]] = {
     },
     "reduction": {"records", "kernels", "profiling.annotations", "reduction", *TENSORS},
     "operators": {"records", "machine.packages", "kernels", "operators", "flash_attn", "fla", "torch"},
+    "inspection": {"records", "kernels", "reduction", "inspection", "torch"},
     "probes": {
         "records",
         "kernels",
@@ -40,7 +41,22 @@ WALLS: dict[str, set[str]] = {
         "probes",
         *TENSORS,
     },
-    "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich"},
+    "evaluation": {
+        "records",
+        "registry",
+        "sweep",
+        "analysis",
+        "machine",
+        "models.inputs",
+        "benchmark.builder",
+        "benchmark.planning",
+        "evaluation",
+        "datasets",
+        "pyarrow",
+        "timm",
+        *TENSORS,
+    },
+    "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich", "PIL"},
 }
 """What each room may import besides the standard library and the package's own version: rooms, or a module of one."""
 

@@ -52,7 +52,7 @@ from repshift_cli.records import (
     UsageError,
     call,
 )
-from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.reduction.engine.hooks import Dropped, pruned
 from repshift_cli.reduction.engine.selection import listening
 from repshift_cli.sweep.plan import Backend
 
@@ -226,7 +226,7 @@ def _built(case: Case) -> Subject:
 
 
 def _step(case: Case, subject: Subject) -> Step:
-    step = steps.step_of(case, subject) if case.model == OPERATORS else _eager(case, subject)
+    step = steps.step_of(case, subject) if case.model == OPERATORS else eager_step(case, subject)
     return {"eager": lambda s: s, "graph": graph, "compile": compiled}[case.execution](step)
 
 
@@ -245,19 +245,27 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _eager(case: Case, subject: Subject) -> Step:
+@contextmanager
+def within(case: Case, subject: Subject, noting: bool = False) -> Iterator[Dropped]:
+    """Attention bound as the case asks and reduction applied; it gives what the last forward dropped (see `pruned`)."""
     backend, method = _backend(case.attention), _method(case.pruning)
     library = subject.eager if backend.OFFERS.library else None
+    with (
+        torch.inference_mode(),
+        subject.context(),
+        library() if library else nullcontext(),
+        attending(backend),
+        pruned(subject, method, case, noting) as dropped,
+    ):
+        yield dropped
+
+
+def eager_step(case: Case, subject: Subject) -> Step:
+    """The case on a subject that is built already: its attention bound and its tokens dropped while it is active."""
 
     @contextmanager
     def active() -> Iterator[None]:
-        with (
-            torch.inference_mode(),
-            subject.context(),
-            library() if library else nullcontext(),
-            attending(backend),
-            pruned(subject, method, case),
-        ):
+        with within(case, subject):
             yield
 
     module, inputs = subject.module, subject.inputs

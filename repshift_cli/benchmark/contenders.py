@@ -186,7 +186,7 @@ def record(
         ),
         throttled=bool(contender.throttled) or gpu_state.throttled(rounds.of_gpu),
         output=contender.output,
-        warnings=(*_warnings(contender, rounds, precision), *words),
+        warnings=tuple(_warnings(contender, rounds, precision, words)),
     )
 
 
@@ -217,15 +217,18 @@ def _why_unpaired(name: str, contender: Contender, contenders: list[Contender]) 
     return f"no {name} in this run; add it to --variant"
 
 
-def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterator[str]:
+def _warnings(contender: Contender, rounds: Rounds, precision: float, derived: Sequence[str]) -> Iterator[str]:
+    """What puts the figures in doubt first, then what is to know of the model, then what more time would mend."""
     assert contender.step is not None
     yield from cpu_state.warnings(rounds.readings)
-    yield from contender.step.subject.warnings
-    yield from contender.words
+    yield from gpu_state.warnings(rounds.of_gpu)
     if rounds.count < LEAST_ROUNDS:
         yield f"{rounds.count} rounds give no interval, and no ratio is shown without: --rounds {LEAST_ROUNDS} or more"
     if not contender.steady:
         yield "warm-up did not settle; close other programs or raise --budget"
+    yield from derived
+    yield from contender.words
+    yield from contender.step.subject.warnings
     if rounds.stopped_by == "budget":
         yield f"the time budget ended before ±{precision:.1%} was reached; --budget raises it"
     if count := stats.outliers(contender.medians):
@@ -234,4 +237,3 @@ def _warnings(contender: Contender, rounds: Rounds, precision: float) -> Iterato
         causes = ", ".join(sorted(rounds.causes))
         count = len(contender.throttled) // contender.per_round
         yield f"{count} rounds under a hardware throttle were repeated ({causes})"
-    yield from gpu_state.warnings(rounds.of_gpu)

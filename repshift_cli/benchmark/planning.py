@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from repshift_cli import registry
-from repshift_cli.benchmark import builder
+from repshift_cli.benchmark import builder, fitting
 from repshift_cli.benchmark.operators.steps import operator_cells
-from repshift_cli.records import WITHOUT_ATTENTION
+from repshift_cli.records import WITHOUT_ATTENTION, UsageError
 from repshift_cli.sweep import plan
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.operators import OperatorAxes
+from repshift_cli.sweep.parsing import LARGEST
 from repshift_cli.sweep.plan import FactsOf, Planned
+
+
+def with_batches(sweep: Axes, device: str, say: Callable[[str], object] = lambda _: None) -> Axes:
+    """The sweep with the batch `max` found, by forwards of every variant; `say` is told what is tried."""
+    if LARGEST not in sweep.batch:
+        return sweep
+    if len(sweep.model) > 1:
+        raise UsageError("--batch max is found for one model at a time; name one with --model")
+    planned = plan_cases(replace(sweep, batch=()), device)
+    found = fitting.largest_batch([p.case for p in planned if p.refused is None], device, say)
+    batches = dict.fromkeys(found if batch == LARGEST else batch for batch in sweep.batch)
+    return replace(sweep, batch=tuple(batches))
 
 
 def plan_cases(

@@ -78,8 +78,9 @@ class Probe(Protocol):
 class Settings:
     """When to stop: `precision` is the half-width of every interval as a share, `budget` the seconds per case.
 
-    `rounds`, where given, is the exact number of rounds and neither of the others ends them. Without `passes` nothing
-    but time is measured, and attention is not verified; that there is an output is looked at all the same.
+    `rounds`, where given, is the exact number of rounds and neither of the others ends them; `warmup` that of untimed
+    forwards. Without `passes` nothing but time is measured, and attention is not verified; that there is an output is
+    looked at all the same.
     """
 
     precision: float
@@ -87,6 +88,7 @@ class Settings:
     rounds: int | None = None
     seed: int = 0
     passes: bool = True
+    warmup: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,17 +156,27 @@ def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
 
 def reason_of(error: BaseException) -> str:
     """One line, visible: out of memory in plain words, else the error's class and first line."""
-    try:
-        told = str(error)
-    except Exception:
-        told = ""
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    lines = [line.strip() for line in _told(error).splitlines() if line.strip()]
     name = visible(type(error).__name__)
     text = visible(lines[0]) if lines else name
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "can't allocate memory" in text or "out of memory" in text.lower():
+    if is_out_of_memory(error):
         return f"out of memory: {text}; try a smaller batch"
     return text if type(error).__module__.startswith("repshift_cli") else f"{name}: {text}"
+
+
+def _told(error: BaseException) -> str:
+    """An error's message, nothing where it cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: of Python, of torch on a GPU, or of its CPU allocator, which has words only."""
+    told = _told(error).lower()
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in told or "out of memory" in told
 
 
 def is_poison(error: BaseException) -> bool:
@@ -280,12 +292,17 @@ def _interleave(contenders: list[Contender], parts: Parts, settings: Settings, o
 
 
 def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
-    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent.
+    """Windows of forwards until two in a row agree, or a fifth of the case's budget is spent; or as many as asked for.
 
     The very first forward loads, compiles and picks kernels, so neither the windows' size nor the budget goes by it.
     """
     assert contender.step is not None
     windows: list[list[float]] = []
+    if settings.warmup is not None:
+        with contender.step.active():
+            times = parts.timer.time(contender.step.forward, settings.warmup)
+        contender.warmup, contender.per_round = settings.warmup, _per_round(times[1:] or times)
+        return
     with contender.step.active():
         parts.timer.time(contender.step.forward, 1)
         begun = parts.now()
@@ -299,7 +316,12 @@ def _warm_up(contender: Contender, parts: Parts, settings: Settings) -> None:
                 steady = stats.steady(windows)
                 break
     contender.steady = steady
-    contender.per_round = _clamp(math.ceil(20 / max(statistics.median(windows[-1]), 1e-3)), 1, 20)
+    contender.per_round = _per_round(windows[-1])
+
+
+def _per_round(times: Sequence[float]) -> int:
+    """How many forwards of so many milliseconds a round has: about 20 ms of them."""
+    return _clamp(math.ceil(20 / max(statistics.median(times), 1e-3)), 1, 20)
 
 
 def _time_one(contender: Contender, parts: Parts) -> None:

@@ -70,10 +70,11 @@ def start_afresh() -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a sweep, and the device that they are for."""
+    """The cells of a sweep, and the device that they are for; the sweep has its batches found."""
 
     device: str
     planned: tuple[Planned, ...]
+    sweep: Axes | OperatorAxes
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,17 @@ class Planning:
     def perform(self, observer: Observer) -> Iterator[Plan]:
         """The plan."""
         from repshift_cli.benchmark import planning
+        from repshift_cli.sweep.axes import Axes
 
         guard()
         device = devices.choose_device(self.sweep.device)
         observer.phase("planning")
-        planned = planning.plan_cases(self.sweep, device, partial(self._watched, observer))
+        sweep = self.sweep
+        if isinstance(sweep, Axes):
+            sweep = planning.with_batches(sweep, device, observer.phase)
+        planned = planning.plan_cases(sweep, device, partial(self._watched, observer))
         guard().settle()
-        yield Plan(device, planned)
+        yield Plan(device, planned, sweep)
 
     def _watched(self, observer: Observer, facts_of: FactsOf) -> FactsOf:
         """The facts of a model, and nothing that asking for them changed in the process."""
@@ -137,9 +142,10 @@ class Equipping:
 
     def perform(self, observer: Observer) -> Iterator[Equipment]:
         """The machine, and what measures HBM traffic on it, calibrated where it has to be."""
+        device = devices.choose_device(self.device)
         threads = choose_threads(self.threads)
-        machine = replace(describe(self.device), threads=threads)
-        yield Equipment(machine, choose(self.hbm, self.device, observer.phase), threads)
+        machine = replace(describe(device), threads=threads)
+        yield Equipment(machine, choose(self.hbm, device, observer.phase), threads)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +19,10 @@ from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
+from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
-from repshift_cli.commands.shared.progress import Bar
+from repshift_cli.commands.shared.progress import as_asked
 from repshift_cli.records import RepshiftError, UsageError, store
 from repshift_cli.records.journal import Journal, StoreError, exists_already
 from repshift_cli.renderers import document_of
@@ -33,14 +35,6 @@ MemorySnapshot = Annotated[
         help="Write torch's history of allocations during one forward to this file, for the viewer at "
         "pytorch.org/memory_viz; one file per case where there are several. CUDA only.",
         rich_help_panel=options.OUTPUT,
-    ),
-]
-TimingOnly = Annotated[
-    bool,
-    typer.Option(
-        "--timing-only",
-        help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
-        rich_help_panel=options.MEASURE,
     ),
 ]
 Out = Annotated[
@@ -69,12 +63,14 @@ RetryFailed = Annotated[
 def bench(
     asked: Asked,
     memory_snapshot: MemorySnapshot = None,
-    timing_only: TimingOnly = False,
-    delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
+    timing_only: options.TimingOnly = False,
+    delay: options.Delay = 0.0,
     dry_run: options.DryRun = False,
     max_cases: options.MaxCases = options.MOST_CASES,
     on: launching.On = None,
     case_timeout: launching.CaseTimeout = None,
+    parallel: launching.Parallel = None,
+    device_kind: launching.DeviceKind = None,
     in_process: launching.InProcess = False,
     out: Out = None,
     resume: Resume = None,
@@ -84,26 +80,29 @@ def bench(
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
     manner = Manner(timing_only, delay, str(memory_snapshot) if memory_snapshot else None)
-    file = _File(out, resume, retry_failed)
+    where = Where(on, in_process, case_timeout, parallel, device_kind)
+    file, observing = _File(out, resume, retry_failed), as_asked(outputs.view)
     with signals.ending_in_order(), file.opened(asked, manner) as (order, place):
         options.check_size(order.sweep, max_cases)
         outputs.check({"--out": place.path})
         if not dry_run:
             file.check(place)
-        with launching.launched(on, in_process, case_timeout, order.sweep.budget) as carrier:
-            plan = engine.plan_sweep(order.sweep, carrier, Bar)
+        with launching.launched(where, order) as carrier:
+            plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
                 options.list_cases(plan.planned, outputs)
                 return
-            session = _session(order, plan, place, carrier, retry_failed)
+            order = replace(order, sweep=plan.sweep)
+            session = _session(order, plan, place, carrier, observing, retry_failed)
             with _said_where_it_stopped(session, outputs):
-                engine.measure(session, carrier, Bar)
+                engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
         try:
             outputs.emit(document_of(run))
         finally:
-            _say_where(session)
+            if not outputs.view.quiet:
+                _say_where(session)
     raise typer.Exit(engine.exit_code(run))
 
 
@@ -141,7 +140,7 @@ class _File:
                     raise UsageError(f"go on with this run by repshift operators --resume {self.resume}")
                 _check_models(self.resume, order.sweep, asked)
                 sweep = options.with_full_names(order.sweep)
-                yield dataclasses.replace(order, sweep=sweep), _Place(self.resume, journal=journal)
+                yield replace(order, sweep=sweep), _Place(self.resume, journal=journal)
             return
         if self.retry_failed:
             raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
@@ -177,17 +176,19 @@ def _check_models(file: Path, sweep: Axes, asked: Asked) -> None:
     consent.check_consent(file, sweep.model, named)
 
 
-def _session(order: Order, plan: Plan, place: _Place, carrier: Carrier, retry_failed: bool) -> Session:
+def _session(
+    order: Order, plan: Plan, place: _Place, carrier: Carrier, observing: engine.Observing, retry_failed: bool
+) -> Session:
     """The run made ready: a new one, or the earlier one."""
     if order.manner.memory_snapshot is not None:
         if not plan.device.startswith("cuda"):
             why = "torch keeps a history of CUDA allocations only"
             raise UsageError(f"--memory-snapshot needs a GPU: {why}; leave it out")
         store.check_writable(Path(order.manner.memory_snapshot))
-    equipment = engine.equip(order, plan.device, carrier, Bar)
+    equipment = engine.equip(order, plan.device, carrier, observing)
     if place.journal is None:
         return engine.start(place.path, order, plan, equipment, place.instead)
-    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated)
+    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated, carrier.named)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -206,9 +207,10 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
         _say_how_to_go_on(session, "\ninterrupted")
         raise
     except StoreError:
+        run = session.journal.snapshot()
         session.close()
         with contextlib.suppress(RepshiftError):  # no room for its files either
-            outputs.emit(document_of(session.journal.snapshot()))
+            outputs.emit(document_of(run))
         _say_how_to_go_on(session, "stopped")
         raise
 
@@ -226,7 +228,6 @@ def _say_how_to_go_on(session: Session, what: str) -> None:
 def _say_where(session: Session) -> None:
     print(f"run file: {session.journal.path}", file=sys.stderr)
     files = session.station.snapshots
-    records = session.journal.snapshot().records
-    written = " ".join(str(files[r.case]) for r in records if r.status == "ok" and r.case in files)
+    written = " ".join(str(files[case]) for case in files if case in session.done - session.failed)
     if written:
         print(f"memory snapshots: {written} (open them at pytorch.org/memory_viz)", file=sys.stderr)

@@ -14,13 +14,14 @@ import typer
 
 from repshift_cli import registry
 from repshift_cli.benchmark import engine, signals
-from repshift_cli.benchmark.engine import Order, Session
+from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
+from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
-from repshift_cli.commands.shared.progress import Bar
+from repshift_cli.commands.shared.progress import as_asked
 from repshift_cli.machine import device as devices
 from repshift_cli.records import OPERATORS, RepshiftError, UsageError, one_line, store
 from repshift_cli.records.journal import Journal, StoreError
@@ -97,6 +98,7 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "rounds": options.Rounds,
+    "warmup": options.Warmup,
     "seed": options.Seed,
     "hbm": options.Hbm,
 }
@@ -123,6 +125,8 @@ Resume = Annotated[
 @output_options("run")
 def operators(
     given: dict[str, Any],
+    timing_only: options.TimingOnly = False,
+    delay: options.Delay = 0.0,
     dry_run: options.DryRun = False,
     list_all: ListAll = False,
     case_timeout: launching.CaseTimeout = None,
@@ -136,20 +140,23 @@ def operators(
     if list_all:
         _list_operators()
         return
-    with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
+    observing = as_asked(outputs.view)
+    where = Where(in_process=in_process, case_timeout=case_timeout)
+    with signals.ending_in_order(), _opened(given, Manner(timing_only, delay), out, resume) as (order, path, journal):
         outputs.check({"--out": path})
-        with launching.launched(None, in_process, case_timeout, order.sweep.budget) as carrier:
-            plan = engine.plan_sweep(order.sweep, carrier, Bar)
+        with launching.launched(where, order) as carrier:
+            plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
                 options.list_cases(plan.planned)
                 return
-            session = _session(order, plan, path, journal, carrier)
+            session = _session(order, plan, path, journal, carrier, observing)
             with _said_where_it_stopped(session, outputs):
-                engine.measure(session, carrier, Bar)
+                engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
     outputs.emit(document_of(run))
-    print(f"run file: {path}", file=sys.stderr)
+    if not outputs.view.quiet:
+        print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(engine.exit_code(run))
 
 
@@ -157,14 +164,17 @@ def operators(
 
 
 @contextlib.contextmanager
-def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Iterator[tuple[Order, Path, Any]]:
+def _opened(
+    given: dict[str, Any], manner: Manner, out: Path | None, resume: Path | None
+) -> Iterator[tuple[Order, Path, Any]]:
     """What the options come to, where it goes, and the journal of a run to go on with, which is locked."""
     if resume is None:
         path = out or store.default_path(datetime.now(UTC), [OPERATORS])
-        yield Order(_axes(given)), path, None
+        yield Order(_axes(given), manner), path, None
         return
-    if given.keys() - {"model"} or out is not None:
-        named = [f"--{name.replace('_', '-')}" for name in given if name != "model"] or ["--out"]
+    if given.keys() - {"model"} or manner != Manner() or out is not None:
+        named = [f"--{name.replace('_', '-')}" for name in given if name != "model"]
+        named += [*["--timing-only"] * manner.timing_only, "--out"]
         raise UsageError(f"--resume takes the options of the run file; leave out {named[0]}")
     with contextlib.closing(Journal.open(resume)) as journal:
         order = engine.order_of(journal.run)
@@ -181,15 +191,17 @@ def _axes(given: dict[str, Any]) -> OperatorAxes:
     return OperatorAxes.from_options({"budget": BUDGET} | merge(told, own))
 
 
-def _session(order: Order, plan: Plan, path: Path, journal: Journal | None, carrier: Carrier) -> Session:
+def _session(
+    order: Order, plan: Plan, path: Path, journal: Journal | None, carrier: Carrier, observing: engine.Observing
+) -> Session:
     """The run made ready: a new one, or the earlier one."""
     if journal is None and path.is_file():
         raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
     store.check_writable(path)
-    equipment = engine.equip(order, plan.device, carrier, Bar)
+    equipment = engine.equip(order, plan.device, carrier, observing)
     if journal is None:
         return engine.start(path, order, plan, equipment)
-    return engine.resume(journal, order, plan, equipment, False, carrier.isolated)
+    return engine.resume(journal, order, plan, equipment, False, carrier.isolated, carrier.named)
 
 
 @contextlib.contextmanager
@@ -202,9 +214,10 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
         _say_how_to_go_on(session, "\ninterrupted")
         raise
     except StoreError:
+        run = session.journal.snapshot()
         session.close()
         with contextlib.suppress(RepshiftError):  # no room for its files either
-            outputs.emit(document_of(session.journal.snapshot()))
+            outputs.emit(document_of(run))
         _say_how_to_go_on(session, "stopped")
         raise
 

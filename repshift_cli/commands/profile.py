@@ -98,7 +98,7 @@ Schema = Annotated[
 ]
 
 
-@options.sweep_options(without=("compile", "precision", "budget", "rounds", "hbm"))
+@options.sweep_options(without=("compile", "precision", "budget", "rounds", "warmup", "hbm"))
 @output_options("profile")
 def profile(
     asked: Asked,
@@ -191,6 +191,7 @@ def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileR
     from repshift_cli.benchmark import planning
 
     device = devices.choose_device(sweep.device)
+    sweep = planning.with_batches(sweep, device)
     planned = planning.plan_cases(sweep, device)
     if dry_run:
         options.list_cases(planned)

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from repshift_cli.renderers import Document
+from repshift_cli.renderers import Document, View
 from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet
-from repshift_cli.renderers.sheets.order import HEADLINE_RANKS
+from repshift_cli.renderers.sheets.order import HEADLINE_RANKS, meant
 from repshift_cli.renderers.sheets.row_columns import KERNEL
 
 TAKES = ("sheets",)
@@ -26,10 +26,15 @@ STYLES = {"good": "green", "bad": "red", "quiet": "dim", "failed": "bold red", "
 GAP = 2
 HEADING_WIDTH = 8
 UNLIMITED = 100_000
+PIPED = 100
+"""Columns that a run's table has where nobody says how wide it may be."""
 
 
 def render(document: Document, out: TextIO, console: Console | None = None) -> None:
     """Print every sheet; a console given is used as it is, its width included."""
+    view = document.view
+    if view is not None and (view.wide or view.columns):
+        console = console_for(out, UNLIMITED)
     console = console or console_for(out)
     ready = document.sheets
     if not ready:
@@ -37,34 +42,53 @@ def render(document: Document, out: TextIO, console: Console | None = None) -> N
     for number, sheet in enumerate(ready):
         if number:
             console.print()
-        print_sheet(sheet, console, document.whole)
+        print_sheet(sheet, console, document.whole, view)
 
 
-def console_for(out: TextIO) -> Console:
+def console_for(out: TextIO, width: int | None = None) -> Console:
     """A console on `out`: a terminal's own width; COLUMNS where that is set; else (piped) no limit and no colour."""
-    console = Console(file=out, highlight=False, markup=False, emoji=False)
-    if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
+    console = Console(file=out, highlight=False, markup=False, emoji=False, width=width)
+    if width is not None or console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
         return console
-    return Console(file=out, highlight=False, markup=False, emoji=False, width=UNLIMITED)
+    return console_for(out, UNLIMITED)
 
 
-def print_sheet(sheet: Sheet, console: Console, whole: str = "--csv") -> None:
+def print_sheet(sheet: Sheet, console: Console, whole: str = "--csv", view: View | None = None) -> None:
     """Print one sheet in the console's width; `whole` is the option that has the columns for which there is no room."""
-    shown, folded = layout(sheet.columns, console.width)
+    room = PIPED if view is not None and not view.wide and console.width == UNLIMITED else console.width
+    if view is not None and view.columns:
+        shown, folded, room = asked_for(sheet.columns, view.columns), False, UNLIMITED
+    else:
+        shown, folded = layout(sheet.columns, room)
     console.print(Text(_wrapped(sheet.header, console.width), "bold"))
     console.print()
     if sheet.columns[0].cells:
         console.print(_table(shown, folded) if shown else _stack(sheet.columns))
-        console.print()
-    left_out = [column for column in sheet.columns if shown and column not in shown]
+        if not (view and view.quiet and not sheet.urgent):
+            console.print()
+    left_out = [column for column in sheet.columns if shown and column not in shown and room != UNLIMITED]
+    _print_notes(sheet, console, view or View(verbose=True), left_out)
+    names = [_with_constant(column) for column in left_out if column.title != KERNEL]
+    if names and not (view and view.quiet):
+        console.print(_hanging(f"not shown at {room} columns: {', '.join(names)}; {whole} has all", "dim"))
+    _print_answer(sheet, console)
+
+
+def _print_notes(sheet: Sheet, console: Console, view: View, left_out: Sequence[Column]) -> None:
+    """What stands below a table: of few words what failed, else what matters, else all."""
+    if view.quiet:
+        for note in sheet.urgent:
+            console.print(_hanging(note))
+        return
     if sheet.kernels and any(column.title == KERNEL for column in left_out):
         console.print(_hanging(sheet.kernels))
-    for note in sheet.notes:
+    shown = [note for note in sheet.notes if view.verbose or note not in sheet.details]
+    for note in shown:
         console.print(_hanging(note))
-    names = [_with_constant(column) for column in left_out if column.title != KERNEL]
-    if names:
-        console.print(_hanging(f"not shown at {console.width} columns: {', '.join(names)}; {whole} has all", "dim"))
-    _print_answer(sheet, console)
+    if folded := len(sheet.notes) - len(shown):
+        console.print(
+            _hanging(f"{folded} more note{'s' * (folded > 1)}, on what was not measured and why: --verbose", "dim")
+        )
 
 
 def _print_answer(sheet: Sheet, console: Console) -> None:
@@ -76,6 +100,14 @@ def _print_answer(sheet: Sheet, console: Console) -> None:
 
 def _with_constant(column: Column) -> str:
     return column.title if column.metric or column.constant is None else f"{column.title} {column.constant}"
+
+
+def asked_for(columns: Sequence[Column], words: Sequence[str]) -> list[Column]:
+    """The columns that were named, in that order, behind those that tell the rows apart."""
+    names = [column.name or column.title for column in columns]
+    wanted = [name for word in words for name in meant(word, names)]
+    named = [column for name in dict.fromkeys(wanted) for column in columns if (column.name or column.title) == name]
+    return [*(c for c in columns if c.rank == ALWAYS and c not in named), *named]
 
 
 # --- which columns fit ------------------------------------------------------------------------------------------------

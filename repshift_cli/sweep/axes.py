@@ -44,6 +44,7 @@ class Axes:
     budget: float | None = None
     precision: float | None = None
     rounds: int | None = None
+    warmup: int | None = None
     threads: int | None = None
 
     @classmethod

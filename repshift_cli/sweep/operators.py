@@ -57,6 +57,7 @@ class OperatorAxes:
     budget: float | None = None
     precision: float | None = None
     rounds: int | None = None
+    warmup: int | None = None
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> OperatorAxes:
@@ -147,7 +148,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("model", "data", "weights", "device"), parsing.text_of),
     "layer": parsing.PARSERS["rounds"],
     "seed": parsing.PARSERS["seed"],
-    **{name: parsing.PARSERS[name] for name in ("hbm", "budget", "precision", "rounds", "threads")},
+    **{name: parsing.PARSERS[name] for name in ("hbm", "budget", "precision", "rounds", "warmup", "threads")},
 }
 
 

@@ -18,6 +18,9 @@ from repshift_cli.registry import method_options, ranked
 MOST_VALUES = 1000
 """A range of more values than this is a slip of the pen."""
 
+LARGEST = 0
+"""The batch `max`: the largest that fits, which is found before the cases are planned."""
+
 MOST_DIGITS = 12
 """No option means a number with more digits before or after the point; `1e999999999` would take gigabytes."""
 
@@ -131,6 +134,11 @@ def _whole_axis(value: Any) -> tuple[int, ...]:
         if n < 1:
             raise ValueError(f"{n} is too small; it must be at least 1")
     return found
+
+
+def _batch_axis(value: Any) -> tuple[int, ...]:
+    words = [word for text in _texts(value) for word in _split(text)]
+    return _unique([n for word in words for n in ((LARGEST,) if word == "max" else _whole_axis(word))])
 
 
 def _keep_axis(value: Any) -> tuple[float, ...]:
@@ -303,7 +311,7 @@ def _share(value: Any) -> float:
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "model": _words_axis,
-    "batch": _whole_axis,
+    "batch": _batch_axis,
     "dtype": _dtype_axis,
     "image_size": _whole_axis,
     "frames": _whole_axis,
@@ -323,6 +331,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "budget": _seconds,
     "precision": _share,
     "rounds": _count(1),
+    "warmup": _count(1),
     "threads": _count(1),
 }
 """How each field of `Axes` but `options` is read; a profile's keys are these names and those of `method_options`."""

@@ -69,7 +69,14 @@ Variant = Annotated[
     ),
 ]
 Batch = Annotated[
-    list[str] | None, typer.Option(metavar="LIST", help="Batch size. (default: 1)", rich_help_panel=SWEEP)
+    list[str] | None,
+    typer.Option(
+        "--batch",
+        "--batch-size",
+        metavar="LIST",
+        help="Batch size; max is the largest that fits all variants. (default: 1)",
+        rich_help_panel=SWEEP,
+    ),
 ]
 Dtype = Annotated[
     list[str] | None,
@@ -162,6 +169,14 @@ Rounds = Annotated[
         metavar="N", help="Exactly this many rounds instead of precision and budget.", rich_help_panel=MEASURE
     ),
 ]
+Warmup = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Exactly this many untimed forwards first. (default: until two windows in a row agree)",
+        rich_help_panel=MEASURE,
+    ),
+]
 Seed = Annotated[
     str | None,
     typer.Option(metavar="N", help="Seed of weights, input and order. (default: 0)", rich_help_panel=MEASURE),
@@ -189,6 +204,16 @@ MaxCases = Annotated[
     int,
     typer.Option(metavar="N", min=1, help="Refuse a sweep of more cases than this.", rich_help_panel=MEASURE),
 ]
+TimingOnly = Annotated[
+    bool,
+    typer.Option(
+        "--timing-only",
+        help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
+        rich_help_panel=MEASURE,
+    ),
+]
+Delay = Annotated[float, typer.Option("--delay", hidden=True)]
+"""Share by which every forward takes longer: for the gate's self-test."""
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),
@@ -230,6 +255,7 @@ OPTIONS: dict[str, Any] = {
     "precision": Precision,
     "budget": Budget,
     "rounds": Rounds,
+    "warmup": Warmup,
     "seed": Seed,
     "threads": Threads,
     "hbm": Hbm,

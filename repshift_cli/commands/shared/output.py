@@ -7,7 +7,7 @@ import inspect
 import io
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +16,9 @@ import typer
 from repshift_cli import registry
 from repshift_cli.records import RepshiftError, UsageError
 from repshift_cli.records.store import check_writable, write_text
-from repshift_cli.registry import Part
-from repshift_cli.renderers import Renderer, takes
+from repshift_cli.renderers import Renderer, View, takes
+from repshift_cli.renderers.sheets import order
+from repshift_cli.sweep.parsing import near, own_options
 
 if TYPE_CHECKING:
     from repshift_cli.renderers import Document
@@ -26,6 +27,15 @@ STDOUT = "-"
 PANEL = "Output"
 METAVAR = "FILE|-"
 """What an output option takes, by which the program knows one."""
+PLOT = "plot"
+CHARTS: dict[str, tuple[str, str | None]] = {PLOT: ("Draw charts below the table.", None)}
+VIEWS: dict[str, tuple[str, str | None]] = {
+    "columns": ("Show these columns alone: latency,kl,vs_flash (names of `repshift metrics`, or their ends).", "LIST"),
+    "wide": ("Show every column, however wide the table gets. (default: what the terminal holds; 100 if piped)", None),
+    "quiet": ("Show the table, what failed and the answer, no progress and no notes.", None),
+    "verbose": ("Show every note and every step of the progress.", None),
+}
+"""The options of a run's tables: what each is for, and what its value is called."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,9 @@ class Outputs:
     """Where a command's document goes beside the terminal: files by the name of the renderer, `-` being stdout."""
 
     targets: Mapping[str, str] = field(default_factory=dict)
+    view: View = field(default_factory=View)
+    plot: bool = False
+    """Whether charts follow the table."""
 
     @property
     def own_stdout(self) -> bool:
@@ -44,6 +57,8 @@ class Outputs:
 
         `others` are files that the command writes by itself, by their options.
         """
+        if self.plot and self.own_stdout:
+            raise UsageError("--plot draws on stdout, which an output has to itself; leave it out, or name a file")
         places: dict[str, str] = {}
         named = [(option_of(name), target) for name, target in self.targets.items()]
         for option, target in [*((o, str(path)) for o, path in (others or {}).items() if path), *named]:
@@ -78,13 +93,20 @@ class Outputs:
             self.write(document)
         finally:
             if not self.own_stdout:
-                registry.load(registry.find("renderers", "table")).render(on_screen or document, sys.stdout)
+                self._show(on_screen or document, document)
+
+    def _show(self, shown: Document, plotted: Document) -> None:
+        shown = shown if shown.view is None else replace(shown, view=self.view)
+        registry.load(registry.find("renderers", "table")).render(shown, sys.stdout)
+        if self.plot:
+            registry.load(registry.find("renderers", PLOT)).render(plotted, sys.stdout)
 
 
 def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Gives a command an option for every renderer that takes its documents, and hands it them as `outputs`.
 
-    `kinds` are those of the documents, `laid_out` says whether there are tables of them.
+    `kinds` are those of the documents, `laid_out` says whether there are tables of them; the tables of a run can be
+    looked at in several ways.
     """
     offered = {
         f"to_{part.name.replace('-', '_')}": part
@@ -93,16 +115,26 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
         and any(takes(part.constants.get("TAKES", ()), k, laid_out) for k in kinds)
     }
 
+    views = VIEWS if "run" in kinds else {}
+    drawn = registry.find("renderers", PLOT).constants["TAKES"]
+    charts = CHARTS if any(takes(drawn, kind, False) for kind in kinds) else {}
+
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_outputs(**given: Any) -> Any:
             named = {part.name: given.pop(parameter, None) for parameter, part in offered.items()}
-            outputs = Outputs({name: target for name, target in named.items() if target is not None})
+            view = _view({name: given.pop(name) for name in views})
+            plot = any([given.pop(name) for name in charts])
+            outputs = Outputs({name: target for name, target in named.items() if target is not None}, view, plot)
             outputs.check()
             return command(**given, outputs=outputs)
 
         own = inspect.signature(command, eval_str=True).parameters.values()
-        made = [*(p for p in own if p.name != "outputs"), *(_parameter(name, part) for name, part in offered.items())]
+        made = [
+            *(p for p in own if p.name != "outputs"),
+            *(_parameter(name, option_of(part.name), part.help, METAVAR) for name, part in offered.items()),
+            *(_parameter(name, f"--{name}", *told) for name, told in {**views, **charts}.items()),
+        ]
         keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
         with_outputs.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
         with_outputs.__annotations__ = {p.name: p.annotation for p in keyword}
@@ -111,10 +143,38 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
     return decorate
 
 
-def _parameter(name: str, part: Part) -> inspect.Parameter:
-    option = typer.Option(option_of(part.name), metavar=METAVAR, help=part.help, rich_help_panel=PANEL)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, option])
+def _parameter(name: str, option: str, text: str, metavar: str | None) -> inspect.Parameter:
+    """An option that takes a value called `metavar`, or none."""
+    typed: Any = bool if metavar is None else str | None
+    told = Annotated[typed, typer.Option(option, metavar=metavar, help=text, rich_help_panel=PANEL)]
+    default = False if metavar is None else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=told)
+
+
+def _view(given: Mapping[str, Any]) -> View:
+    """What was asked of the tables; UsageError for what cannot be together, and for columns that nobody knows."""
+    if not given:
+        return View()
+    for one, other in (("quiet", "verbose"), ("wide", "columns")):
+        if given[one] and given[other]:
+            raise UsageError(f"--{one} and --{other} ask for different things; leave one of them out")
+    words = [word.strip() for word in (given["columns"] or "").split(",") if word.strip()]
+    return View(**{**given, "columns": tuple(map(_checked, words))})
+
+
+def _checked(word: str) -> str:
+    """The word, if it means a column; the metrics of other packages are looked at only where it is none of ours."""
+    names = [*order.known(), *own_options()]
+    if not order.meant(word, names):
+        from repshift_cli.benchmark.metrics import all_metrics
+
+        names = list(dict.fromkeys([*names, *(metric.name for metric in all_metrics())]))
+        if not order.meant(word, names):
+            raise UsageError(
+                f"--columns: no column is called {word!r}; {near(word, names)}`repshift metrics` lists them, beside "
+                f"{', '.join(order.ROWS)}"
+            )
+    return word
 
 
 def option_of(name: str) -> str:

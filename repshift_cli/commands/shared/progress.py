@@ -1,29 +1,42 @@
-"""The progress bar of a sweep: on stderr, and only where a person is watching."""
+"""The progress of a sweep on stderr: a bar where a person is watching, else plain lines."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from repshift_cli.records import Case, printable_line
 from repshift_cli.records import Progress as Word
+from repshift_cli.renderers import View
 
 SECONDS_BETWEEN_FRAMES = 0.2
+SECONDS_BETWEEN_LINES = 20.0
+
+
+def as_asked(view: View) -> Callable[[int], Bar]:
+    """What makes the bar of so many comparisons, silent or with every step."""
+    return partial(Bar, quiet=view.quiet, verbose=view.verbose)
 
 
 class Bar:
-    """One bar over all comparisons, with the live estimate and the time left; silent where stderr is no terminal.
+    """One bar over all comparisons, with the live estimate and the time left.
 
-    It is drawn only when the runner speaks, which is between the timed regions: a thread that draws would be timed.
+    Where stderr is no terminal there is a line for each comparison, with what it came to, and one every 20 seconds
+    within a long one. `quiet` says nothing, `verbose` gives every step a line. It is drawn only when the runner speaks,
+    which is between the timed regions: a thread that draws would be timed.
     """
 
-    def __init__(self, comparisons: int) -> None:
+    def __init__(self, comparisons: int, quiet: bool = False, verbose: bool = False) -> None:
         self._comparisons = max(comparisons, 1)
+        self._quiet, self._verbose = quiet, verbose
         self._done = 0
-        self._begun = self._began_this = time.monotonic()
+        self._begun = self._began_this = self._said = time.monotonic()
+        self._estimate = ""
         self._drawn = 0.0
-        self._bar = _rich_bar() if sys.stderr.isatty() else None
+        self._bar = _rich_bar() if sys.stderr.isatty() and not quiet else None
         self._task = self._bar.add_task("starting", total=1.0, left="") if self._bar else None
 
     def __enter__(self) -> Bar:
@@ -43,6 +56,7 @@ class Bar:
 
     def update(self, word: Word) -> None:
         """Show a word from the runner."""
+        self._estimate = word.estimate or self._estimate
         if word.phase != "timing" or time.monotonic() - self._drawn >= SECONDS_BETWEEN_FRAMES:
             self._draw(min(word.share, 1.0), word.estimate or word.phase, self._left(word.seconds_left))
 
@@ -51,7 +65,10 @@ class Bar:
 
     def next(self) -> None:
         """One comparison is finished."""
+        if self._estimate and not self._bar:
+            self._line(self._estimate, f"{_clock(time.monotonic() - self._began_this)}")
         self._done += 1
+        self._estimate = ""
         self._began_this = time.monotonic()
 
     def _left(self, here: float | None) -> float | None:
@@ -67,15 +84,30 @@ class Bar:
         return here + each * (self._comparisons - self._done - 1)
 
     def _draw(self, share: float, text: str, left: float | None) -> None:
+        shown = "" if left is None else f"about {_clock(left)} left"
+        waited = time.monotonic() - self._said >= SECONDS_BETWEEN_LINES
+        if self._verbose or (waited and not self._bar):
+            self._line(text, shown)
         if self._bar is None or self._task is None:
             return
-        text = printable_line(text)
-        text = text if self._comparisons == 1 else f"{self._done + 1}/{self._comparisons} {text}"
+        text = self._numbered(text)
         completed = (self._done + share) / self._comparisons
-        shown = "" if left is None else f"about {_clock(left)} left"
         self._bar.update(self._task, description=text, completed=completed, left=shown)
         self._bar.refresh()
         self._drawn = time.monotonic()
+
+    def _numbered(self, text: str) -> str:
+        text = printable_line(text)
+        return text if self._comparisons == 1 else f"{self._done + 1}/{self._comparisons} {text}"
+
+    def _line(self, text: str, time_of_it: str) -> None:
+        """A plain line, above the bar where there is one."""
+        line = " · ".join(filter(None, (self._numbered(text), time_of_it)))
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False)
+        elif not self._quiet:
+            print(line, file=sys.stderr, flush=True)
+        self._said = time.monotonic()
 
 
 def _rich_bar():  # type: ignore[no-untyped-def]

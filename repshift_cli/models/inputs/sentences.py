@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +63,7 @@ def encoded(checkpoint: str, place: str, length: int | None, most: int) -> Encod
     No sentence has more than `most` tokens; with `length` all are cut and padded to that. UsageError where the
     tokenizer is missing, or frames a sentence by something else than one token in front and one behind.
     """
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = tokenizer_of(checkpoint)
     if tokenizer.num_special_tokens_to_add() != SPECIAL:
         raise UsageError(f"the tokenizer of {checkpoint} does not put one token in front of a sentence and one behind")
     texts = sentences(place)
@@ -74,7 +75,14 @@ def encoded(checkpoint: str, place: str, length: int | None, most: int) -> Encod
     return Encoded(padded["input_ids"], _checked(padded["attention_mask"]), cut, length or most)
 
 
-def _tokenizer(checkpoint: str) -> Any:
+def pieces(checkpoint: str, ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token as the text that it stands for, by the checkpoint's own tokenizer, spaces included."""
+    tokenizer = tokenizer_of(checkpoint)
+    return tuple(str(tokenizer.decode([number])) for number in ids)
+
+
+def tokenizer_of(checkpoint: str) -> Any:
+    """The checkpoint's own tokenizer; UsageError where it has none that can be loaded."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -87,7 +95,7 @@ def _tokenizer(checkpoint: str) -> Any:
 
 def most_tokens(checkpoint: str, positions: int) -> int:
     """How many tokens the checkpoint takes at once: its tokenizer's limit where that is smaller than `positions`."""
-    return int(min(positions, _tokenizer(checkpoint).model_max_length))
+    return int(min(positions, tokenizer_of(checkpoint).model_max_length))
 
 
 def _checked(mask: Tensor) -> Tensor:

@@ -45,13 +45,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: `rank` orders what is shown where space is short, `ALWAYS` first."""
+    """One column: `rank` orders what is shown where space is short, `ALWAYS` first; `name` is the metric's."""
 
     title: str
     rank: int
     cells: tuple[Cell, ...]
     numeric: bool = False
     metric: bool = False
+    name: str = ""
 
     @property
     def constant(self) -> str | None:
@@ -64,6 +65,7 @@ class Column:
 class Sheet:
     """One comparison group ready to print; `kernels` is a note for where the kernel's column has no room.
 
+    Of the notes those that are `urgent` too are always shown, those that are `details` only where all are asked for.
     Below the last table of a run stand its plain `answer` and the lines of Python (`code`) that apply it.
     """
 
@@ -71,6 +73,8 @@ class Sheet:
     columns: tuple[Column, ...]
     kernels: str
     notes: tuple[str, ...]
+    urgent: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
     code: str = ""
     answer: str = ""
 
@@ -80,9 +84,10 @@ def printable_sheet(sheet: Sheet) -> Sheet:
     columns = tuple(
         replace(c, title=printable_line(c.title), cells=tuple(map(_printable_cell, c.cells))) for c in sheet.columns
     )
-    header, notes = (tuple(map(printable_line, texts)) for texts in (sheet.header, sheet.notes))
+    texts = (sheet.header, sheet.notes, sheet.urgent, sheet.details)
+    header, notes, urgent, details = (tuple(map(printable_line, lines)) for lines in texts)
     kernels, answer = printable_line(sheet.kernels), printable_line(sheet.answer)
-    return Sheet(header, columns, kernels, notes, printable(sheet.code), answer)
+    return Sheet(header, columns, kernels, notes, urgent, details, printable(sheet.code), answer)
 
 
 def _printable_cell(cell: Cell) -> Cell:

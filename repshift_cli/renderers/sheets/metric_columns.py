@@ -68,7 +68,7 @@ def _metric_column(
         for m, e, busy in zip(row, estimates, unfit, strict=True)
     )
     words = [like.label, f"({like.source})" if name_source else "", "" if unit in SILENT_UNITS else unit]
-    return Column(" ".join(filter(None, words)), rank_of(like.metric), cells, numeric=True, metric=True)
+    return Column(" ".join(filter(None, words)), rank_of(like.metric), cells, True, True, like.metric)
 
 
 def exported(run: Run) -> list[tuple[Case, Measurement, Estimate]]:

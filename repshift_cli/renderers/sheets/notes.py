@@ -10,6 +10,8 @@ from repshift_cli.renderers.sheets.cells import ALWAYS, BUSY, NONE_SHOWN, REFERE
 from repshift_cli.renderers.sheets.row_columns import fields_of, is_pruned, short_kernel, varies
 
 NAMES_IN_A_NOTE = 4
+MOST_WARNINGS = 4
+"""What follows them matters least, and is shown where all is asked for."""
 
 
 def settings_note(cases: Sequence[Case]) -> list[str]:
@@ -82,8 +84,11 @@ def pending_note(cases: Sequence[Case], records: Sequence[Record], label: Callab
     return [f"not run yet: {_names(pending, label)}"] if pending else []
 
 
-def unmeasured_notes(records: Sequence[Record], label: Callable[[Case], str]) -> list[str]:
-    """What rows that ran lack, and why: once per metric and reason, the rows named only where it is not all of them."""
+def unmeasured_notes(records: Sequence[Record], label: Callable[[Case], str]) -> tuple[list[str], list[str]]:
+    """What rows that ran lack, and why: once per metric and reason, the rows named only where it is not all of them.
+
+    What no row has comes apart: it has no column.
+    """
     ran = [record for record in records if record.status == "ok"]
     lacking: dict[tuple[str, str], list[Case]] = {}
     for record in ran:
@@ -94,14 +99,19 @@ def unmeasured_notes(records: Sequence[Record], label: Callable[[Case], str]) ->
     for (name, reason), cases in lacking.items():
         who = "" if len(cases) == len(ran) else f" ({_names(cases, label)})"
         notes.setdefault((who, reason), []).append(name)
-    return [f"not measured: {', '.join(names)}{who}: {reason}" for (who, reason), names in notes.items()]
+    told = [(bool(who), f"not measured: {', '.join(names)}{who}: {why}") for (who, why), names in notes.items()]
+    return [text for some, text in told if some], [text for some, text in told if not some]
 
 
 def warning_notes(records: Sequence[Record], label: Callable[[Case], str]) -> list[str]:
+    """Each warning once, with its rows where it is not all: a record's own come in the order of what matters."""
     concerned: dict[str, list[Case]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda r: -len(r.warnings)):
         for text in dict.fromkeys(record.warnings):
             concerned.setdefault(line(text), []).append(record.case)
+    places = {record.case: i for i, record in enumerate(records)}
+    for cases in concerned.values():
+        cases.sort(key=lambda case: places[case])
     ran = sum(record.status != "skipped" for record in records)
     return [
         f"warning: {text}" if len(cases) >= ran else f"warning ({_names(cases, label)}): {text}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 HEADLINES = (
     "speedup_vs_flash",
     "speedup_vs_unpruned",
@@ -25,6 +27,9 @@ their interval in the cell, the others the figure alone (CSV has the interval)."
 
 OTHERS = (
     "throughput",
+    "top1",
+    "top5",
+    "samples",
     "hbm",
     "macs",
     "kv_cache",
@@ -88,6 +93,21 @@ _RANKS |= {name: rank for rank, name in enumerate(OTHERS, start=HEADLINE_RANKS)}
 def rank_of(name: str) -> int:
     """Where the column of that metric stands among all: the smaller, the more it is wanted."""
     return _RANKS.get(name, UNKNOWN)
+
+
+ROWS = ("variant", "keep", "layers", "removal", "tokens", "execution", "kernel", "status")
+"""The columns that are no metric, beside the options of methods."""
+
+
+def known() -> tuple[str, ...]:
+    """The names of all columns that are known here."""
+    return (*ROWS, *HEADLINES, *OTHERS)
+
+
+def meant(word: str, names: Iterable[str]) -> list[str]:
+    """The names that a word means: itself, else those that end with it, as `kl` and `vs flash` do."""
+    name = "_".join(word.lower().split())
+    return [n for n in names if n == name] or [n for n in names if n.endswith(f"_{name}")]
 
 
 def is_headline(name: str) -> bool:

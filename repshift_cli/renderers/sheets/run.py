@@ -29,18 +29,21 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
     records = [record for record in ordered_records(run) if record.case.group == group]
     columns = (*case_columns(records), *metric_columns(records), *closing_columns(records))
     label = labels(cases).__getitem__
-    said = [
-        *notes.settings_note(cases),
-        *notes.paths_note(records),
+    urgent = (*notes.outcome_notes(records, label), *notes.pending_note(cases, records, label))
+    warned = [*notes.warning_notes(records, label), *(f"warning: {notes.line(t)}" for t in dict.fromkeys(warnings))]
+    unmeasured, absent = notes.unmeasured_notes(records, label)
+    said = (
+        *urgent,
+        *warned,
         *notes.interval_note(records, columns),
         *notes.fidelity_note(records),
-        *notes.outcome_notes(records, label),
-        *notes.pending_note(cases, records, label),
-        *notes.unmeasured_notes(records, label),
-        *notes.warning_notes(records, label),
-        *(f"warning: {notes.line(text)}" for text in dict.fromkeys(warnings)),
-    ]
-    return Sheet(header_of(run.machine, cases), columns, notes.kernels_note(records), tuple(said))
+        *notes.settings_note(cases),
+        *notes.paths_note(records),
+        *unmeasured,
+        *absent,
+    )
+    header, kernels = header_of(run.machine, cases), notes.kernels_note(records)
+    return Sheet(header, columns, kernels, said, urgent, (*warned[notes.MOST_WARNINGS :], *absent))
 
 
 def header_of(machine: Machine, cases: Sequence[Case]) -> tuple[str, ...]:
