@@ -130,16 +130,15 @@ class Journal:
 
         What was in the file is read by `store.load` from then on.
         """
-        whole = True
+        if self._file is None:  # closed before
+            return not self._is_journal
         if self._is_journal:
-            try:
+            with contextlib.suppress(OSError):
                 store.write_pieces(self._real, in_pieces(self.run, map(self._plain, self._records.values())))
-            except OSError:
-                whole = False
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        return whole
+                self._is_journal = False
+        os.close(self._file)
+        self._file = None
+        return not self._is_journal
 
     # --- on the disk --------------------------------------------------------------------------------------------------
 
