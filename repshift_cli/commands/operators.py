@@ -154,9 +154,11 @@ def operators(
                 engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
-    outputs.emit(document_of(run))
-    if not outputs.view.quiet:
-        print(f"run file: {path}", file=sys.stderr)
+    try:
+        outputs.emit(document_of(run))
+    finally:
+        if not outputs.view.quiet:
+            print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(engine.exit_code(run))
 
 
