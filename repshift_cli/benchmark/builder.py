@@ -35,6 +35,7 @@ from repshift_cli.machine.device import free_memory
 from repshift_cli.models.base.subjects import protecting
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
+from repshift_cli.models.inputs.more import with_more_inputs
 from repshift_cli.probes import Context, Counter
 from repshift_cli.profiling import kineto
 from repshift_cli.records import (
@@ -148,7 +149,7 @@ class StepBuilder:
             self._subject, self._before, self._after, self._group = None, (), (), None
             free_memory()
             try:
-                subject = _built(case)
+                subject = with_more_inputs(_built(case), case)
             except UsageError:
                 raise
             except Exception as error:
