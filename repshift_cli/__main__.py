@@ -2,4 +2,5 @@
 
 from repshift_cli.cli import main
 
-main()
+if __name__ == "__main__":  # processes that decode images import it again
+    main()

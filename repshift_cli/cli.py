@@ -14,10 +14,12 @@ import typer
 from typer.core import TyperCommand
 
 from repshift_cli import __version__
+from repshift_cli.commands.analyze import analyze
 from repshift_cli.commands.backends import backends
 from repshift_cli.commands.bench import bench
 from repshift_cli.commands.compare import compare
 from repshift_cli.commands.doctor import doctor
+from repshift_cli.commands.eval import evaluate
 from repshift_cli.commands.explain import explain
 from repshift_cli.commands.export import export
 from repshift_cli.commands.gate import gate
@@ -57,10 +59,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+NAMES: dict[Any, str] = {evaluate: "eval"}
+"""Commands that are not called as their functions, whose names Python has for something else."""
 for command in (
     bench,
     operators,
+    evaluate,
     profile,
+    analyze,
     show,
     report,
     compare,
@@ -75,7 +81,7 @@ for command in (
     profiles,
     doctor,
 ):
-    app.command(cls=Command)(command)
+    app.command(NAMES.get(command), cls=Command)(command)
 
 
 def _print_version(wanted: bool) -> None:

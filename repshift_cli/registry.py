@@ -48,11 +48,14 @@ ROOMS = {
     "operators": Room("attention operator", "repshift operators --list", "Operator"),
     "counters": Room("counter", "repshift doctor --counters", "Instrument"),
     "probes": Room("probe", "repshift metrics", "Probe"),
+    "inspection": Room("question", "repshift analyze --help", "Question"),
     "benchmark.launchers": Room("launcher", "repshift bench --help", "Launcher"),
     "renderers": Room("renderer", "repshift show --help", "Renderer"),
+    "evaluation.tasks": Room("task", "repshift eval --list", "Task"),
+    "evaluation.datasets": Room("data format", "repshift eval --list", "Dataset"),
 }
 
-OPEN_ROOMS = ("attention", "reduction", "models", "operators", "renderers", "probes")
+OPEN_ROOMS = tuple(name for name in ROOMS if name not in ("counters", "benchmark.launchers"))
 """The rooms that other packages can add parts to."""
 
 OLDER_GROUPS = {"pruning": "reduction"}

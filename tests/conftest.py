@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, here and in child pr
 
 import pytest
 from fake_machine import FakeNvml, fake_torch
+from sham import Repository
 
 from repshift_cli.commands.shared import launching
 from repshift_cli.machine import device as devices
@@ -95,6 +97,16 @@ def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"the packages with the real weights cannot be downloaded: {done.stderr.strip()[-300:]}")
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """A repository whose `repshift_cli` is a sham, with a folder for temporary files of its own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    return Repository(tmp_path / "repo")
 
 
 @pytest.fixture

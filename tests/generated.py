@@ -33,6 +33,9 @@ CHECKS = {
     "operators": "test_operators.py tests/test_operator_identities.py",
     "probes": "test_probes.py",
     "renderers": "test_renderers.py",
+    "inspection": "test_inspection.py",
+    "evaluation.tasks": "test_evaluation.py",
+    "evaluation.datasets": "test_evaluation.py",
 }
 """The tests that try every part of a room, beside those of the registry."""
 

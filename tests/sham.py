@@ -1,7 +1,8 @@
 """A repository with a `repshift_cli` of its own that measures nothing: it writes the run file that lies in its tree.
 
 So that gates run on real revisions, worktrees and processes in milliseconds and with exact times: `factor.txt` makes
-every latency longer, `template.json` is the run, `mood.txt` makes it refuse, hang or fall over.
+every latency longer, `template.json` is the run, `mood.txt` makes it refuse, hang or fall over: `dies` in every round,
+`dies-once` in the first, `segv` before it writes a run, `wanders` by an output that differs from process to process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from synthetic import CPU, ON_CPU, ran
@@ -41,7 +43,10 @@ for word in mood:
     if word.startswith("lacks=") and word[6:] in options["variant"]:
         print(f"error: unknown attention back end '{word[6:]}'", file=sys.stderr)
         sys.exit(2)
-if "dies" in mood and "--timing-only" in sys.argv:
+if "segv" in mood:
+    os.kill(os.getpid(), 11)
+if "--timing-only" in sys.argv and ("dies" in mood or ("dies-once" in mood and not os.path.exists("died"))):
+    open("died", "w").close()
     sys.exit("CUDA error: an illegal memory access was encountered")
 if "--dry-run" in sys.argv:
     sys.exit()
@@ -53,6 +58,9 @@ for record in run["records"]:
             scale = factor if m["better"] == "lower" else 1 / factor
             scale *= random.uniform(0.999, 1.001)
             m["samples"] = [s * scale for s in m["samples"]]
+for record in run["records"]:
+    if "wanders" in mood:
+        record["output"]["sketch"] = [random.random() for _ in range(8)]
 run["records"] = [r for r in run["records"] if r["case"]["attention"] in options["variant"]]
 json.dump(run, open(argument("--out"), "w"))
 """
@@ -99,7 +107,7 @@ class Repository:
                 "template.json": template(FLASH, NEW),
                 "factor.txt": "1.0",
                 "mood.txt": "",
-                ".gitignore": "__pycache__/\nrepshift-runs/\n",
+                ".gitignore": "__pycache__/\nrepshift-runs/\ndied\n",
             }
         )
         self.commit("one")
@@ -137,3 +145,13 @@ class Repository:
 
     def worktrees(self) -> int:
         return len(self.git("worktree", "list").splitlines())
+
+    @property
+    def is_tidy(self) -> bool:
+        """Whether a gate has left neither a worktree nor a temporary folder."""
+        return self.worktrees() == 1 and not list(Path(tempfile.gettempdir()).iterdir())
+
+
+def last(text: str) -> str:
+    """The last line."""
+    return text.splitlines()[-1]

@@ -19,7 +19,7 @@ import pytest
 from synthetic import small_run
 
 from repshift_cli.benchmark import engine
-from repshift_cli.benchmark.engine import Session
+from repshift_cli.benchmark.engine import AGAIN, Session
 from repshift_cli.benchmark.launchers import Death, Task
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.runner import Settings
@@ -45,9 +45,14 @@ class Cluster:
     busy: float = 0.0
     builds: int = 0
     hired: int = 0
+    _told: bool = False
     _queue: list[tuple[float, int, Any]] = field(default_factory=list)
     _numbers: Any = field(default_factory=itertools.count)
     _left_at: float = field(default_factory=time.process_time)
+
+    def arrived(self) -> list[int]:
+        told, self._told = self._told, True
+        return [] if told else list(range(self.places))[::-1]
 
     def hire(self, place: int) -> Hand:
         self.hired += 1
@@ -172,6 +177,26 @@ def test_a_model_that_cannot_be_built_is_tried_twice(tmp_path: Path, quick_disk:
     done = measured(Cluster(places=1, dies=dies), tmp_path, planned)
     failed = [r.case.seed for r in done.journal.snapshot().records if r.status == "failed"]
     assert failed == [1] * 5 and len(set(tries)) == 2 and len(done.done) == len(planned)
+
+
+def test_what_was_lost_with_its_machine_is_tried_twice_elsewhere(tmp_path: Path, quick_disk: None) -> None:
+    planned = cases(groups=2, schedules=3)
+    unlucky, losses = planned[2], list[int]()
+
+    def dies(task: Comparison) -> Death | None:
+        if unlucky not in task.wanted:
+            return None
+        losses.append(id(task))
+        return Death("the machine was lost", elsewhere=True, place=f"node{len(set(losses))}:0")
+
+    cluster = Cluster(places=5, dies=dies)
+    done = measured(cluster, tmp_path, planned)
+    rows = {r.case: r for r in done.journal.snapshot().records}
+    row = rows.pop(unlucky)
+    assert (row.status, row.reason, row.place) == ("failed", "the machine was lost", "node3:0")
+    assert {r.status for r in rows.values()} == {"ok"} and len(set(losses)) == 3 and cluster.hired == 5
+    said = [w for w in done.journal.snapshot().warnings if "lost" in w]
+    assert len(said) == 3 and [AGAIN in w for w in said] == [True, True, False]
 
 
 def test_a_reference_that_died_is_broken_from_then_on(tmp_path: Path, quick_disk: None) -> None:

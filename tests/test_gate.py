@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from synthetic import ON_CPU
 
 from repshift_cli.analysis import stats
-from repshift_cli.analysis.comparison import BETTER, Finding, Lonely
+from repshift_cli.analysis.comparison import ABSENT, BETTER, Finding, Lonely
 from repshift_cli.analysis.stats import Estimate
+from repshift_cli.gate import outputs
 from repshift_cli.gate import verdict as rules
 from repshift_cli.gate.thresholds import QUICK_LEAST, QUICK_MOST, QUICK_PROCESS, QUICK_ROUNDS
 from repshift_cli.gate.verdict import (
@@ -31,7 +32,7 @@ from repshift_cli.gate.verdict import (
     decide,
     judge,
 )
-from repshift_cli.records import Measurement, UsageError
+from repshift_cli.records import Measurement, Output, UsageError
 
 GATES, FIRST, MOST, CASES = 1000, 12, 32, 4
 BETWEEN, WITHIN, SAMPLES = 0.006, 0.004, 10
@@ -332,5 +333,48 @@ def test_a_case_that_no_longer_runs_is_a_regression() -> None:
     case = dataclasses.replace(ON_CPU, attention="flash")
     broken = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "failed", "failed: out of memory")])
     assert broken.exit_code == 1 and "no longer runs (failed: out of memory)" in broken.sentence
-    gone = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "skipped", "failed to be wanted: no CUDA")])
-    assert gone.exit_code == 0
+    refused = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", "skipped", "skipped: it takes no mask")])
+    assert refused.exit_code == 1
+    absent = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", ABSENT, "it has no such case")])
+    new = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "head", "failed", "failed: out of memory")])
+    assert absent.exit_code == new.exit_code == 0
+
+
+def test_a_case_that_failed_once_leaves_the_gate_open() -> None:
+    case = dataclasses.replace(ON_CPU, attention="flash")
+    once = dataclasses.replace(outcome(finding(PASS, seed=1)), unsteady=(Lonely(case, "base", "failed", "round 3: x"),))
+    assert once.exit_code == 3
+    assert (
+        "failed on the working tree once and not when it was started again: flash seed 0 (round 3: x)" in once.sentence
+    )
+    assert dataclasses.replace(once, findings=(finding(FAIL, "worse", 1.1),)).exit_code == 1
+
+
+# --- what the sides compute -------------------------------------------------------------------------------------------
+
+LOGITS = Output("float32 (2, 10)", 1.0, (3.0, 0.0, -4.0))
+
+
+@pytest.mark.parametrize(
+    ("head", "verdict", "words"),
+    [
+        (LOGITS, PASS, "as on base"),
+        (dataclasses.replace(LOGITS, sketch=(3.0, 0.2, -4.0)), PASS, "as on base"),
+        (dataclasses.replace(LOGITS, sketch=(3.0, 0.5, -4.0)), FAIL, "10.00% away from base's (5.00% are let through)"),
+        (dataclasses.replace(LOGITS, words="float32 (2, 12)"), FAIL, "puts out float32 (2, 12), base float32 (2, 10)"),
+        (dataclasses.replace(LOGITS, words="bfloat16 (2, 10)"), FAIL, "head puts out bfloat16 (2, 10)"),
+        (dataclasses.replace(LOGITS, finite=0.95), FAIL, "95.000% of head's numbers are finite, of base's 100.000%"),
+        (dataclasses.replace(LOGITS, sketch=(1.0,)), FAIL, "the two versions of repshift note outputs in different"),
+    ],
+)
+def test_what_head_computes_is_judged_before_how_fast(head: Output, verdict: str, words: str) -> None:
+    found = outputs.compared(ON_CPU, LOGITS, head, 0.05, wanders=False)
+    assert found.verdict == verdict and words in rules.in_words(found, "flash")
+    assert outputs.compared(ON_CPU, LOGITS, head, None, wanders=False).verdict == INFORM
+    assert outputs.compared(ON_CPU, LOGITS, head, 0.05, wanders=True).verdict == INFORM
+
+
+def test_an_output_of_zeros_is_as_far_from_any_other_as_can_be() -> None:
+    zero = dataclasses.replace(LOGITS, sketch=(0.0, 0.0, 0.0))
+    assert outputs.distance(zero, zero) == 0 and outputs.distance(zero, LOGITS) == math.inf
+    assert outputs.distance(LOGITS, zero) == 1

@@ -35,6 +35,9 @@ def adapted():
 def found():
     return test_own.found()
 
+def unseeded():
+    return test_own.tiny.PlainTransformer(), test_own.model()[1]
+
 def several():
     return *test_own.model(), "blocks"
 
@@ -206,6 +209,15 @@ def test_parts_that_are_left_out_offer_no_operation(
 
 def test_the_tomls_keys_go_before_the_functions(here: Path) -> None:
     assert own.facts(toml(here, model=f"{NAME}:adapted", prefix=3)).prefix == 3
+
+
+def test_random_weights_do_not_depend_on_what_was_drawn_before(here: Path) -> None:
+    """Else a change of one model would move the output of the next, and a gate would take it for another."""
+    weights = []
+    for count in (1, 3):
+        torch.rand(count)
+        weights.append(own.build(own_case(f"{NAME}:unseeded")).module.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_blocks_that_count_their_tokens_are_the_users_word(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,8 +180,9 @@ def test_the_readme_stays_short() -> None:
 ROOMS = {
     **{
         f"repshift_cli/{room}": [*registry.parts(room)]
-        for room in ("attention", "reduction", "models", "operators", "renderers")
+        for room in ("attention", "reduction", "models", "operators", "renderers", "inspection")
     },
+    "repshift_cli/evaluation": [*registry.parts("evaluation.tasks"), *registry.parts("evaluation.datasets")],
     "repshift_cli/counters": [f.stem for f in (ROOT / "repshift_cli" / "counters").glob("[!_]*.py")],
     "repshift_cli/commands": [*OF],
     "profiles": [f.stem for f in (ROOT / "profiles").glob("*.toml")],

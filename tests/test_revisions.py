@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,31 +15,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from sham import FLASH, NEW, Repository, template, with_record
+from sham import FLASH, NEW, Repository, last, template
 from synthetic import CPU, CUDA
 
 from repshift_cli.gate import noise, process, revisions
 from repshift_cli.gate.verdict import NothingMeasured
-from repshift_cli.records import Record, store
+from repshift_cli.records import store
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    return Repository(tmp_path / "repo")
-
-
-def last(text: str) -> str:
-    return text.splitlines()[-1]
-
-
-def nothing_left(repository: Repository) -> bool:
-    return repository.worktrees() == 1 and not list(Path(tempfile.gettempdir()).iterdir())
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -51,7 +35,7 @@ def test_a_against_a_passes(repository: Repository) -> None:
         f"PASS: no regression in 2 cases against main ({repository.git('rev-parse', 'HEAD')[:10]})",
     )
     assert "head: the working tree at" in out and "uncommitted" not in out
-    assert nothing_left(repository), error
+    assert repository.is_tidy, error
 
 
 def test_how_long_it_takes_is_told_before_and_rounds_of_a_total(repository: Repository) -> None:
@@ -101,7 +85,7 @@ def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:
     head = store.load(repository.folder / "g" / "head.json")
     latency = head.records[0].measurement("latency")
     assert latency and latency.per_round == 1 and len(latency.samples) == 16, "8 processes and 8 of the confirmation"
-    assert nothing_left(repository)
+    assert repository.is_tidy
 
 
 def test_json_on_stdout_has_it_to_itself(repository: Repository) -> None:
@@ -157,58 +141,6 @@ def test_it_runs_from_a_folder_within_and_from_a_hook(repository: Repository) ->
     assert repository.gate("--base", "main", GIT_DIR="/nowhere", GIT_INDEX_FILE="/nowhere")[0] == 0
 
 
-# --- cases that one side lacks ----------------------------------------------------------------------------------------
-
-
-def test_a_case_that_base_does_not_know_is_listed_and_the_rest_judged(repository: Repository) -> None:
-    repository.write({"mood.txt": "lacks=efficient"})
-    repository.commit("older")
-    repository.write({"mood.txt": ""})
-    code, out, _ = repository.gate("--base", "HEAD")
-    assert code == 0 and "in 1 case" in last(out)
-    assert "only on head: efficient" in out and "unknown attention back end" in out
-
-
-def test_a_case_that_fails_on_head_alone_is_a_regression(repository: Repository) -> None:
-    broken = with_record(template(FLASH), to_fail("CUDA out of memory"))
-    repository.write({"template.json": broken})
-    code, out, _ = repository.gate("--base", "HEAD", "--github")
-    assert code == 1 and "efficient no longer runs (failed: CUDA out of memory)" in last(out)
-    assert "::error title=fail%3A efficient::efficient no longer runs" in out
-
-
-def test_a_head_that_fails_altogether_is_a_regression(repository: Repository) -> None:
-    run = json.loads(template(FLASH))
-    repository.write({"template.json": template(FLASH)})
-    repository.commit("one case")
-    run["records"][0] |= {"status": "failed", "reason": "out of memory", "measurements": []}
-    repository.write({"template.json": json.dumps(run)})
-    code, out, _ = repository.gate("--base", "HEAD")
-    assert code == 1 and "flash no longer runs (failed: out of memory)" in last(out)
-
-
-def test_what_processes_warn_of_is_told_with_their_number(repository: Repository) -> None:
-    text = template(FLASH).replace(
-        "random weights: fidelity says nothing of a trained model", "3 rounds were throttled"
-    )
-    repository.write({"template.json": text})
-    _, out, _ = repository.gate("--base", "HEAD")
-    assert "warning in 8 of 16 processes: 3 rounds were throttled" in out
-
-
-def test_hardware_that_throttles_everywhere_is_told(repository: Repository) -> None:
-    run = json.loads(template(FLASH))
-    run["records"][0]["throttled"] = True
-    repository.write({"template.json": json.dumps(run)})
-    repository.commit("a hot room")
-    _, out, _ = repository.gate("--base", "HEAD")
-    assert "warning in 16 of 16 processes: the device was throttled by hardware" in out
-
-
-def to_fail(reason: str) -> Record:
-    return Record(NEW, "failed", reason)
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +167,7 @@ def test_a_newer_schema_on_base(repository: Repository) -> None:
     repository.write({"template.json": template(FLASH)})
     code, _, error = repository.gate("--base", "HEAD")
     assert code == 4 and "no base: base wrote what this repshift cannot read" in last(error) and "99" in last(error)
-    assert nothing_left(repository)
+    assert repository.is_tidy
 
 
 def test_another_torch_is_a_mismatch_unless_the_interpreters_differ(repository: Repository, tmp_path: Path) -> None:
@@ -261,15 +193,6 @@ def test_another_card_of_the_same_model_is_a_mismatch(repository: Repository) ->
     assert code == 4 and "base and head differ in GPU GPU-7b1f and GPU-other" in last(error)
 
 
-def test_a_process_that_dies_says_what_it_said(repository: Repository) -> None:
-    repository.write({"mood.txt": "dies"})
-    code, _, error = repository.gate("--base", "HEAD")
-    assert code == 5
-    assert last(error) == (
-        "error: nothing measured: head in round 1 (exit code 1): CUDA error: an illegal memory access was encountered"
-    )
-
-
 def test_nothing_that_ran_is_nothing_measured(repository: Repository) -> None:
     run = json.loads(template(FLASH))
     run["records"] = [
@@ -278,7 +201,7 @@ def test_nothing_that_ran_is_nothing_measured(repository: Repository) -> None:
     repository.write({"template.json": json.dumps(run)})
     repository.commit("nothing")
     code, _, error = repository.gate("--base", "HEAD")
-    assert code == 5 and "nothing measured on both sides: no GPU" in last(error)
+    assert code == 5 and "nothing measured on both sides: base: no GPU" in last(error)
 
 
 def test_the_same_code_on_both_sides_is_refused(repository: Repository) -> None:
@@ -317,7 +240,7 @@ def test_setup_builds_both_trees_and_may_bring_their_interpreter(repository: Rep
 def test_a_setup_that_fails_is_told_by_its_last_line(repository: Repository) -> None:
     code, _, error = repository.gate("--base", "HEAD", "--setup", "echo no compiler >&2; exit 7")
     assert code == 5 and "--setup failed on base with exit code 7: no compiler" in last(error)
-    assert nothing_left(repository)
+    assert repository.is_tidy
 
 
 # --- noise and self-test ----------------------------------------------------------------------------------------------
@@ -364,18 +287,58 @@ def test_an_interrupted_gate_leaves_neither_worktree_nor_process(
     repository.commit("hangs")
     log = tmp_path / "log"
     log.touch()
+    process, pids = hanging(repository, log)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    assert pids and not any(map(alive, pids))
+    assert repository.is_tidy
+
+
+def hanging(repository: Repository, log: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A gate whose first round hangs, and the processes that do."""
     process = repository.start("--base", "HEAD", SHAM_LOG=str(log))
     while "hanging" not in log.read_text():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     assert repository.worktrees() == 2
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code, error
-    assert "Traceback" not in error
-    pids = [int(pid) for line in log.read_text().splitlines() if line.startswith("hanging") for pid in line.split()[1:]]
+    lines = (line.split() for line in log.read_text().splitlines())
+    return process, [int(pid) for words in lines if words[0] == "hanging" for pid in words[1:]]
+
+
+def test_after_sigkill_what_measured_is_gone_and_the_next_gate_tidies_up(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Not what another gate that still runs has checked out."""
+    repository.write({"mood.txt": "hang"})
+    repository.commit("hangs")
+    log = tmp_path / "log"
+    log.touch()
+    running, _ = hanging(repository, log)
+    log.write_text("")
+    (tree,) = Path(tempfile.gettempdir()).iterdir()
+    assert len(list((repository.folder / "repshift-runs").iterdir())) == 1
+    killed = repository.start("--base", "HEAD", SHAM_LOG=str(log))
+    while "hanging" not in log.read_text():
+        time.sleep(0.05)
+    pids = [int(pid) for pid in log.read_text().splitlines()[-1].split()[1:]]
+    assert len(list((repository.folder / "repshift-runs").iterdir())) == 2, "each has a folder of its own"
+    killed.kill()
+    killed.communicate(timeout=60)
+    until = time.monotonic() + 60
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
     assert pids and not any(map(alive, pids))
-    assert nothing_left(repository)
+    assert repository.worktrees() == 3, "a worktree is left behind"
+    repository.write({"mood.txt": ""})
+    code, _, error = repository.gate("--base", "HEAD~1")
+    assert code == 0, error
+    assert error.count("removed what a gate that was killed left behind: ") == 1
+    assert repository.worktrees() == 2 and list(Path(tempfile.gettempdir()).iterdir()) == [tree]
+    running.terminate()
+    running.communicate(timeout=60)
+    assert repository.is_tidy
 
 
 def alive(pid: int) -> bool:

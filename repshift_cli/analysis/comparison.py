@@ -89,8 +89,8 @@ class Lonely:
 
     @property
     def is_broken(self) -> bool:
-        """Whether base measured it and it fails on head."""
-        return self.side == "base" and self.status == "failed"
+        """Whether base measured it and it fails on head, or is refused there."""
+        return self.side == "base" and self.status in ("failed", "skipped")
 
 
 def worse(ratio: Estimate, better: str) -> Estimate:

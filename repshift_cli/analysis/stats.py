@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from repshift_cli.analysis import paired
 from repshift_cli.records import Measurement
 
 CONFIDENCE = 0.95
@@ -59,6 +60,12 @@ def estimate(measurement: Measurement) -> Estimate | None:
         return None if ratio.low is None else ratio
     if measurement.statistic == "wilson":
         return wilson(rounds)
+    if measurement.statistic == "tango":
+        return Estimate(*paired.tango(measurement.samples))
+    if measurement.statistic == "bootstrap":
+        return Estimate(*paired.percentiles(measurement.samples))
+    if measurement.statistic == "mean":
+        return mean_interval(measurement.samples)
     return Estimate(statistics.fmean(rounds))
 
 
@@ -93,6 +100,25 @@ def wilson(percents: Sequence[float]) -> Estimate:
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return Estimate(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """The mean with Student's 95% interval; none of a single value."""
+    middle = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(middle)
+    half = student_t(min(len(values) - 1, 1000)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(middle, middle - half, middle + half)
+
+
+def mean_p(values: Sequence[float]) -> float:
+    """The two-sided p-value of "the mean is 0" by Student's t; 1 where the values allow none."""
+    if len(values) < 2 or not any(values):
+        return 1.0
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    if not spread:
+        return 0.0
+    return 1 - _two_sided(abs(statistics.fmean(values)) / spread, min(len(values) - 1, 1000))
 
 
 def round_medians(samples: Sequence[float], per_round: int) -> list[float]:

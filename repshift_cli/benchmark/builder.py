@@ -222,7 +222,7 @@ def _built(case: Case) -> Subject:
 
 
 def _step(case: Case, subject: Subject) -> Step:
-    step = steps.step_of(case, subject) if case.model == OPERATORS else _eager(case, subject)
+    step = steps.step_of(case, subject) if case.model == OPERATORS else eager_step(case, subject)
     return {"eager": lambda s: s, "graph": graph, "compile": compiled}[case.execution](step)
 
 
@@ -241,7 +241,8 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _eager(case: Case, subject: Subject) -> Step:
+def eager_step(case: Case, subject: Subject) -> Step:
+    """The case on a subject that is built already: its attention bound and its tokens dropped while it is active."""
     backend, method = _backend(case.attention), _method(case.pruning)
     library = subject.eager if backend.OFFERS.library else None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli import __version__
-from repshift_cli.benchmark.launchers import Carrier, Death, Event, Listed, Observer, Task
+from repshift_cli.benchmark.launchers import Arrival, Carrier, Death, Event, Listed, Observer, Task
 from repshift_cli.benchmark.runner import Settings
 from repshift_cli.benchmark.tasks import Comparison, Equipment, Equipping, Plan, Planning, Station
 from repshift_cli.records import OPERATORS, Case, Record, Run, UsageError
@@ -31,6 +31,9 @@ BUDGET = {"cuda": 5.0, "cpu": 6.0}
 NOTHING_MEASURED = 5
 MOST_DEATHS = 2
 """A case that took as many processes with it is not tried again."""
+MOST_LOSSES = 2
+"""A comparison whose machine was lost is tried again elsewhere as often, at most."""
+AGAIN = "its comparison was measured again elsewhere"
 CRASHED = "crashed: repshift ended while this case was being measured"
 ON_A_CPU = "measured on a CPU: there is no HBM, clock or GPU memory to measure"
 CPU_FLASH = ", and `flash` is torch's CPU flash kernel"
@@ -82,6 +85,16 @@ class Session:
         self.failed = {record.case for record in records if record.status == "failed"}
         self.tokens = {p.case: p.tokens for p in self.planned}
 
+    def note(self, arrival: Arrival) -> None:
+        """The machine of a place, in the run and on the disk."""
+        if self.journal.run.machines.get(arrival.place) != arrival.machine:
+            self.journal.add_machine(arrival.place, arrival.machine)
+
+    def warn(self, text: str) -> None:
+        """A warning of the whole run."""
+        if text not in self.journal.run.warnings:
+            self.journal.change(warnings=(*self.journal.run.warnings, text))
+
     def add(self, record: Record) -> None:
         """The record in the run and on the disk."""
         self.done.add(record.case)
@@ -100,9 +113,13 @@ def plan_sweep(sweep: Axes | OperatorAxes, carrier: Carrier, observing: Observin
 
 def equip(order: Order, device: str, carrier: Carrier, observing: Observing) -> Equipment:
     """The machine as it is, and what measures HBM traffic on it."""
-    hbm = "off" if order.manner.timing_only else order.sweep.hbm
-    equipment: Equipment = _asked(Equipping(device, hbm, order.sweep.threads), carrier, observing)
+    equipment: Equipment = _asked(Equipping(device, hbm_of(order), order.sweep.threads), carrier, observing)
     return equipment
+
+
+def hbm_of(order: Order) -> str:
+    """How HBM traffic is to be measured; not at all where time alone is."""
+    return "off" if order.manner.timing_only else order.sweep.hbm
 
 
 def _asked(task: Task, carrier: Carrier, observing: Observing) -> Any:
@@ -159,15 +176,16 @@ def start(
 
 
 def resume(
-    journal: Journal, order: Order, plan: Plan, equipment: Equipment, retry_failed: bool, isolated: bool
+    journal: Journal, order: Order, plan: Plan, equipment: Equipment, retry_failed: bool, isolated: bool, named: bool
 ) -> Session:
-    """The earlier run, where this machine and this version measure the same: UsageError otherwise.
+    """The earlier run, where this machine and this version measure the same: UsageError otherwise. Records that are
+    `named` say themselves where they were made, and may be of any machine.
 
     A case that was begun and never recorded has crashed where nothing stood between it and the command, or where that
     happened twice; a case that took two processes with it is not tried a third time.
     """
     here, earlier, path = equipment.machine, journal.run, journal.path
-    for name in ("device_name", "uuid", "driver", "cpu"):
+    for name in () if named else ("device_name", "uuid", "driver", "cpu"):
         if getattr(earlier.machine, name) != getattr(here, name):
             raise UsageError(f"{path} was begun on another machine ({name}: {getattr(earlier.machine, name)})")
     if earlier.machine.packages.get("torch") != here.packages.get("torch"):
@@ -207,6 +225,8 @@ def measure(session: Session, carrier: Carrier, observing: Observing) -> Run:
         for event in carrier.carry_out(source, observer):
             if isinstance(event.value, Death):
                 source.bury(event.task.subjects, event.value)
+            elif isinstance(event.value, Arrival):
+                session.note(event.value)
             else:
                 session.add(event.value)
     return session.journal.snapshot()
@@ -229,6 +249,7 @@ class Comparisons:
         self._session = session
         self._left: dict[tuple[Any, ...], deque[Block]] = {}
         self._deaths: Counter[tuple[Any, ...]] = Counter()
+        self._lost: Counter[tuple[Case, ...]] = Counter()
         for block in plans.comparisons(session.planned):
             if any(p.case not in session.done for p in block):
                 self._left.setdefault(block[0].case.group, deque()).append(block)
@@ -251,10 +272,18 @@ class Comparisons:
     def bury(self, cases: tuple[Case, ...], death: Death) -> None:
         """The case at which a process died has failed; the others of its comparison are measured without it.
 
-        A model at whose building a process died twice is not built again.
+        A model at whose building a process died twice is not built again. What was lost with its machine is tried
+        elsewhere.
         """
         group = cases[0].group
-        if death.case is not None:
+        if death.elsewhere:
+            self._lost[cases] += 1
+            last = self._lost[cases] > MOST_LOSSES
+            self._session.warn(f"{death.place}: {death.reason}" + ("" if last else f"; {AGAIN}"))
+            if last:
+                for case in (c for c in cases if c not in self._session.done):
+                    self._fail(case, death)
+        elif death.case is not None:
             self._fail(death.case, death)
         else:
             self._deaths[group] += 1
@@ -287,7 +316,7 @@ class Comparisons:
         earlier = session.journal.record_of(case)
         deaths = 1 + (earlier.deaths if earlier else 0)
         tokens = session.tokens[case]
-        session.add(Record(case, "failed", death.reason, tokens, deaths=deaths, stack=death.stack))
+        session.add(Record(case, "failed", death.reason, tokens, deaths=deaths, stack=death.stack, place=death.place))
 
     def _put_back(self, group: tuple[Any, ...], cases: tuple[Case, ...]) -> None:
         if any(case not in self._session.done for case in cases):

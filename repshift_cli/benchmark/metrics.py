@@ -6,6 +6,7 @@ from repshift_cli import registry
 from repshift_cli.benchmark import contenders, derived, execution
 from repshift_cli.benchmark.operators import measures
 from repshift_cli.benchmark.passes import in_order
+from repshift_cli.evaluation import results
 from repshift_cli.machine import cpu_state, gpu_state
 from repshift_cli.records import Metric
 
@@ -15,6 +16,8 @@ def all_metrics() -> tuple[Metric, ...]:
     sources = (
         contenders,
         *(registry.load(part) for part in in_order()),
+        *(registry.load(part) for part in registry.parts("evaluation.tasks").values()),
+        results,
         derived,
         execution,
         measures,

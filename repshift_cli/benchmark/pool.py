@@ -45,15 +45,14 @@ class Hand(Protocol):
 class Crew(Protocol):
     """Where workers come from."""
 
-    @property
-    def places(self) -> int:
-        """How many there may be at a time."""
+    def arrived(self) -> list[int]:
+        """The places that can be given a task from now on, each told once; one that was lost is none."""
 
     def hire(self, place: int) -> Hand:
         """A new worker at the place."""
 
     def wait(self, seconds: float) -> list[Hand]:
-        """Those who have something to say, within that time."""
+        """Those who have something to say, within that time; UsageError where nobody is there or will come."""
 
     def close(self) -> None:
         """Nobody is needed any more."""
@@ -66,22 +65,24 @@ class Pool:
     crew: Crew
     now: Callable[[], float] = time.monotonic
     isolated: bool = True
+    named: bool = False
     _hands: dict[int, Hand] = field(default_factory=dict)
+    _free: list[int] = field(default_factory=list)
+    _busy: int = 0
     _looked: float = 0.0
 
     def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
         """Every task of the source, with its results as they are made."""
         with signals.noticed() as notice:
-            free = list(range(self.crew.places))[::-1]
             stopped: float | None = None
             while True:
-                if stopped is None:
-                    self._give_out(source, free)
-                if len(free) == self.crew.places:
+                self._free += self.crew.arrived()
+                more = stopped is None and self._give_out(source)
+                if not self._busy and not more:
                     break
                 speaking = self.crew.wait(SECONDS_BETWEEN_LOOKS)
                 for place in self._places_of(speaking):
-                    yield from self._heard(place, observer, free, stopping=stopped is not None)
+                    yield from self._heard(place, observer, stopping=stopped is not None)
                 notice.raise_at_once()
                 stopped = self._stopping(notice, observer, stopped)
             if notice.interrupts:
@@ -95,18 +96,20 @@ class Pool:
             self._hands.clear()
             self.crew.close()
 
-    def _give_out(self, source: Source, free: list[int]) -> None:
-        """A task for each free place, until there are none; whoever had its model before gets the next with it."""
-        while free:
-            place = free[-1]
+    def _give_out(self, source: Source) -> bool:
+        """A task for each free place; whoever had its model before gets the next with it. False where there is none."""
+        while self._free:
+            place = self._free[-1]
             hand = self._hands.get(place)
             task = source.take(hand.last if hand else None)
             if task is None:
-                return
-            free.pop()
+                return False
+            self._free.pop()
             if hand is None:
                 hand = self._hands[place] = self.crew.hire(place)
             hand.give(task)
+            self._busy += 1
+        return True
 
     def _places_of(self, speaking: list[Hand]) -> list[int]:
         """The places of those who speak; from time to time all, since the dead do not speak."""
@@ -115,7 +118,7 @@ class Pool:
         self._looked = self.now()
         return [place for place, hand in self._hands.items() if hand.task is not None]
 
-    def _heard(self, place: int, observer: Observer, free: list[int], stopping: bool) -> Iterator[Event]:
+    def _heard(self, place: int, observer: Observer, stopping: bool) -> Iterator[Event]:
         """What the worker at a place has to say, its end included."""
         hand = self._hands[place]
         task = hand.task
@@ -130,7 +133,8 @@ class Pool:
                 if any(said):  # it has profiled a device, and what it timed from now on would be slower for that
                     hand.end()
                     del self._hands[place]
-                free.append(place)
+                self._free.append(place)
+                self._busy -= 1
                 observer.next()
                 return
             elif kind == "lost":
@@ -142,7 +146,9 @@ class Pool:
         if ended := ended or hand.death():
             hand.end()
             del self._hands[place]
-            free.append(place)
+            self._busy -= 1
+            if not ended.elsewhere:
+                self._free.append(place)
             if not stopping:
                 yield Event(task, ended)
 

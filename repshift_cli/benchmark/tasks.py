@@ -120,9 +120,10 @@ class Equipping:
 
     def perform(self, observer: Observer) -> Iterator[Equipment]:
         """The machine, and what measures HBM traffic on it, calibrated where it has to be."""
+        device = devices.choose_device(self.device)
         threads = choose_threads(self.threads)
-        machine = replace(describe(self.device), threads=threads)
-        yield Equipment(machine, choose(self.hbm, self.device, observer.phase), threads)
+        machine = replace(describe(device), threads=threads)
+        yield Equipment(machine, choose(self.hbm, device, observer.phase), threads)
 
 
 @dataclass(frozen=True)

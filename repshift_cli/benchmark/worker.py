@@ -7,7 +7,6 @@ model prints mixes with nothing. It ends when the command ends, however that hap
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import mmap
 import os
@@ -19,13 +18,14 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from repshift_cli.machine.guardian import end_with
+
 BUILDING, NOTHING = -1, -2
 STATUS = struct.Struct("<iI")
 """What the worker writes where the command sees it at any time: the place of the running case among the task's, or
 one of those above, and a number that changes with each step."""
 
 SECONDS_BETWEEN_WORDS = 0.2
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Setup:
 
 def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
     """Answer tasks until there are none."""
-    _end_with_the_command(life_fd)
+    end_with(life_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
     faulthandler.enable(stack_fd)
@@ -106,39 +106,25 @@ def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
 
 
 def _answer(task: Any, reporter: Reporter, place: str | None) -> None:
+    from repshift_cli.benchmark.launchers import Arrival
     from repshift_cli.benchmark.runner import ContextLost
+    from repshift_cli.machine.describe import describe
     from repshift_cli.profiling import kineto
     from repshift_cli.records import Record, RepshiftError
 
     send, timed = reporter.link.send, False
     try:
         for value in task.perform(reporter):
+            if isinstance(value, Record) and place and not timed:
+                send(("result", Arrival(place, describe(value.case.device))))
             timed = isinstance(value, Record)
             send(("result", replace(value, place=place) if isinstance(value, Record) and place else value))
     except ContextLost as loss:
-        send(("lost", loss.reason, loss.case))
+        send(("lost", loss.reason, loss.case, None, True, False, place))
     except RepshiftError as error:
         send(("refused", error))
     else:
         send(("done", timed and kineto.attached()))  # a fresh process for what is timed next
-
-
-def _end_with_the_command(life: int) -> None:
-    """When the command is gone, SIGKILL included, this process and all of its group go too.
-
-    A guardian sees to that, forked while this process is still small: a model that hangs in C lets no thread run.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # Linux has it; it is for the case that the guardian was killed
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.fork():
-        os.close(life)
-        return
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    os.dup2(life, 0)
-    os.closerange(1, 1024)
-    os.read(0, 1)  # nobody writes: it returns when the other end is closed
-    os.killpg(0, signal.SIGKILL)
 
 
 def command(fds: tuple[int, ...]) -> list[str]:

@@ -32,15 +32,17 @@ class LocalCrew:
     patience: float | None = None
     setups: tuple[Setup, ...] = (Setup(),)
     starts: list[float] = field(default_factory=list)
+    _told: bool = False
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _spare: dict[int, Worker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._spare = {0: self._new(0)}  # it starts while the command is still reading
 
-    @property
-    def places(self) -> int:
-        return len(self.setups)
+    def arrived(self) -> list[int]:
+        """All places, at the first time."""
+        told, self._told = self._told, True
+        return [] if told else list(range(len(self.setups)))[::-1]
 
     def hire(self, place: int) -> Worker:
         """A new worker; the first has been starting since the crew was made."""
@@ -70,7 +72,7 @@ class Worker:
         selector: selectors.BaseSelector,
         starts: list[float],
     ) -> None:
-        self.place = place
+        self.place, self._name = place, setup.place
         self.task: Task | None = None
         self.last: Task | None = None
         self._patience, self._selector, self._starts = patience, selector, starts
@@ -133,15 +135,19 @@ class Worker:
     def death(self) -> Death | None:
         if self._hangs():
             reason = f"it hung: no step was finished in {self._patience:g} s (--case-timeout)"
-            return Death(reason + self._while_building(), self._case(), self._stack_now(), again=False)
+            return Death(
+                reason + self._while_building(), self._case(), self._stack_now(), again=False, place=self._name
+            )
         if not self._is_over():
             if self._deaf_since is None or time.monotonic() - self._deaf_since < LAST_WORDS:
                 return None
-            return Death("the process shut its way to the command and lives on", self._case(), self._stack_now())
+            why = "the process shut its way to the command and lives on"
+            return Death(why, self._case(), self._stack_now(), place=self._name)
         case = self._case()
         code, peak = self._reaped()
         reason = obituary.reason(code, peak, obituary.kills_for_memory() > self._killed_before)
-        return Death(reason + ("" if case else self._while_building()), case, self._stack_so_far())
+        why = reason + ("" if case else self._while_building())
+        return Death(why, case, self._stack_so_far(), place=self._name)
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):

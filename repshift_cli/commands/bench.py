@@ -19,6 +19,7 @@ from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
+from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
@@ -76,6 +77,8 @@ def bench(
     max_cases: options.MaxCases = options.MOST_CASES,
     on: launching.On = None,
     case_timeout: launching.CaseTimeout = None,
+    parallel: launching.Parallel = None,
+    device_kind: launching.DeviceKind = None,
     in_process: launching.InProcess = False,
     out: Out = None,
     resume: Resume = None,
@@ -85,13 +88,14 @@ def bench(
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
     manner = Manner(timing_only, delay, str(memory_snapshot) if memory_snapshot else None)
+    where = Where(on, in_process, case_timeout, parallel, device_kind)
     file, observing = _File(out, resume, retry_failed), as_asked(outputs.view)
     with signals.ending_in_order(), file.opened(asked, manner) as (order, place):
         options.check_size(order.sweep, max_cases)
         outputs.check({"--out": place.path})
         if not dry_run:
             file.check(place)
-        with launching.launched(on, in_process, case_timeout, order.sweep.budget) as carrier:
+        with launching.launched(where, order) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
                 options.list_cases(plan.planned, outputs)
@@ -190,7 +194,7 @@ def _session(
     equipment = engine.equip(order, plan.device, carrier, observing)
     if place.journal is None:
         return engine.start(place.path, order, plan, equipment, place.instead)
-    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated)
+    return engine.resume(place.journal, order, plan, equipment, retry_failed, carrier.isolated, carrier.named)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -69,6 +69,15 @@ Quick = Annotated[
         rich_help_panel=_HOW,
     ),
 ]
+CaseTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=0.1,
+        help="A case hangs when one step of it takes longer than this. (default: as in bench)",
+        rich_help_panel=_HOW,
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_HOW)]
 NoiseFile = Annotated[Path, typer.Option("--noise", help="Where the noise of runners is stored.", rich_help_panel=_HOW)]
 Out = Annotated[
@@ -93,6 +102,7 @@ def gate(
     rounds: Rounds = None,
     most_rounds: MostRounds = None,
     quick: Quick = False,
+    case_timeout: CaseTimeout = None,
     device: Device = None,
     noise_file: NoiseFile = store.FOLDER / "noise.json",
     out: Out = None,
@@ -118,4 +128,4 @@ def gate(
     options, limits = gating.profile_options(profile, device, rounds, most_rounds)
     limits = thresholds.quick(limits) if quick or (self_test and not (rounds or most_rounds)) else limits
     mode = "learn" if learn else "self-test" if self_test else "gate"
-    raise typer.Exit(gating.run(mode, asked, options, limits, out))
+    raise typer.Exit(gating.run(mode, asked, options, limits, out, case_timeout))

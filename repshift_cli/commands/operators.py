@@ -18,6 +18,7 @@ from repshift_cli.benchmark.engine import Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
+from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
@@ -138,9 +139,10 @@ def operators(
         _list_operators()
         return
     observing = as_asked(outputs.view)
+    where = Where(in_process=in_process, case_timeout=case_timeout)
     with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
         outputs.check({"--out": path})
-        with launching.launched(None, in_process, case_timeout, order.sweep.budget) as carrier:
+        with launching.launched(where, order) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
                 options.list_cases(plan.planned)
@@ -194,7 +196,7 @@ def _session(
     equipment = engine.equip(order, plan.device, carrier, observing)
     if journal is None:
         return engine.start(path, order, plan, equipment)
-    return engine.resume(journal, order, plan, equipment, False, carrier.isolated)
+    return engine.resume(journal, order, plan, equipment, False, carrier.isolated, carrier.named)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`repshift show`: a stored run or profile, rendered again."""
+"""`repshift show`: a stored run, profile or inspection, rendered again."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import typer
 
 from repshift_cli.commands.shared import options
 from repshift_cli.commands.shared.output import Outputs, output_options
-from repshift_cli.records import UsageError, store
+from repshift_cli.records import Run, UsageError, store
 from repshift_cli.records.json_codec import json_schema
 from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers import document_of
 
 
-@output_options("run", "profile")
+@output_options("run", "profile", "inspection")
 def show(
-    run: Annotated[Path | None, typer.Argument(help="The run file, or the profile.", show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="The run file, the profile or the inspection.", show_default=False)
+    ] = None,
     by: Annotated[
         str | None, typer.Option(help="Of a profile: rows by part, layer, kernel or op.", show_default=False)
     ] = None,
@@ -32,7 +34,10 @@ def show(
     *,
     outputs: Outputs,
 ) -> None:
-    """Show a stored run or profile as a table, or as JSON, CSV or Markdown (- is stdout, with nothing else on it)."""
+    """Show a stored run, profile or inspection as a table, or as JSON, CSV or Markdown.
+
+    With - as the file they go to stdout, with nothing else on it.
+    """
     if schema:
         typer.echo(json.dumps(json_schema(), indent=2))
         return
@@ -42,7 +47,7 @@ def show(
     if isinstance(shown, ProfileRun):
         shown = dataclasses.replace(shown, options=shown.options | _views(by, diff))
     elif by is not None or diff:
-        raise UsageError(f"{run} is a run, no profile: leave out {'--by' if by is not None else '--diff'}")
+        raise UsageError(f"{run} is no profile: leave out {'--by' if by is not None else '--diff'}")
     if traffic:
         _show_traffic(shown, run)
         return
@@ -54,8 +59,8 @@ def _show_traffic(shown: Any, file: Path) -> None:
     from repshift_cli.renderers.sheets import traffic
     from repshift_cli.renderers.table import console_for
 
-    if isinstance(shown, ProfileRun):
-        raise UsageError(f"{file} is a profile, no run: leave out --traffic")
+    if not isinstance(shown, Run):
+        raise UsageError(f"{file} is no run: leave out --traffic")
     traffic.render(shown, console_for(sys.stdout))
 
 

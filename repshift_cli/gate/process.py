@@ -8,14 +8,17 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from repshift_cli.gate.verdict import NothingMeasured
-from repshift_cli.records import Run, store
+from repshift_cli.gate.verdict import NoBase, NothingMeasured
+from repshift_cli.machine import guardian
+from repshift_cli.records import Run, UsageError, store
 
 TIMEOUT = 3600.0
 """Seconds after which a measuring process is taken for hung."""
@@ -67,26 +70,37 @@ def undisturbed() -> Iterator[None]:
             signal.signal(s, handler)
 
 
+class Hung(NothingMeasured):
+    """A process did not end within the time that any may take."""
+
+
 def run(command: Sequence[str] | str, folder: Path, environment: Mapping[str, str], log: Path) -> int:
-    """The exit code of a command whose output goes to `log`; however this ends, it and its children are gone."""
+    """The exit code of a command whose output goes to `log`; however this ends, it and its children are gone.
+
+    When this process is killed they go too: a guardian waits for the end of a pipe whose other end is here.
+    """
+    words = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+    life, ours = os.pipe()
     with log.open("ab") as out:
         process = subprocess.Popen(
-            command,
-            shell=isinstance(command, str),
+            [sys.executable, "-IS", guardian.__file__, str(life), *words],
             cwd=folder,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=(life,),
         )
+        os.close(life)
         try:
             return process.wait(TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise NothingMeasured(f"{_shown(command)} was still running after {TIMEOUT / 60:.0f} minutes") from error
+            raise Hung(f"{_shown(command)} was still running after {TIMEOUT / 60:.0f} minutes") from error
         finally:
             with undisturbed():
                 _end(process)
+                os.close(ours)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -106,11 +120,71 @@ def _shown(command: Sequence[str] | str) -> str:
     return command if isinstance(command, str) else shlex.join(command)
 
 
-def bench(side: Side, arguments: Sequence[str], out: Path) -> tuple[int, Run | None]:
-    """One fresh process that measures: its exit code and its run, where it wrote one. The log lies beside it."""
-    command = [side.python, "-m", "repshift_cli", "bench", *arguments, "--out", str(out), *side.extra]
-    code = run(command, side.folder, side.environment, out.with_suffix(".log"))
-    return code, store.load(out) if out.exists() else None
+@dataclass(frozen=True)
+class Ended:
+    """How a measuring process ended: its exit code (None where it hung), its run where it wrote one, its last line."""
+
+    code: int | None
+    run: Run | None
+    said: str
+
+    @property
+    def refused(self) -> bool:
+        """Whether it says that what is asked for cannot be used."""
+        return self.code == USAGE and self.run is None
+
+    @property
+    def how(self) -> str:
+        """In words: `signal 11 (Segmentation fault): it said nothing`."""
+        if self.code is None:
+            return self.said
+        if self.code < 0:
+            return f"signal {-self.code} ({signal.strsignal(-self.code)}): {self.said}"
+        return f"exit code {self.code}: {self.said}"
+
+
+@dataclass
+class Starter:
+    """Starts the measuring processes of one sweep; `folder` takes the run file and the log of each.
+
+    `patience` is the seconds after which one step of a case counts as hung, where bench's own default is not wanted.
+    """
+
+    folder: Path
+    options: dict[str, Any]
+    patience: float | None = None
+    now: Callable[[], float] = time.monotonic
+    seconds: list[float] = field(default_factory=list)
+    """What each process took; the first are the surveys."""
+    _help: dict[str, str] = field(default_factory=dict)
+
+    def takes(self, side: Side, option: str) -> bool:
+        """Whether the side's `bench` has the option; NoBase where it does not even print its help."""
+        if side.name not in self._help:
+            log = self.folder / f"{side.name}-help.log"
+            command = [side.python, "-m", "repshift_cli", "bench", "--help"]
+            if run(command, side.folder, {**side.environment, "COLUMNS": "200", "NO_COLOR": "1"}, log):
+                raise NoBase(f"environment mismatch: repshift does not run on {side.name}: {last_line(log)}")
+            self._help[side.name] = log.read_text(encoding="utf-8", errors="replace")
+        return option in self._help[side.name]
+
+    def bench(self, side: Side, name: str, *arguments: str, **changes: Any) -> Ended:
+        """One fresh process of the side, with these `changes` of the options."""
+        profile, out = self.folder / "profile.toml", self.folder / f"{name}.json"
+        profile.write_text(toml({**self.options, **changes}, "what the gate measures"), encoding="utf-8")
+        given = [*arguments, *side.extra]
+        if self.patience is not None and self.takes(side, "--case-timeout"):
+            given += ["--case-timeout", str(self.patience)]
+        command = [side.python, "-m", "repshift_cli", "bench", "--profile", str(profile), "--out", str(out), *given]
+        begun, log = self.now(), out.with_suffix(".log")
+        try:
+            code = run(command, side.folder, side.environment, log)
+            self.seconds.append(self.now() - begun)
+            return Ended(code, store.load(out) if out.exists() else None, last_line(log))
+        except Hung as error:
+            return Ended(None, None, str(error))
+        except UsageError as error:  # the run file of another version
+            raise NoBase(f"no base: {side.name} wrote what this repshift cannot read: {error}") from error
 
 
 def last_line(log: Path) -> str:

@@ -6,6 +6,7 @@ A side is a folder to run in and an interpreter to run with, whose own packages 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from repshift_cli.records import UsageError
 
 GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "PYTHONSAFEPATH")
 """Variables that would lead git or Python away from the tree (a hook sets the first four)."""
+PREFIX, LOCK = "repshift-gate-", "lock"
+"""The temporary folder of a worktree, and the file in it that is locked as long as it is needed."""
 
 
 # --- git --------------------------------------------------------------------------------------------------------------
@@ -72,17 +75,43 @@ def state_of(top: Path) -> str:
 
 @contextlib.contextmanager
 def worktree(top: Path, commit: str) -> Iterator[Path]:
-    """The revision checked out in a temporary folder, which is gone afterwards, from git's list too."""
-    holder = Path(tempfile.mkdtemp(prefix="repshift-gate-")).resolve()
+    """The revision checked out in a temporary folder, which is gone afterwards, from git's list too.
+
+    As long as this process lives it holds a lock there, by which others tell the folder from one that was left behind.
+    """
+    holder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
     tree = holder / (top.name or "tree")
     try:
-        git("-c", f"core.hooksPath={os.devnull}", "worktree", "add", "--detach", str(tree), commit, folder=top)
-        yield tree
+        with (holder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            git("-c", f"core.hooksPath={os.devnull}", "worktree", "add", "--detach", str(tree), commit, folder=top)
+            yield tree
     finally:
         with undisturbed():
             shutil.rmtree(holder, ignore_errors=True)
             with contextlib.suppress(NoBase):
                 git("worktree", "prune", folder=top)
+
+
+def tidy(top: Path) -> list[Path]:
+    """Remove the worktrees that gates of this repository left when they were killed; which these were."""
+    listed = git("worktree", "list", "--porcelain", folder=top).splitlines()
+    holders = [Path(line.removeprefix("worktree ")).parent for line in listed if line.startswith("worktree ")]
+    left = [holder for holder in holders if holder.name.startswith(PREFIX) and _is_abandoned(holder)]
+    for holder in left:
+        shutil.rmtree(holder, ignore_errors=True)
+    git("worktree", "prune", folder=top)
+    return left
+
+
+def _is_abandoned(holder: Path) -> bool:
+    """Whether nobody holds the lock of a worktree's folder any more."""
+    try:
+        with (holder / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 # --- one side ---------------------------------------------------------------------------------------------------------

@@ -7,54 +7,58 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from repshift_cli.analysis import comparison, stats
+from repshift_cli.analysis import stats
 from repshift_cli.analysis.comparison import EXACT, LEAST, Finding, Lonely
-from repshift_cli.gate import process, verdict
-from repshift_cli.gate.process import Side
-from repshift_cli.gate.thresholds import Thresholds
-from repshift_cli.gate.verdict import Check, Judged, NoBase, NothingMeasured
-from repshift_cli.records import Case, Measurement, Record, Run, UsageError, store
+from repshift_cli.gate import outputs, verdict
+from repshift_cli.gate.process import Side, Starter
+from repshift_cli.gate.survey import BASE, HEAD, Survey
+from repshift_cli.gate.thresholds import OUTPUT, Thresholds
+from repshift_cli.gate.verdict import Check, Judged, NothingMeasured
+from repshift_cli.records import Case, Measurement, Record, Run, store
 
-BASE, HEAD = "base", "head"
 THROTTLED = "the device was throttled by hardware while it was timed; cool it and measure again"
 EVERY_ROUND = "timed"
 """The source of what is measured in every round; everything else is measured once, in the survey."""
-
-OF_INTERPRETERS = ("torch", "CUDA")
-"""What may differ where the two sides have interpreters of their own."""
+SURVEYS = 2
+"""The first processes of a gate."""
 
 Noise = Mapping[str, Mapping[str, float]]
 """Per case key and metric: the share by which A/A gates wander on this runner."""
 
+Figures = dict[tuple[Case, str], float]
+"""What one process gave for each check."""
+
+
+class Broken(NothingMeasured):
+    """Cases that base measures in a round and head, started twice, does not."""
+
+    def __init__(self, cases: Sequence[Lonely]) -> None:
+        super().__init__(f"nothing measured: head no longer runs: {cases[0].reason}")
+        self.cases = tuple(cases)
+
 
 @dataclass
 class BaseAndHead:
-    """Base and head with one sweep; `folder` takes the run file and the log of every process."""
+    """Base and head with one sweep, measured by the `starter`'s processes."""
 
     base: Side
     head: Side
-    options: dict[str, Any]
     thresholds: Thresholds
-    folder: Path
+    starter: Starter
+    survey: Survey
     observe: Callable[..., None] = lambda *_: None
-    surveys: dict[str, Run] = field(default_factory=dict)
-    processes: dict[str, list[dict[tuple[Case, str], float]]] = field(default_factory=lambda: {BASE: [], HEAD: []})
-    notes: list[str] = field(default_factory=list)
+    processes: dict[str, list[Figures]] = field(default_factory=lambda: {BASE: [], HEAD: []})
     warned: Counter[str] = field(default_factory=Counter)
     watched: list[Check] = field(default_factory=list)
+    unsteady: list[Lonely] = field(default_factory=list)
+    """What failed on head in a round and not when it was started again."""
+    notes: list[str] = field(default_factory=list)
     throttled: int = 0
-    only_time: bool = True
     count: int = 0
-    now: Callable[[], float] = time.monotonic
-    seconds: list[float] = field(default_factory=list)
-    """What each process took; the first two are the surveys."""
     examples: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -62,26 +66,10 @@ class BaseAndHead:
         """Base, then head."""
         return self.base, self.head
 
-    # --- the survey ---------------------------------------------------------------------------------------------------
-
-    def survey(self) -> None:
-        """What each side can measure, everything but time, and the proof that both run on the same machine."""
-        self.only_time = all(self._takes(side, "--timing-only") for side in self.both)
-        self.observe("head: one look at every case")
-        self.surveys[HEAD] = self._surveyed(self.head, self.options)
-        self.observe("base: one look at every case")
-        self.surveys[BASE] = self._base_survey()
-        self._check_machines()
-
-    def know(self, other: BaseAndHead) -> None:
-        """What another pair of the same sides has surveyed."""
-        self.surveys, self.only_time = dict(other.surveys), other.only_time
-        self.seconds, self.notes = list(other.seconds[:2]), list(other.notes)
-
     def plan(self) -> str:
         """What is to come, and about how long it takes, before the first round: by what the surveys took."""
         first, most = self.thresholds.rounds, self.thresholds.most_rounds
-        each = 2 * min(self.seconds[:2], default=0.0)
+        each = 2 * min(self.starter.seconds[:SURVEYS], default=0.0)
         return (
             f"{first} rounds of one process per side, about {_minutes(first * each)}; up to {most}, about "
             f"{_minutes(most * each)}, where the noise asks for them; a failure is measured once more"
@@ -91,69 +79,19 @@ class BaseAndHead:
         """`round 9 of 12: head, about 3 min left`, the total growing where a look leaves something open."""
         first, most = self.thresholds.rounds, self.thresholds.most_rounds
         total = next((n for n in (first, most, most + first) if n >= self.count), 2 * most)
-        done = self.seconds[2:] or self.seconds
+        done = self.starter.seconds[SURVEYS:] or self.starter.seconds
         left = (2 * (total - self.count) + 2 - (side is not self._order()[0])) * sum(done) / max(len(done), 1)
         return f"round {self.count} of {total}: {side.name}, about {_minutes(left)} left"
 
     def _order(self) -> tuple[Side, Side]:
         return self.both if self.count % 2 else (self.head, self.base)
 
-    def _takes(self, side: Side, option: str) -> bool:
-        log = self.folder / f"{side.name}-help.log"
-        command = [side.python, "-m", "repshift_cli", "bench", "--help"]
-        code = process.run(command, side.folder, {**side.environment, "COLUMNS": "200", "NO_COLOR": "1"}, log)
-        if code:
-            raise NoBase(f"environment mismatch: repshift does not run on {side.name}: {process.last_line(log)}")
-        return option in log.read_text(encoding="utf-8", errors="replace")
-
-    def _surveyed(self, side: Side, options: Mapping[str, Any], name: str = "survey") -> Run:
-        code, run = self._bench(side, options, f"{side.name}-{name}", "--rounds", "1")
-        log = self.folder / f"{side.name}-{name}.log"
-        if code == process.USAGE:
-            raise UsageError(f"{side.name} ({side.words}): {process.last_line(log)}")
-        if run is None:
-            raise NothingMeasured(
-                f"nothing measured: {side.name} ended with exit code {code}: {process.last_line(log)}"
-            )
-        return run
-
-    def _base_survey(self) -> Run:
-        """Base may be older than what the profile names: then it is asked for each model and variant by itself."""
-        try:
-            return self._surveyed(self.base, self.options)
-        except UsageError as refusal:
-            pairs = [(r.case.model, r.case.variant) for r in self.surveys[HEAD].records]
-            known = [p for i, p in enumerate(dict.fromkeys(pairs)) if self._known(p, f"asked-{i}")]
-            if not known:
-                raise NoBase(f"no base: {refusal}") from refusal
-            self.notes.append(f"base refused part of the profile: {str(refusal).partition(': ')[2]}")
-            models, variants = ([*dict.fromkeys(values)] for values in zip(*known, strict=True))
-            self.options = {**self.options, "model": models, "variant": variants}
-            return self._surveyed(self.base, self.options, "second-survey")
-
-    def _known(self, pair: tuple[str, str], name: str) -> bool:
-        options = {**self.options, "model": [pair[0]], "variant": [pair[1]]}
-        code, _ = self._bench(self.base, options, f"base-{name}", "--dry-run")
-        return code == 0
-
-    def _check_machines(self) -> None:
-        base, head = self.surveys[BASE], self.surveys[HEAD]
-        found = comparison.differences(base.machine, head.machine)
-        if base.machine.uuid != head.machine.uuid:
-            found["UUID"] = f"GPU {base.machine.uuid} and {head.machine.uuid}"
-        if self.base.python != self.head.python:
-            wanted = [found.pop(name) for name in OF_INTERPRETERS if name in found]
-            self.notes += [f"base and head differ in {words}, as their interpreters do" for words in wanted]
-        if found:
-            raise NoBase(f"environment mismatch: base and head differ in {'; '.join(found.values())}")
-
     # --- rounds -------------------------------------------------------------------------------------------------------
 
     def checks(self, noise: Noise) -> list[Check]:
         """Every timed metric of the cases that both sides measure."""
-        pairs, _ = comparison.paired(self.surveys[BASE], self.surveys[HEAD])
         found = []
-        for _, record in pairs:
+        for _, record in self.survey.pairs:
             for m in record.measurements:
                 if m.source != EVERY_ROUND or m.statistic == EXACT or not m.gateable or not m.samples:
                     continue
@@ -165,43 +103,68 @@ class BaseAndHead:
 
     def why_nothing(self) -> str:
         """The first reason why no case was measured."""
-        reasons = [r.reason for run in self.surveys.values() for r in run.records if r.reason]
-        return next(iter(reasons), "no case was planned")
+        runs = ((BASE, self.survey.base), (HEAD, self.survey.head))
+        reasons = (f"{side}: {record.reason}" for side, run in runs for record in run.records if record.reason)
+        return next(reasons, "no case was planned")
 
     def measure(self) -> dict[Check, float]:
-        """One round: a fresh process per side, the sides in turn the first."""
+        """One round: a fresh process per side, the sides in turn the first.
+
+        NothingMeasured where base does not give every figure, Broken where head alone does not.
+        """
         self.count += 1
+        figures, lost = dict[str, Figures](), dict[str, dict[Case, str]]()
         for side in self._order():
             self.observe(self._progress(side), self.count > 1)
-            self.processes[side.name].append(self._process(side))
-        before, after = self.processes[BASE][-1], self.processes[HEAD][-1]
-        return {c: self._worse(c, before, after) for c in self.watched}
+            figures[side.name], lost[side.name] = self._twice(side)
+        for case, why in lost[BASE].items():
+            raise NothingMeasured(f"nothing measured: base in round {self.count}: {case.variant}: {why}")
+        if lost[HEAD]:
+            raise Broken([Lonely(case, BASE, "failed", f"failed: {why}") for case, why in lost[HEAD].items()])
+        for name, found in figures.items():
+            self.processes[name].append(found)
+        return {c: self._worse(c, figures[BASE], figures[HEAD]) for c in self.watched}
 
     def start(self, checks: Sequence[Check]) -> None:
         """Measure these from now on."""
         self.watched = list(checks)
 
-    def _worse(self, check: Check, before: Mapping[Any, float], after: Mapping[Any, float]) -> float:
+    def _worse(self, check: Check, before: Figures, after: Figures) -> float:
         place = (check.case, check.metric)
         ratio = after[place] / before[place]
         return 1 / ratio if self._like(check).better == "higher" else ratio
 
-    def _process(self, side: Side) -> dict[tuple[Case, str], float]:
+    def _twice(self, side: Side) -> tuple[Figures, dict[Case, str]]:
+        """One process, and another where it lacks a figure; then whatever case still lacks one, with why."""
         name = f"{side.name}-{self.count:03d}"
-        more = ["--timing-only"] if self.only_time else []
-        code, run = self._bench(side, self.options, name, "--rounds", str(self.thresholds.process_rounds), *more)
-        records = {r.case: r for r in run.records} if run else {}
+        figures, lost = self._process(side, name)
+        if not lost:
+            return figures, lost
+        figures, still = self._process(side, f"{name}-again")
+        if not still:
+            once = [Lonely(case, BASE, "failed", f"round {self.count}: {why}") for case, why in lost.items()]
+            if side.name == HEAD:
+                self.unsteady += once
+            else:
+                self.notes.append(f"base failed once in {once[0].reason}; not when it was started again")
+        return figures, still
+
+    def _process(self, side: Side, name: str) -> tuple[Figures, dict[Case, str]]:
+        more = ["--timing-only"] if all(self.starter.takes(one, "--timing-only") for one in self.both) else []
+        ended = self.starter.bench(side, name, "--rounds", str(self.thresholds.process_rounds), *more)
+        records = {r.case: r for r in ended.run.records} if ended.run else {}
         self._note_warnings(records.values())
-        found = {}
+        figures: Figures = {}
+        lost: dict[Case, str] = {}
         for check in self.watched:
             record = records.get(check.case)
             m = record.measurement(check.metric) if record else None
             figure = stats.point(m) if m else None
             if figure is None:
-                why = (record.reason if record else None) or process.last_line(self.folder / f"{name}.log")
-                raise NothingMeasured(f"nothing measured: {side.name} in round {self.count} (exit code {code}): {why}")
-            found[check.case, check.metric] = figure
-        return found
+                lost[check.case] = (record.reason if record else None) or ended.how
+            else:
+                figures[check.case, check.metric] = figure
+        return figures, lost
 
     def _note_warnings(self, records: Collection[Record]) -> None:
         """Count each warning once per process, whatever its numbers."""
@@ -210,34 +173,21 @@ class BaseAndHead:
         self.throttled += any(record.throttled for record in records)
         self.examples = texts | self.examples
 
-    def _bench(self, side: Side, options: Mapping[str, Any], name: str, *arguments: str) -> tuple[int, Run | None]:
-        profile = self.folder / "profile.toml"
-        profile.write_text(process.toml(options, "what the gate measures"), encoding="utf-8")
-        begun = self.now()
-        try:
-            done = process.bench(side, ["--profile", str(profile), *arguments], self.folder / f"{name}.json")
-            self.seconds.append(self.now() - begun)
-            return done
-        except UsageError as error:  # the run file of another version
-            raise NoBase(f"no base: {side.name} wrote what this repshift cannot read: {error}") from error
-
     # --- what came out ------------------------------------------------------------------------------------------------
 
     def findings(self, judged: Mapping[Check, Judged]) -> list[Finding]:
         """The judged checks, and every exact metric of the surveys."""
         found = [verdict.timed(c, j, self._of(BASE, c), self._of(HEAD, c)) for c, j in judged.items()]
-        pairs, _ = comparison.paired(self.surveys[BASE], self.surveys[HEAD])
-        for base, head in pairs:
+        for base, head in self.survey.pairs:
+            if base.output is not None and head.output is not None:
+                share, wanders = self.thresholds.share(head.case, OUTPUT), head.case in self.survey.wandering
+                found.append(outputs.compared(head.case, base.output, head.output, share, wanders))
             for m in head.measurements:
                 old = base.measurement(m.metric)
                 if m.statistic == EXACT and m.samples and old is not None and old.samples:
                     share = self.thresholds.share(head.case, m.metric) if m.gateable else None
                     found.append(verdict.exact(head.case, old, m, share))
         return found
-
-    def lonely(self) -> list[Lonely]:
-        """The cases that one side alone measured."""
-        return comparison.paired(self.surveys[BASE], self.surveys[HEAD])[1]
 
     def warnings(self) -> list[str]:
         """What processes warned of, with the number of those that did; what all of them say is no news, unless they
@@ -259,7 +209,7 @@ class BaseAndHead:
         ]
 
     def _like(self, check: Check) -> Measurement:
-        record = next(r for r in self.surveys[HEAD].records if r.case == check.case)
+        record = next(r for r in self.survey.head.records if r.case == check.case)
         found = record.measurement(check.metric)
         assert found is not None
         return found
@@ -269,12 +219,15 @@ class BaseAndHead:
         values = tuple(figures[check.case, check.metric] for figures in self.processes[side])
         return dataclasses.replace(self._like(check), samples=values, per_round=1)
 
-    def summary(self, side: str) -> Run:
+    def summary(self, side: str, broken: Sequence[Lonely] = ()) -> Run:
         """The side as one run: times with one sample per process, the rest from its survey."""
-        checks = {(c.case, c.metric): c for c in self.watched}
-        run = self.surveys[side]
-        records = []
+        checks = {(c.case, c.metric): c for c in self.watched} if self.processes[side] else {}
+        reasons = {one.case: one.reason for one in broken if side == HEAD}
+        run, records = self.survey.run_of(side), []
         for record in run.records:
+            if record.case in reasons:
+                records.append(Record(record.case, "failed", reasons[record.case], record.tokens))
+                continue
             own = [
                 self._of(side, checks[record.case, m.metric]) if (record.case, m.metric) in checks else m
                 for m in record.measurements
@@ -282,10 +235,10 @@ class BaseAndHead:
             records.append(_timed_record(record, own, len(self.processes[side])))
         return dataclasses.replace(run, records=tuple(records), options={**run.options, "rounds": self.count})
 
-    def write(self) -> None:
+    def write(self, broken: Sequence[Lonely] = ()) -> None:
         """`base.json` and `head.json`: what `compare`, `history` and `export` read."""
         for side in (BASE, HEAD):
-            store.create(self.folder.parent / f"{side}.json", self.summary(side))
+            store.create(self.starter.folder.parent / f"{side}.json", self.summary(side, broken))
 
 
 def _minutes(seconds: float) -> str:

@@ -5,6 +5,7 @@
     most-rounds = 32                # and before the last, where the first left something open
     latency = 0.01                  # timed: the least slow-down that matters, as a share
     macs = 0                        # an exact number: the share by which it may grow
+    output = 0.05                   # how far head's output may be from base's, as a share of its length; the default
     throughput = "inform"           # shown, never judged; so is every metric that is not named
 
     [thresholds.cases."flash+repshift keep=0.5"]
@@ -22,6 +23,9 @@ from typing import Any
 from repshift_cli.records import Case, UsageError
 
 INFORM = "inform"
+OUTPUT, OUTPUT_TOLERANCE = "output", 0.05
+"""What the two sides put out is compared unless told otherwise. Kernels of another order of summation differ by 1e-6 in
+fp32 and by half a percent in bf16; a token that is kept in another's place moves an output by some percent."""
 ROUNDS, MOST_ROUNDS, PROCESS_ROUNDS = 12, 32, 10
 QUICK_ROUNDS, QUICK_MOST, QUICK_PROCESS, QUICK_LEAST = 9, 16, 5, 0.02
 """A quick gate: half the rounds of half the length, for slow-downs of 2% and more. Nine rounds are the fewest in which
@@ -53,7 +57,13 @@ class Thresholds:
         """How much worse the metric may get in this case, or None where it does not gate."""
         words = {case.variant, *case.key.split()}
         fitting = [r for r in self.rules if r.metric == metric and r.words <= words]
-        return fitting[-1].share if fitting else None
+        unnamed = OUTPUT_TOLERANCE if metric == OUTPUT else None
+        return fitting[-1].share if fitting else unnamed
+
+    @property
+    def judges(self) -> bool:
+        """Whether any figure gates, beside what the sides compute."""
+        return any(rule.share is not None and rule.metric != OUTPUT for rule in self.rules)
 
 
 def quick(limits: Thresholds) -> Thresholds:

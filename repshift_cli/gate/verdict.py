@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from repshift_cli.analysis import stats
-from repshift_cli.analysis.comparison import BETTER, SAME, WORSE, Finding, Lonely, exact_word, word_for
+from repshift_cli.analysis.comparison import ABOUT, BETTER, SAME, WAVERING, WORSE, Finding, Lonely, exact_word, word_for
 from repshift_cli.analysis.stats import Estimate
+from repshift_cli.gate.thresholds import OUTPUT
 from repshift_cli.records import Case, Measurement, RepshiftError, UsageError
 from repshift_cli.records.labels import labels
 
@@ -31,6 +32,8 @@ LEVEL = (1 - CONFIDENCE) / 2
 
 WAY_ON = "close other programs and gate again, allow more rounds (--most-rounds), or learn the noise (--learn)"
 """What to do where a gate stays open."""
+AGAIN = "see its log in the folder of run files, and gate again"
+"""What to do where head failed and did not fail again."""
 
 NOISE_QUANTILE = 0.99
 RESAMPLES = 2000
@@ -178,10 +181,14 @@ def _centre(logs: Sequence[float]) -> float:
 
 
 def exact(case: Case, base: Measurement, head: Measurement, tolerance: float | None) -> Finding:
-    """A number without noise: it may get worse by the tolerance, as a share; None only informs."""
+    """A number without noise: it may get worse by the tolerance, as a share; None only informs.
+
+    Single figures that waver by themselves change by more than `ABOUT`, where nothing else is said of them.
+    """
     a, b = stats.point(base), stats.point(head)
     assert a is not None and b is not None
-    word = exact_word(a, b, head.better, tolerance or 0.0)
+    wavers = tolerance is None and head.source in WAVERING
+    word = exact_word(a, b, head.better, ABOUT if wavers else tolerance or 0.0)
     verdict = INFORM if tolerance is None else FAIL if word == WORSE else PASS
     ratio = Estimate(b / a) if a else None
     named = (head.metric, head.label, head.unit, head.better)
@@ -220,6 +227,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
     rounds: int = 0
     """All that were measured, with those that confirm a failure."""
+    unsteady: tuple[Lonely, ...] = ()
+    """Cases that failed on head once, and not when it was started again."""
 
     @property
     def judged(self) -> list[Finding]:
@@ -227,8 +236,13 @@ class Outcome:
         return [f for f in self.findings if f.verdict not in ("", INFORM)]
 
     @property
+    def names(self) -> dict[Case, str]:
+        """What each case is called."""
+        return labels([*(f.case for f in self.findings), *(one.case for one in (*self.lonely, *self.unsteady))])
+
+    @property
     def broken(self) -> list[Lonely]:
-        """Cases that base measured and that failed on head."""
+        """Cases that base measures and head does not."""
         return [c for c in self.lonely if c.is_broken]
 
     @property
@@ -237,7 +251,7 @@ class Outcome:
         verdicts = {f.verdict for f in self.judged}
         if FAIL in verdicts or self.broken:
             return FAIL
-        return INCONCLUSIVE if INCONCLUSIVE in verdicts else PASS
+        return INCONCLUSIVE if INCONCLUSIVE in verdicts or self.unsteady else PASS
 
     @property
     def exit_code(self) -> int:
@@ -247,7 +261,7 @@ class Outcome:
     @property
     def sentence(self) -> str:
         """The last line: which verdict, and why."""
-        names = labels([f.case for f in self.findings] + [c.case for c in self.lonely])
+        names = self.names
         if self.verdict == FAIL:
             failed = [in_words(f, names[f.case]) for f in self.judged if f.verdict == FAIL]
             failed += [f"{names[c.case]} no longer runs ({c.reason})" for c in self.broken]
@@ -255,6 +269,11 @@ class Outcome:
         if self.verdict == INCONCLUSIVE:
             still = [f for f in self.judged if f.verdict == INCONCLUSIVE]
             said = [f"{names[f.case]} {f.label} {_open(f)}" for f in still]
+            if not still:
+                once = [f"{names[c.case]} ({c.reason})" for c in self.unsteady]
+                return (
+                    f"INCONCLUSIVE: failed on {self.head} once and not when it was started again: {_few(once)}; {AGAIN}"
+                )
             return f"INCONCLUSIVE: the noise leaves open whether {self.head} is slower: {_few(said)}; {WAY_ON}"
         gains = [in_words(f, names[f.case]) for f in self.judged if f.word == BETTER]
         more = f"; better: {_few(gains)}" if gains else ""
@@ -263,10 +282,18 @@ class Outcome:
 
 
 def in_words(finding: Finding, name: str) -> str:
-    """`flash latency is 3.1% higher (2.6% to 3.6%)`."""
+    """`flash latency changed by +3.1% (+2.6% to +3.6%)`; of outputs, what is other about them."""
+    if finding.metric == OUTPUT:
+        return f"{name} {finding.label}: {finding.reason or 'as on base'}"
     if finding.ratio is None:
         return f"{name} {finding.label} went from {finding.base:g} to {finding.head:g}"
     return f"{name} {finding.label} changed by {change(finding.ratio)}"
+
+
+def told(finding: Finding, name: str) -> str:
+    """In words, with the reason."""
+    text = in_words(finding, name)
+    return text if finding.metric == OUTPUT or not finding.reason else f"{text}; {finding.reason}"
 
 
 def _open(finding: Finding) -> str:

@@ -6,7 +6,8 @@ them in. Three ways in, each a context manager, in any number and nested in any 
 
 - `answered_by(attend)`: a back end. It stands at the bottom; the one entered last answers.
 - `watched_by(watcher)`: stands around all that was entered before it. It is given the call and how to have it answered,
-  and may change either: attention that adds a bias asks for `answer(call._replace(attn_mask=...))`.
+  and may change either: attention that adds a bias asks for `answer(call._replace(attn_mask=...))`. `watched_in(module,
+  watcher)` stands around the calls of one module.
 - `heard_by(listener)`: is told each call and changes nothing; `heard_in(module, listener)` only those of one module.
 
 While nothing is entered, and after the last has left (by an exception too), torch's function is the untouched one; a
@@ -80,6 +81,18 @@ def heard_by(listener: Listener) -> Iterator[None]:
 @contextmanager
 def heard_in(module: nn.Module, listener: Listener) -> Iterator[None]:
     """Within it `listener(call)` is told the calls that are made inside `module`'s forward: a block's q, k and v."""
+
+    def watcher(call: AttentionCall, answer: Answer) -> Tensor:
+        listener(call)
+        return answer(call)
+
+    with watched_in(module, watcher):
+        yield
+
+
+@contextmanager
+def watched_in(module: nn.Module, watcher: Watcher) -> Iterator[None]:
+    """Within it the calls that are made inside `module`'s forward go to `watcher(call, answer)`."""
     inside: list[None] = []
 
     def enter(*_: Any) -> None:
@@ -88,14 +101,13 @@ def heard_in(module: nn.Module, listener: Listener) -> Iterator[None]:
     def leave(*_: Any) -> None:
         inside.clear()
 
-    def told(call: AttentionCall) -> None:
-        if inside:
-            listener(call)
+    def watched(call: AttentionCall, answer: Answer) -> Tensor:
+        return watcher(call, answer) if inside else answer(call)
 
     # not with always_call: torch.compile guards the ids of such hooks, and would compile anew for each entry
     handles = module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
     try:
-        with heard_by(told):
+        with watched_by(watched):
             yield
     finally:
         for handle in handles:

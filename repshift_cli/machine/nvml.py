@@ -42,6 +42,11 @@ def started() -> Any:
     return module
 
 
+def gpu_count() -> int:
+    """The GPUs of this machine as NVML counts them, whatever CUDA_VISIBLE_DEVICES says; 0 where it does not answer."""
+    return quiet(lambda: int(started().nvmlDeviceGetCount())) or 0
+
+
 def nvml_handle(device: str) -> tuple[Any, Any]:
     """NVML's module and its handle of a torch device, matched by UUID: NVML ignores CUDA_VISIBLE_DEVICES."""
     if not device.startswith("cuda"):

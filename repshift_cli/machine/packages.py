@@ -10,6 +10,7 @@ EXTRAS = {
     "fla": ("flash-linear-attention>=0.4",),
     "flash-attn": ("flash-attn>=2.8",),
     "history": ("ruptures>=1.1.10",),
+    "ray": ("ray[client]>=2.40",),
     "tensorboard": ("torch-tb-profiler>=0.4.3", "tensorboard>=2.21"),
     "timm": ("timm>=1.0.31",),
     "video": ("av>=16",),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from repshift_cli.records import Case, Facts, Subject
+
+
+def unsaid(name: str) -> None:
+    """A family that says nothing of a model's images or classes."""
 
 
 class Family(Protocol):
@@ -14,6 +18,12 @@ class Family(Protocol):
     ALIASES: Mapping[str, Any] = {}
     """The names that `--model` takes, a literal, with what the family makes of them. A family of another package
     without any is called by the name of its entry point."""
+
+    preprocessing: Callable[[str], Any] = unsaid
+    """How the named model wants its images, an `inputs.preprocessing.Preprocessing`; None: stretched, as ImageNet's."""
+
+    class_names: Callable[[str], Mapping[int, str] | None] = unsaid
+    """What the classes of the named model's logits are called, by their place; None where nobody says."""
 
     def facts(self, name: str, image_size: int | None, frames: int | None, weights: str | None) -> Facts:
         """What planning must know of a model before it is built; UsageError for sizes that it cannot have.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ from repshift_cli.models.base import decoder, text, vision_language
 from repshift_cli.models.base.transformers import Recipe, family, first_line, weights_file
 from repshift_cli.models.discovery.blocks import NoSites
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
+from repshift_cli.models.inputs.preprocessing import Preprocessing, of_processor
 from repshift_cli.models.inputs.trust import check_code, check_size
 from repshift_cli.models.videomae import place_positions
 from repshift_cli.records import Case, Facts, Subject, UsageError
@@ -111,19 +113,34 @@ def _class_name(config: Any, place: str) -> str:
     return str(config.architectures[0])
 
 
-def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation from the checkpoint's own preprocessor file, else ImageNet's."""
+def _processor(place: str) -> dict[str, Any]:
+    """What the checkpoint's own preprocessor file says; nothing where it has none."""
     from transformers.utils import cached_file
 
     try:
         file = cached_file(place, "preprocessor_config.json")
     except OSError:
         file = None
-    if file is None:
-        return IMAGENET_MEAN, IMAGENET_STD
-    import json
+    return json.loads(Path(file).read_text()) if file else {}
 
-    stored = json.loads(Path(file).read_text())
+
+def preprocessing(name: str) -> Preprocessing | None:
+    """What the checkpoint's image processor does; None where it has none."""
+    place = name.removeprefix("hf:")
+    config, stored = _config(place), _processor(place)
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    return of_processor(stored, size) if stored and isinstance(size, int) else None
+
+
+def class_names(name: str) -> dict[int, str] | None:
+    """The names in the checkpoint's configuration, unless they are LABEL_0 and so on, which say nothing."""
+    told = dict(getattr(_config(name.removeprefix("hf:")), "id2label", None) or {})
+    return None if all(label == f"LABEL_{place}" for place, label in told.items()) else told
+
+
+def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation from the checkpoint's own preprocessor file, else ImageNet's."""
+    stored = _processor(place)
     return tuple(stored.get("image_mean", IMAGENET_MEAN)), tuple(stored.get("image_std", IMAGENET_STD))
 
 

@@ -37,6 +37,8 @@ from repshift_cli.models.inputs.images import batches, load_images
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
+FRESH = 67280421310721
+"""The seed that torch has in a new process (c10::detail, default_rng_seed_val)."""
 FAMILIES = {
     "ResNet": "resnet18, resnet34 or resnet50, a CNN cut between its stages",
     "ConvNeXt": "convnext_t, convnext_s or convnext_b, a CNN cut between its stages",
@@ -187,7 +189,9 @@ def _called(name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise UsageError(f"cannot import {name}: {first_line(error)}") from error
     try:
-        return function()
+        with torch.random.fork_rng(devices=[]):  # else weights would depend on what other models have drawn before
+            torch.manual_seed(FRESH)
+            return function()
     except Exception as error:
         raise UsageError(f"{name}() failed: {type(error).__name__}: {first_line(error)}") from error
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from repshift_cli.records.case import METHODS_WITHOUT_PRUNING, Case
+from repshift_cli.records.inspection import Answer, Quantity, quantity_fault
 from repshift_cli.records.profile import Breakdown
 from repshift_cli.records.run import Measurement, Record
 from repshift_cli.records.text import visible
@@ -14,7 +15,9 @@ LARGEST_WHOLE = 2**63
 LARGEST = 1e30
 """No quantity here comes near: bytes and MACs stay below 1e20, and squares and sums of these still fit a float."""
 STATUSES = ("ok", "skipped", "failed")
-STATISTICS = ("median", "inverse-median", "hodges-lehmann", "wilson", "value", "geomean")
+SHARES = ("wilson", "tango")
+"""Statistics of right and wrong answers: 100 or 0 for each sample, or the difference of two such."""
+STATISTICS = ("median", "inverse-median", "hodges-lehmann", *SHARES, "mean", "bootstrap", "value", "geomean")
 
 
 def leaf(value: Any, where: str) -> Any:
@@ -51,6 +54,8 @@ def _measurement(m: Measurement) -> str | None:
         return f"{m.per_round} samples per round"
     if (m.statistic == "hodges-lehmann" or m.unit == "ms") and any(sample <= 0 for sample in m.samples):
         return "a time or a ratio that is not above 0"
+    if m.statistic in SHARES and any(abs(sample) > 100 for sample in m.samples):
+        return "a share of more than 100%"
     return None
 
 
@@ -60,6 +65,10 @@ def _record(record: Record) -> str | None:
 
 def _breakdown(breakdown: Breakdown) -> str | None:
     return _outcome(breakdown.status, breakdown.tokens, breakdown.case)
+
+
+def _answer(answer: Answer) -> str | None:
+    return None if answer.status in STATUSES else f"unknown status {answer.status!r}"
 
 
 def _outcome(status: str, tokens: tuple[int, ...], case: Case | None) -> str | None:
@@ -77,4 +86,6 @@ CHECKS: dict[type, Callable[[Any], str | None]] = {
     Measurement: _measurement,
     Record: _record,
     Breakdown: _breakdown,
+    Answer: _answer,
+    Quantity: quantity_fault,
 }

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
 
-from repshift_cli.records import Case, Record, RepshiftError, Run, UsageError, store
+from repshift_cli.records import Case, Machine, Record, RepshiftError, Run, UsageError, store
 from repshift_cli.records.json_codec import from_plain, to_plain
 
 FORMAT = 1
@@ -94,6 +94,11 @@ class Journal:
         """Other values for fields of the run that are not its records: machines, warnings."""
         self.run = dataclasses.replace(self.run, **fields)
         self._append({"changed": {name: to_plain(value) for name, value in fields.items()}})
+
+    def add_machine(self, place: str, machine: Machine) -> None:
+        """The machine that a place is on; a line of its own, however many there are."""
+        self.run = dataclasses.replace(self.run, machines={**self.run.machines, place: machine})
+        self._append({"machines": {place: to_plain(machine)}}, durable=False)
 
     def record_of(self, case: Case) -> Record | None:
         """The newest record of the case."""

@@ -149,8 +149,8 @@ class Record:
     was seen to run on; `paths` how the kernels of pruning ran (`score:triton`); `stopped_by` is `precision` or
     `budget`; `warmup` counts the untimed forwards. `deaths` is how often a process died at this case, or had to be
     ended; `stack` the Python stack that it had then. `place` names the one of several workers that measured it, by the
-    GPU that it had (`local:1`). `throttled` says that hardware slowed the device down while it was timed. `output` is
-    what a model put out when the timed rounds were over.
+    machine and the GPU that it had (`local:1`, `node7:0`); `Run.machines` describes it. `throttled` says that hardware
+    slowed the device down while it was timed. `output` is what a model put out when the timed rounds were over.
     """
 
     case: Case
@@ -222,3 +222,9 @@ class Run:
     tool: str = ""
     schema: int = SCHEMA_VERSION
     calibrations: tuple[Calibration, ...] = ()
+    machines: dict[str, Machine] = field(default_factory=dict)
+    """Of several, by the `place` of the records made there; a record without one was made on `machine`."""
+
+    def machine_of(self, record: Record) -> Machine:
+        """The machine that a record was made on."""
+        return self.machines.get(record.place or "", self.machine)

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from repshift_cli.records import SCHEMA_VERSION, Run, UsageError
 from repshift_cli.records.files import check_regular
+from repshift_cli.records.inspection import INSPECTION_SCHEMA_VERSION, Inspection
 from repshift_cli.records.json_codec import from_plain, to_json
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, ProfileRun
 
@@ -36,28 +37,45 @@ def create(path: Path, run: Run) -> None:
 def load(path: Path) -> Run:
     """The run in the file, in this version's schema; or UsageError with the one sentence that says what is wrong."""
     plain = parse(path)
-    if _is_profile(plain):
-        raise UsageError(f"{path} is a profile, no run file; `repshift show` renders it")
+    if found := _kind_of(plain):
+        article = "an" if found.word[0] in "aeiou" else "a"
+        raise UsageError(f"{path} is {article} {found.word}, no run file; `repshift show` renders it")
     return _run(path, plain)
 
 
-def load_any(path: Path) -> Run | ProfileRun:
-    """The run or the profile in the file, or UsageError."""
+def load_any(path: Path) -> Run | ProfileRun | Inspection:
+    """The run, the profile or the inspection in the file, or UsageError."""
     plain = parse(path)
-    return _profile(path, plain) if _is_profile(plain) else _run(path, plain)
+    found = _kind_of(plain)
+    return _other(path, plain, found) if found else _run(path, plain)
 
 
-def _is_profile(plain: Any) -> bool:
-    return isinstance(plain, dict) and plain.get("kind") == "profile"
+class _Kind(NamedTuple):
+    """A file that is no run: the word for it, its record and its schema."""
+
+    word: str
+    record: Any
+    version: int
 
 
-def _profile(path: Path, plain: dict[str, Any]) -> ProfileRun:
-    _check_version(path, plain.get("schema"), PROFILE_SCHEMA_VERSION)
+_KINDS = {
+    "profile": _Kind("profile", ProfileRun, PROFILE_SCHEMA_VERSION),
+    "inspection": _Kind("inspection", Inspection, INSPECTION_SCHEMA_VERSION),
+}
+
+
+def _kind_of(plain: Any) -> _Kind | None:
+    kind = plain.get("kind") if isinstance(plain, dict) else None
+    return _KINDS.get(kind) if isinstance(kind, str) else None
+
+
+def _other(path: Path, plain: dict[str, Any], kind: _Kind) -> Any:
+    _check_version(path, plain.get("schema"), kind.version)
     try:
-        run: ProfileRun = from_plain(ProfileRun, plain, "profile")
+        run = from_plain(kind.record, plain, kind.word)
     except ValueError as error:
-        raise UsageError(f"{path} is a damaged profile: {error}") from error
-    return dataclasses.replace(run, schema=PROFILE_SCHEMA_VERSION)
+        raise UsageError(f"{path} is a damaged {kind.word}: {error}") from error
+    return dataclasses.replace(run, schema=kind.version)
 
 
 def _check_version(path: Path, schema: Any, known: int) -> None:
@@ -103,6 +121,8 @@ def _merged(journal: str) -> dict[str, Any]:
         if isinstance(record := line.get("record"), dict):
             records[json.dumps(record.get("case"))] = record
         run |= line.get("changed", {})
+        if isinstance(places := line.get("machines"), dict):
+            run["machines"] = run.get("machines", {}) | places
     return run | {"records": list(records.values())}
 
 

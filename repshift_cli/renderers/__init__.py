@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from repshift_cli.records import Run
+from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import ProfileRun
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class View:
 class Document:
     """What a command has to show: the record itself, and the tables that it is laid out as, made when asked for.
 
-    `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), `gate` (an `Outcome`), or another word
+    `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), `inspection`
+    (an `Inspection`), `gate` (an `Outcome`), or another word
     with a record, or with plain values. `title` and `sentence` stand above the tables of a file, `summary` ahead of the
     content in JSON. `whole` is the option whose file has the columns for which a terminal has no room. `better` is the
     direction wanted by a format that holds one only. Without a `view` a table has all that its width holds.
@@ -59,17 +61,17 @@ class Document:
         return [printable_sheet(sheet) for sheet in self.lay_out()] if self.lay_out else ()
 
 
-def document_of(run: Run | ProfileRun, better: str = "lower") -> Document:
-    """A measured or stored run, or a profile; `better` as in `Document`."""
+def document_of(run: Run | ProfileRun | Inspection, better: str = "lower") -> Document:
+    """A measured or stored run, a profile or an inspection; `better` as in `Document`."""
 
     def lay_out() -> Sequence[Sheet]:
-        from repshift_cli.renderers.sheets.profile import sheets_of
+        from repshift_cli.renderers.sheets import inspection, profile
 
-        return sheets_of(run)
+        return inspection.sheets_of(run) if isinstance(run, Inspection) else profile.sheets_of(run)
 
-    if isinstance(run, ProfileRun):
-        return Document("profile", run, lay_out, better=better)
-    return Document("run", run, lay_out, whole="--wide", better=better, view=View())
+    if isinstance(run, Run):
+        return Document("run", run, lay_out, whole="--wide", better=better, view=View())
+    return Document(run.kind, run, lay_out, better=better)
 
 
 class Renderer(Protocol):

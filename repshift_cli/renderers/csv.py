@@ -12,24 +12,30 @@ from typing import Any, TextIO
 
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Measurement, Record, Run, names_of, printable_line
+from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.metric_columns import find, metrics_of, ordered_records
 
-TAKES = ("run", "profile")
+TAKES = ("run", "profile", "inspection")
 SUFFIX = ".csv"
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
 FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet runs where a cell begins with it."""
-WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson")
+WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson", "tango", "mean", "bootstrap")
 RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by", "unfit")
 
 
 def render(document: Document, out: TextIO) -> None:
-    """Write one line per record, the skipped and the failed among them; of a profile one per line of its view."""
+    """Write one line per record, the skipped and the failed among them; of a profile one per line of its view.
+
+    Of an inspection one line per value, with its place along every axis.
+    """
     if document.kind == "profile":
         _render_profile(document.content, out)
+    elif document.kind == "inspection":
+        _render_inspection(document.content, out)
     else:
         _render_run(document.content, out)
 
@@ -56,6 +62,20 @@ def _render_profile(run: ProfileRun, out: TextIO) -> None:
     writer.writerow(["variant", *names])
     for b in run.breakdowns:
         writer.writerows([_text(b.name), *(_text(getattr(line, n)) for n in names)] for line in getattr(b, held))
+
+
+def _render_inspection(run: Inspection, out: TextIO) -> None:
+    """Every value of every array, unrounded; an axis that an array has not is empty."""
+    axes = list(dict.fromkeys(axis.name for a in run.answers for q in a.quantities for axis in q.axes))
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", "question", "quantity", "unit", *map(_text, axes), "value"])
+    for answer in run.answers:
+        for q in answer.quantities:
+            names = [axis.name for axis in q.axes]
+            for place, value in q.items():
+                at = dict(zip(names, place, strict=True))
+                told = (run.case.model, answer.question, q.name, q.unit, *(at.get(name) for name in axes), value)
+                writer.writerow([_text(cell) for cell in told])
 
 
 def _name(like: Measurement, metrics: list[Measurement]) -> str:

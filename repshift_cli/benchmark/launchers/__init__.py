@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from repshift_cli.records import Case, Progress
+from repshift_cli.records import Case, Machine, Progress
 
 
 class Observer(Protocol):
@@ -50,18 +50,30 @@ class Source(Protocol):
 class Death:
     """A task that could not be brought to its end: why, at which case (None: while building), the Python stack of it.
 
-    `again` says whether it may go better in another process.
+    `again` says whether it may go better in another process; `elsewhere`, that the machine was lost, or the way to it,
+    which says nothing of the case. `place` is where it was.
     """
 
     reason: str
     case: Case | None = None
     stack: str | None = None
     again: bool = True
+    elsewhere: bool = False
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Whose results name `place` were measured on this machine."""
+
+    place: str
+    machine: Machine
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a launcher reports: a result of a task, or its `Death`, after which nothing more comes of it."""
+    """What a launcher reports: a result of a task, an `Arrival`, or the task's `Death`, after which nothing more comes
+    of it."""
 
     task: Task
     value: Any
@@ -70,16 +82,33 @@ class Event:
 @dataclass(frozen=True)
 class Terms:
     """What a launcher is asked for: `where` is its own argument (which GPUs, which cluster), `patience` the seconds
-    that one step of a case may take before it counts as hung (None: any)."""
+    that one step of a case may take before it counts as hung (None: any), `parallel` how many comparisons one machine
+    may measure at once, `kind` part of the name of the devices to measure on.
+
+    The rest is what a sweep says of the machines: the device, how HBM traffic is counted, the threads, the models, and
+    whatever else may name a file.
+    """
 
     where: str = ""
     patience: float | None = None
+    parallel: int | None = None
+    kind: str | None = None
+    device: str = "auto"
+    hbm: str = "off"
+    threads: int | None = None
+    models: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 class Carrier(Protocol):
-    """A way to where measuring happens. `isolated` says whether a crash there leaves this process alone."""
+    """A way to where measuring happens.
+
+    `isolated` says whether a crash there leaves this process alone, `named` whether its records say where they were
+    made.
+    """
 
     isolated: bool
+    named: bool
 
     def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
         """Every task of the source, with its results as they are made."""

@@ -25,6 +25,7 @@ class Inline:
     """Performs each task here."""
 
     isolated: bool = False
+    named: bool = False
 
     def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
         """Each task's results; a lost CUDA context ends a task as a process's death would."""

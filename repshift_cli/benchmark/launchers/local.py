@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from repshift_cli.benchmark.agent import share_of_cores
 from repshift_cli.benchmark.launchers import Terms
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.worker import Setup
@@ -17,20 +16,10 @@ def start(terms: Terms) -> Pool:
     places = [piece.strip() for piece in terms.where.split(",")]
     if not all(piece.isdecimal() for piece in places) or len(set(places)) < len(places):
         raise UsageError(f"--on local:{terms.where} names no GPUs; write their numbers, like local:0,1")
-    cores = _cores()
-    if len(places) > len(cores):
-        raise UsageError(f"--on local:{terms.where} needs {len(places)} cores, and there are {len(cores)}; name fewer")
-    return Pool(LocalCrew(terms.patience, tuple(_setup(n, places, cores) for n in range(len(places)))))
-
-
-def _setup(number: int, places: list[str], cores: list[int]) -> Setup:
-    share = len(cores) // len(places)
-    own = tuple(cores[number * share : (number + 1) * share])
-    return Setup(f"local:{places[number]}", own, (("CUDA_VISIBLE_DEVICES", places[number]),))
-
-
-def _cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    if terms.parallel is not None:
+        raise UsageError(f"--on local:{terms.where} says itself how many work at once; leave out --parallel")
+    setups = (
+        Setup(f"local:{gpu}", share_of_cores(n, len(places)), (("CUDA_VISIBLE_DEVICES", gpu),))
+        for n, gpu in enumerate(places)
+    )
+    return Pool(LocalCrew(terms.patience, tuple(setups)), named=True)

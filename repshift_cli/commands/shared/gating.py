@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli.analysis import comparison
+from repshift_cli.analysis.comparison import Lonely
 from repshift_cli.commands.shared.output import Outputs
 from repshift_cli.commands.shared.revisions import both_sides, say
 from repshift_cli.gate import noise, process, thresholds
 from repshift_cli.gate import verdict as rules
-from repshift_cli.gate.rounds import BaseAndHead
+from repshift_cli.gate.rounds import SURVEYS, BaseAndHead, Broken
+from repshift_cli.gate.survey import Surveyor
 from repshift_cli.gate.thresholds import Thresholds
-from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, NothingMeasured, Outcome
+from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, Check, Judged, NothingMeasured, Outcome
 from repshift_cli.records import UsageError, printable_line, store
 from repshift_cli.records.labels import labels
 from repshift_cli.renderers.sheets import gate
@@ -40,14 +43,23 @@ class Asked:
     outputs: Outputs
 
 
-def run(mode: str, asked: Asked, options: dict[str, Any], limits: Thresholds, out: Path | None) -> int:
+def run(
+    mode: str,
+    asked: Asked,
+    options: dict[str, Any],
+    limits: Thresholds,
+    out: Path | None,
+    patience: float | None = None,
+) -> int:
     """Gate, learn or self-test: the exit code."""
     folder = _folder(out)
     with (
         process.ending_in_order(),
         both_sides(asked.base, asked.head, *asked.pythons, asked.setup, folder, options) as (old, new),
     ):
-        sides = BaseAndHead(old, new, options, limits, folder / "rounds", say)
+        starter = process.Starter(folder / "rounds", options, patience)
+        survey = Surveyor(old, new, starter, limits, say).survey()
+        sides = BaseAndHead(old, new, limits, starter, survey, say)
         if mode == "learn":
             _learn(sides, asked.noise_file)
             code = 0
@@ -77,7 +89,7 @@ def profile_options(
         table |= {"most-rounds": most, "rounds": min(most, table.get("rounds", thresholds.ROUNDS))}
         table.pop("most_rounds", None)
     limits = thresholds.parse(table, str(profiles.profile_path(name)))
-    if not any(rule.share is not None for rule in limits.rules):
+    if not limits.judges:
         raise UsageError(f"profile {name} gates nothing: name a metric in its [thresholds], like latency = 0.01")
     options = axes.merge(loaded, {"device": device})
     axes.Axes.from_options(options)
@@ -88,33 +100,39 @@ def profile_options(
 
 
 def _folder(out: Path | None) -> Path:
-    folder = out or store.FOLDER / f"gate-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    store.check_writable(folder / "base.json")
-    if (folder / "rounds").exists():
-        raise UsageError(f"{folder} holds another gate's run files; name a new folder with --out")
-    (folder / "rounds").mkdir(parents=True)
-    return folder.resolve()
+    """The folder for the run files, made; the default has a name that no other gate has taken."""
+    stem = store.FOLDER / f"gate-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for folder in [out] if out else (stem, *(stem.with_name(f"{stem.name}-{n}") for n in range(2, 100))):
+        store.check_writable(folder / "base.json")
+        with contextlib.suppress(FileExistsError):
+            (folder / "rounds").mkdir(parents=True)
+            return folder.resolve()
+    raise UsageError(f"{out or stem} holds another gate's run files; name a new folder with --out")
 
 
 # --- what is done -----------------------------------------------------------------------------------------------------
 
 
 def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcome:
-    """Survey, rounds, verdicts, and the run files of it all; no rounds where the survey has decided already."""
-    if not sides.surveys:
-        sides.survey()
+    """Rounds, verdicts, and the run files of it all; no rounds where the survey has decided already."""
     known, note = _known_noise(sides, noise_file)
     checks = sides.checks(known)
-    decided = _decided(sides)
-    judged = {} if decided else _rounds(sides, checks, confirm)
-    sides.write()
-    found = sides.findings(judged)
-    notes = [*decided, *sides.notes, *sides.unknown_rules(found), *sides.warnings(), note]
+    decided, broken = _decided(sides), tuple[Lonely, ...]()
+    judged: dict[Check, Judged] = {}
+    try:
+        judged = {} if decided else _rounds(sides, checks, confirm)
+    except Broken as error:
+        decided, broken = [f"round {sides.count} was the last, for a case no longer runs"], error.cases
+    sides.write(broken)
+    found, lonely = sides.findings(judged), (*sides.survey.lonely, *broken)
+    unknown = [] if decided else sides.unknown_rules(found)
+    notes = [*decided, *sides.survey.notes, *sides.notes, *unknown, *sides.warnings(), note]
     words = (sides.base.words, sides.head.words)
-    outcome = Outcome(*words, tuple(found), tuple(sides.lonely()), tuple(notes), sides.count)
-    if not checks and not outcome.broken:
+    unsteady = (*sides.survey.unsteady, *sides.unsteady)
+    outcome = Outcome(*words, tuple(found), lonely, tuple(notes), sides.count, unsteady)
+    if outcome.verdict == PASS and not checks:
         raise NothingMeasured(f"nothing measured on both sides: {sides.why_nothing()}")
-    if not outcome.judged and not outcome.broken:
+    if outcome.verdict == PASS and all(f.metric == thresholds.OUTPUT for f in outcome.judged):
         raise NothingMeasured("nothing measured that gates: no metric of [thresholds] has a figure on both sides")
     say("")
     return outcome
@@ -123,12 +141,12 @@ def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcom
 def _decided(sides: BaseAndHead) -> list[str]:
     """A note where the survey alone says that head is worse: by a number without noise, or a case that fails now."""
     failed = [f.label or f.metric for f in sides.findings({}) if f.verdict == FAIL]
-    broken = [one for one in sides.lonely() if one.is_broken]
+    broken = [one for one in sides.survey.lonely if one.is_broken]
     what = ", ".join(dict.fromkeys(failed)) or ("a case that no longer runs" if broken else "")
     return [f"{what} had decided, so no times were measured"] if what else []
 
 
-def _rounds(sides: BaseAndHead, checks: list[Any], confirm: bool) -> dict[Any, Any]:
+def _rounds(sides: BaseAndHead, checks: list[Check], confirm: bool) -> dict[Check, Judged]:
     """The verdicts on times, after as many rounds as they take; how long that may be is told before."""
     if not checks:
         return {}
@@ -141,7 +159,7 @@ def _rounds(sides: BaseAndHead, checks: list[Any], confirm: bool) -> dict[Any, A
 
 def _known_noise(sides: BaseAndHead, path: Path) -> tuple[dict[str, dict[str, float]], str]:
     """This runner's noise by case and metric, and a note on where the thresholds come from."""
-    own = noise.of(noise.load(path), comparison.fingerprint(sides.surveys["head"].machine))
+    own = noise.of(noise.load(path), comparison.fingerprint(sides.survey.head.machine))
     if own is None:
         return (
             {},
@@ -155,7 +173,6 @@ def _known_noise(sides: BaseAndHead, path: Path) -> tuple[dict[str, dict[str, fl
 def _learn(sides: BaseAndHead, path: Path) -> None:
     """Measure A/A rounds, as many as a gate has at most, and store what gates drawn from them report."""
     rounds = sides.thresholds.most_rounds
-    sides.survey()
     checks = [c for c in sides.checks({}) if c.gates]
     if not checks:
         raise NothingMeasured(f"nothing measured that gates: {sides.why_nothing()}")
@@ -165,7 +182,7 @@ def _learn(sides: BaseAndHead, path: Path) -> None:
     cases: dict[str, dict[str, float]] = {}
     for check, share in learnt.items():
         cases.setdefault(check.case.key, {})[check.metric] = round(share, 6)
-    runner = comparison.fingerprint(sides.surveys["head"].machine)
+    runner = comparison.fingerprint(sides.survey.head.machine)
     noise.save(path, noise.Noise(runner, datetime.now(UTC).isoformat(timespec="seconds"), rounds, cases))
     say("")
     names = labels(check.case for check in checks)
@@ -186,11 +203,10 @@ def _self_test(sides: BaseAndHead, noise_file: Path) -> int:
     slow = replace(
         sides.head, extra=("--delay", str(DELAY)), words=f"this folder with {DELAY:.0%} added to every forward"
     )
-    second = BaseAndHead(
-        sides.base, slow, sides.options, sides.thresholds, sides.folder.parent / "delayed" / "rounds", say
-    )
-    second.folder.mkdir(parents=True)
-    second.know(sides)
+    folder = sides.starter.folder.parent / "delayed" / "rounds"
+    folder.mkdir(parents=True)
+    starter = replace(sides.starter, folder=folder, seconds=sides.starter.seconds[:SURVEYS])
+    second = BaseAndHead(sides.base, slow, sides.thresholds, starter, sides.survey, say)
     delayed = _judge(second, noise_file, confirm=False)
     print(f"with {DELAY:.0%} added: {delayed.sentence}")
     verdicts = (plain.verdict, delayed.verdict)

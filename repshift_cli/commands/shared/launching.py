@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from repshift_cli import registry
+from repshift_cli.benchmark import engine
+from repshift_cli.benchmark.engine import Order
 from repshift_cli.benchmark.launchers import Carrier, Terms
 from repshift_cli.commands.shared.options import MEASURE
 from repshift_cli.records import UsageError
+from repshift_cli.sweep.operators import OperatorAxes
 
 DEFAULT = "process"
 IN_PROCESS = "inline"
@@ -32,8 +36,9 @@ On = Annotated[
     str | None,
     typer.Option(
         metavar="WHERE",
-        help="Where cases are measured: process (a worker process here), or local:0,1 (a worker for each of these "
-        "GPUs; on a CPU each has its share of the cores). (default: process)",
+        help="Where cases are measured: process (a worker process here), local:0,1 (a worker for each of these "
+        "GPUs; on a CPU each has its share of the cores), or ray (a running Ray cluster, else one made here; "
+        "ray://HOST:PORT for a far one). (default: process)",
         rich_help_panel=MEASURE,
     ),
 ]
@@ -47,16 +52,67 @@ InProcess = Annotated[
 ]
 
 
+Parallel = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Comparisons that one machine may measure at once, each on cores of its own. (default: one on a CPU; "
+        "under --on ray one for each GPU)",
+        rich_help_panel=MEASURE,
+    ),
+]
+DeviceKind = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="With --on ray: measure on devices with this in their name only, like H100.",
+        rich_help_panel=MEASURE,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Where:
+    """The options that say where cases are measured; None where one was not given."""
+
+    on: str | None = None
+    in_process: bool = False
+    case_timeout: float | None = None
+    parallel: int | None = None
+    device_kind: str | None = None
+
+    def check(self) -> None:
+        """UsageError for options that do not go together."""
+        for name in ("case_timeout", "on", "parallel"):
+            if self.in_process and getattr(self, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} needs another process than the command's; leave out --in-process")
+        if self.device_kind is not None and (self.on or "").partition(":")[0] != "ray":
+            raise UsageError("--device-kind picks among the machines of a cluster; it goes with --on ray")
+
+
 @contextlib.contextmanager
-def launched(on: str | None, in_process: bool, case_timeout: float | None, budget: float | None) -> Iterator[Carrier]:
-    """What the launcher has started, closed afterwards."""
-    for option, given in (("--case-timeout", case_timeout), ("--on", on)):
-        if in_process and given is not None:
-            raise UsageError(f"{option} needs another process than the command's; leave out --in-process")
-    patience = case_timeout or max(BUDGETS * (budget or 0), LEAST_PATIENCE)
-    name, _, where = (IN_PROCESS if in_process else on or DEFAULT).partition(":")
+def launched(where: Where, order: Order) -> Iterator[Carrier]:
+    """What the launcher has started for the sweep, closed afterwards."""
+    sweep = order.sweep
+    where.check()
+    patience = where.case_timeout or max(BUDGETS * (sweep.budget or 0), LEAST_PATIENCE)
+    name, _, argument = (IN_PROCESS if where.in_process else where.on or DEFAULT).partition(":")
     part = registry.find("benchmark.launchers", name)
-    carrier: Carrier = registry.load(part).start(Terms(where, patience))
+    models = (sweep.model,) if isinstance(sweep, OperatorAxes) else sweep.model
+    terms = Terms(
+        argument,
+        patience,
+        where.parallel,
+        where.device_kind,
+        sweep.device,
+        engine.hbm_of(order),
+        sweep.threads,
+        tuple(filter(None, models)),
+        tuple(filter(None, (sweep.data, sweep.weights))),
+    )
+    carrier: Carrier = registry.load(part).start(terms)
     try:
         yield carrier
     finally:

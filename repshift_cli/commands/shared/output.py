@@ -27,6 +27,8 @@ STDOUT = "-"
 PANEL = "Output"
 METAVAR = "FILE|-"
 """What an output option takes, by which the program knows one."""
+PLOT = "plot"
+CHARTS: dict[str, tuple[str, str | None]] = {PLOT: ("Draw charts below the table.", None)}
 VIEWS: dict[str, tuple[str, str | None]] = {
     "columns": ("Show these columns alone: latency,kl,vs_flash (names of `repshift metrics`, or their ends).", "LIST"),
     "wide": ("Show every column, however wide the table gets. (default: what the terminal holds; 100 if piped)", None),
@@ -42,6 +44,8 @@ class Outputs:
 
     targets: Mapping[str, str] = field(default_factory=dict)
     view: View = field(default_factory=View)
+    plot: bool = False
+    """Whether charts follow the table."""
 
     @property
     def own_stdout(self) -> bool:
@@ -53,6 +57,8 @@ class Outputs:
 
         `others` are files that the command writes by itself, by their options.
         """
+        if self.plot and self.own_stdout:
+            raise UsageError("--plot draws on stdout, which an output has to itself; leave it out, or name a file")
         places: dict[str, str] = {}
         named = [(option_of(name), target) for name, target in self.targets.items()]
         for option, target in [*((o, str(path)) for o, path in (others or {}).items() if path), *named]:
@@ -79,6 +85,8 @@ class Outputs:
             shown = on_screen or document
             shown = shown if shown.view is None else replace(shown, view=self.view)
             registry.load(registry.find("renderers", "table")).render(shown, sys.stdout)
+            if self.plot:
+                registry.load(registry.find("renderers", PLOT)).render(document, sys.stdout)
 
 
 def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -95,13 +103,16 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
     }
 
     views = VIEWS if "run" in kinds else {}
+    drawn = registry.find("renderers", PLOT).constants["TAKES"]
+    charts = CHARTS if any(takes(drawn, kind, False) for kind in kinds) else {}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_outputs(**given: Any) -> Any:
             named = {part.name: given.pop(parameter, None) for parameter, part in offered.items()}
             view = _view({name: given.pop(name) for name in views})
-            outputs = Outputs({name: target for name, target in named.items() if target is not None}, view)
+            plot = any([given.pop(name) for name in charts])
+            outputs = Outputs({name: target for name, target in named.items() if target is not None}, view, plot)
             outputs.check()
             return command(**given, outputs=outputs)
 
@@ -109,7 +120,7 @@ def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[...
         made = [
             *(p for p in own if p.name != "outputs"),
             *(_parameter(name, option_of(part.name), part.help, METAVAR) for name, part in offered.items()),
-            *(_parameter(name, f"--{name}", *told) for name, told in views.items()),
+            *(_parameter(name, f"--{name}", *told) for name, told in {**views, **charts}.items()),
         ]
         keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
         with_outputs.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]

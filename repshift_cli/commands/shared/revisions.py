@@ -39,6 +39,8 @@ def both_sides(
             ]
         else:
             top = revisions.repository(here)
+            for place in revisions.tidy(top):
+                say(f"removed what a gate that was killed left behind: {place}")
             inside = here.relative_to(top.resolve())
             made = [
                 _side(stack, name, ref, top, inside, python)

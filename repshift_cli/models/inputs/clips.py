@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +52,34 @@ def centres(count: int, frames: int) -> list[int]:
 
 
 def _one(file: Path, frames: int, size: int) -> np.ndarray:
-    """(frames, size, size, 3), in two passes: what a container says of its length is not always so."""
+    """(frames, size, size, 3)."""
+    return np.stack([fitted(image, size) for image in frames_of(file, frames)])
+
+
+def frames_of(file: Path | BytesIO, frames: int) -> list[Any]:
+    """So many images of a clip, at the centres of equal segments, in two passes: what a container says of its length
+    is not always so."""
     count = sum(1 for _ in _decoded(file))
     if count < frames:
         raise UsageError(
             f"{file} has {count} frames, fewer than the {frames} of the model; give a longer clip or fewer --frames"
         )
     wanted = centres(count, frames)
-    chosen = [fitted(frame.to_image(), size) for place, frame in enumerate(_decoded(file)) if place in wanted]
-    return np.stack(chosen)
+    return [frame.to_image() for place, frame in enumerate(_decoded(file)) if place in wanted]
 
 
-def _decoded(file: Path) -> Iterator[Any]:
+def _decoded(file: Path | BytesIO) -> Iterator[Any]:
     """The frames of the first video stream; a decoder that meets damage stops instead of guessing the picture."""
     import av
 
     try:
-        with av.open(str(file)) as container:
+        if isinstance(file, BytesIO):
+            file.seek(0)
+        with av.open(str(file) if isinstance(file, Path) else file) as container:
             if not container.streams.video:
                 raise UsageError(f"{file} has no pictures; give a clip with a video stream")
             stream = container.streams.video[0]
             stream.codec_context.options = {"err_detect": "explode"}
-            yield from container.decode(stream)
+            yield from container.decode(stream)  # type: ignore[union-attr]
     except av.error.FFmpegError as error:
         raise UsageError(f"cannot read the clip {file}: {error.strerror}") from error

@@ -62,7 +62,7 @@ def encoded(checkpoint: str, place: str, length: int | None, most: int) -> Encod
     No sentence has more than `most` tokens; with `length` all are cut and padded to that. UsageError where the
     tokenizer is missing, or frames a sentence by something else than one token in front and one behind.
     """
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = tokenizer_of(checkpoint)
     if tokenizer.num_special_tokens_to_add() != SPECIAL:
         raise UsageError(f"the tokenizer of {checkpoint} does not put one token in front of a sentence and one behind")
     texts = sentences(place)
@@ -74,7 +74,8 @@ def encoded(checkpoint: str, place: str, length: int | None, most: int) -> Encod
     return Encoded(padded["input_ids"], _checked(padded["attention_mask"]), cut, length or most)
 
 
-def _tokenizer(checkpoint: str) -> Any:
+def tokenizer_of(checkpoint: str) -> Any:
+    """The checkpoint's own tokenizer; UsageError where it has none that can be loaded."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -87,7 +88,7 @@ def _tokenizer(checkpoint: str) -> Any:
 
 def most_tokens(checkpoint: str, positions: int) -> int:
     """How many tokens the checkpoint takes at once: its tokenizer's limit where that is smaller than `positions`."""
-    return int(min(positions, _tokenizer(checkpoint).model_max_length))
+    return int(min(positions, tokenizer_of(checkpoint).model_max_length))
 
 
 def _checked(mask: Tensor) -> Tensor:

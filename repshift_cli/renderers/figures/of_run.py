@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from repshift_cli.analysis.pareto import front
 from repshift_cli.analysis.roofline import Ceilings, ceilings, working
@@ -46,6 +47,14 @@ def figures(run: Run) -> Iterator[Figure]:
     yield from tokens(measured)
     yield from moved(measured)
     yield from roofline(measured)
+    yield from raw(measured)
+
+
+def in_short(run: Run) -> Iterator[Figure]:
+    """Speed, what it costs by the most wanted figure of quality, and the raw samples."""
+    measured = Measured(run)
+    yield from speed(measured)
+    yield from islice(trade(measured), 1)
     yield from raw(measured)
 
 

@@ -266,6 +266,14 @@ def with_interval(value: float, low: float | None, high: float | None, unit: str
     return f"{number(value)}{tail}{ends}"
 
 
+def shortened(words: str, letters: int, gap: str = "…") -> str:
+    """The words, their middle left out where they are longer than so many letters."""
+    if len(words) <= letters:
+        return words
+    head = max(0, (letters - 1) * 2 // 3)
+    return f"{words[:head]}{gap}{words[len(words) - max(0, letters - 1 - head) :]}"[:letters]
+
+
 def _end(value: float | None) -> str:
     return MISSING if value is None else number(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from repshift_cli.renderers.figures.shapes import Bars, Mark, Stack, Stacks, number
+from repshift_cli.renderers.figures.shapes import Bars, Mark, Stack, Stacks, number, shortened
 from repshift_cli.renderers.page.drawing import (
     COLOURS,
     LETTER,
@@ -18,7 +18,6 @@ from repshift_cli.renderers.page.drawing import (
     legend,
     line,
     rect,
-    shortened,
     svg,
     text,
 )

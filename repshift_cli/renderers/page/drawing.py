@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from repshift_cli.renderers.figures.shapes import Axis, number
+from repshift_cli.renderers.figures.shapes import Axis, number, shortened
 from repshift_cli.renderers.page.markup import Markup, join, tag
 from repshift_cli.renderers.page.scales import Scale
 
@@ -58,14 +58,6 @@ def rect(x: float, y: float, width: float, height: float, class_: str, **more: s
     """A box; `more` are its attributes."""
     size = (float(max(width, 0)), float(height))
     return tag("rect", x=float(x), y=float(y), width=size[0], height=size[1], class_=class_, **more)
-
-
-def shortened(words: str, letters: int) -> str:
-    """The words, their middle left out where they are longer than so many letters."""
-    if len(words) <= letters:
-        return words
-    head = (letters - 1) * 2 // 3
-    return f"{words[:head]}…{words[len(words) - (letters - 1 - head) :]}"
 
 
 def below(scale: Scale, axis: Axis, top: float, bottom: float, ticks: Sequence[str] = ()) -> Iterator[Markup]:

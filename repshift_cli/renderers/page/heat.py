@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from repshift_cli.renderers.figures.shapes import Heat, Mark, number
-from repshift_cli.renderers.page.drawing import LETTER, SIDE, WIDTH, rect, shortened, svg, text
+from repshift_cli.renderers.figures.shapes import Heat, Mark, number, shortened
+from repshift_cli.renderers.page.drawing import LETTER, SIDE, WIDTH, rect, svg, text
 from repshift_cli.renderers.page.markup import Markup
 from repshift_cli.renderers.sheets.cells import MISSING
 

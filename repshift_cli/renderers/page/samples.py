@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from repshift_cli.renderers.figures.shapes import Sampled, Samples, drift, number, quantile
-from repshift_cli.renderers.page.drawing import LETTER, SIDE, WIDTH, Palette, line, rect, shortened, svg, text
+from repshift_cli.renderers.figures.shapes import Sampled, Samples, drift, number, quantile, shortened
+from repshift_cli.renderers.page.drawing import LETTER, SIDE, WIDTH, Palette, line, rect, svg, text
 from repshift_cli.renderers.page.markup import Markup, tag
 from repshift_cli.renderers.page.scales import Scale
 

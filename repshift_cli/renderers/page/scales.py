@@ -39,14 +39,14 @@ class Scale:
 
 
 def fitting(values: Iterable[float], start: float, end: float, log: bool = False, room: float = 0.05) -> Scale:
-    """A scale that holds all the values with some room at both ends."""
+    """A scale that holds all the values with some room at both ends; none below 0 where nothing is."""
     known = [v for v in values if not log or v > 0] or [1.0]
     low, high = min(known), max(known)
     if log:
         wider = max((high / low) ** room, 1.05)
         return Scale(low / wider, high * wider, start, end, log)
     span = (high - low) or abs(high) or 1.0
-    return Scale(low - room * span, high + room * span, start, end)
+    return Scale(low - room * span if low < 0 else max(0.0, low - room * span), high + room * span, start, end)
 
 
 def from_zero(values: Sequence[float], zero: float, start: float, end: float) -> Scale:

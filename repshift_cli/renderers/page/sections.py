@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from repshift_cli.records import Machine, Run
 from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.figures import of_findings, of_history, of_profile, of_run
 from repshift_cli.renderers.figures.measured import Measured
-from repshift_cli.renderers.figures.shapes import Figure
+from repshift_cli.renderers.figures.of_document import figures_of
 from repshift_cli.renderers.page import charts, tables
 from repshift_cli.renderers.page.command import command_of
 from repshift_cli.renderers.page.drawing import Palette
 from repshift_cli.renderers.page.markup import Markup, tag
-from repshift_cli.renderers.page.verdict import verdict
+from repshift_cli.renderers.sheets.answer import closing
 from repshift_cli.renderers.sheets.break_even import maps
 from repshift_cli.renderers.sheets.crossing import crossings
 from repshift_cli.renderers.sheets.run import sheets as sheets_of_run
-
-DRAWN: Mapping[str, Callable[[Any], Iterable[Figure]]] = {
-    "run": of_run.figures,
-    "profile": of_profile.figures,
-    "history": of_history.figures,
-    "gate": lambda outcome: of_findings.figures(outcome.findings),
-    "comparison": lambda told: of_findings.figures([f for pair in told for f in pair["findings"]]),
-}
-"""What draws a document's content, by its kind."""
-
-
-def figures_of(document: Document) -> list[Figure]:
-    """Everything of the document that can be drawn."""
-    return list(DRAWN[document.kind](document.content)) if document.kind in DRAWN else []
 
 
 def section(document: Document, source: str) -> Markup:
@@ -43,12 +28,22 @@ def section(document: Document, source: str) -> Markup:
     drawings = [charts.chart(figure, palette, f"figure-{source}-{i}") for i, figure in enumerate(figures)]
     body = [
         tag("h2", document.title or document.kind),
-        *(tag("p", sentence, class_="verdict") for sentence in verdict(document)),
+        *_verdict(document),
         *_tables(document, source),
         tag("div", *drawings, class_="figures") if drawings else None,
         *_origin(document.content),
     ]
     return tag("section", *body, id=f"source-{source}")
+
+
+def _verdict(document: Document) -> Iterator[Markup]:
+    """The document's own sentence, or the answer of a run with the lines that apply it."""
+    code, answer = closing(document.content) if isinstance(document.content, Run) else ("", "")
+    if sentence := document.sentence or answer:
+        yield tag("p", sentence, class_="verdict")
+    if code:
+        lines = tag("pre", tag("code", code), tabindex="0")
+        yield tag("details", tag("summary", "the lines of Python that apply it"), lines)
 
 
 def _tables(document: Document, source: str) -> Iterator[Markup | None]:

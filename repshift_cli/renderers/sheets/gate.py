@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from repshift_cli.analysis.comparison import BETTER, WORSE, Finding
-from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, Outcome, in_words
+from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, Outcome, told
 from repshift_cli.records import printable
-from repshift_cli.records.labels import labels
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.cells import Sheet
 from repshift_cli.renderers.sheets.comparison import sheet
@@ -32,19 +31,33 @@ def document_of(outcome: Outcome, everything: bool = True) -> Document:
 def outcome_sheet(outcome: Outcome, everything: bool = False) -> Sheet:
     """What gates, the bad first, and what informs and changed; `everything` has the rest too."""
     order = {FAIL: 0, INCONCLUSIVE: 1}
+    alike = [] if everything else [f for f in outcome.judged if f.metric == "output" and f.verdict == PASS]
     shown = sorted(
-        (f for f in outcome.findings if everything or f in outcome.judged or _changed(f)),
+        (f for f in outcome.findings if everything or (f in outcome.judged and f not in alike) or _speaks(f)),
         key=lambda f: (order.get(f.verdict, 2), -f.effect),
     )
-    hidden = len(outcome.findings) - len(shown)
-    notes = [*_statistics(outcome), *outcome.notes]
+    hidden = len(outcome.findings) - len(shown) - len(alike)
+    once = [
+        f"{outcome.names[one.case]} failed on head once, and not when it was started again ({one.reason})"
+        for one in outcome.unsteady
+    ]
+    notes = [*once, *_outputs(alike), *_statistics(outcome), *outcome.notes]
     if hidden:
         notes.append(f"{hidden} metrics that only inform did not change or are open; --all shows them")
     return sheet(shown, outcome.lonely, (f"base: {outcome.base}", f"head: {outcome.head}"), notes)
 
 
-def _changed(finding: Finding) -> bool:
-    return finding.word in (WORSE, BETTER)
+def _outputs(alike: list[Finding]) -> Iterable[str]:
+    """What both sides put out alike, in one line."""
+    if alike:
+        far = max(f.head or 0.0 for f in alike)
+        count = f"{len(alike)} case{'s' * (len(alike) > 1)}"
+        yield f"outputs: the same in {count}" if not far else f"outputs: at most {far:.2g}% apart in {count}"
+
+
+def _speaks(finding: Finding) -> bool:
+    """Whether it is shown though it does not gate."""
+    return finding.word in (WORSE, BETTER) or bool(finding.reason)
 
 
 def _statistics(outcome: Outcome) -> Iterable[str]:
@@ -69,16 +82,17 @@ def _of(outcome: Outcome, judged: int) -> str:
 
 def workflow_commands(outcome: Outcome) -> list[str]:
     """GitHub's workflow commands: `::error` for what failed, `::warning` for what stayed open, naming the case."""
-    names = labels([f.case for f in outcome.findings] + [one.case for one in outcome.lonely])
+    names = outcome.names
     lines = []
     for f in outcome.judged:
         if f.verdict in VERDICTS:
             kind = "error" if f.verdict == FAIL else "warning"
-            text = in_words(f, names[f.case]) + (f"; {f.reason}" if f.reason else "")
+            text = told(f, names[f.case])
             lines.append(f"::{kind} title={_property(f'{f.verdict}: {names[f.case]}')}::{_data(text)}")
-    for one in outcome.broken:
-        text = f"{names[one.case]} no longer runs: {one.reason}"
-        lines.append(f"::error title={_property(f'fail: {names[one.case]}')}::{_data(text)}")
+    unsteady = ((one, "warning", INCONCLUSIVE, "failed once") for one in outcome.unsteady)
+    for one, kind, verdict, what in (*((b, "error", FAIL, "no longer runs") for b in outcome.broken), *unsteady):
+        text = f"{names[one.case]} {what}: {one.reason}"
+        lines.append(f"::{kind} title={_property(f'{verdict}: {names[one.case]}')}::{_data(text)}")
     return lines
 
 

@@ -27,6 +27,9 @@ their interval in the cell, the others the figure alone (CSV has the interval)."
 
 OTHERS = (
     "throughput",
+    "top1",
+    "top5",
+    "samples",
     "hbm",
     "macs",
     "kv_cache",

@@ -12,6 +12,7 @@ from repshift_cli.profiling import break_even
 from repshift_cli.profiling.annotations import SELECTION
 from repshift_cli.records import WITHOUT_ATTENTION, Run
 from repshift_cli.records.profile import Breakdown, ProfileRun
+from repshift_cli.renderers.sheets import evaluation
 from repshift_cli.renderers.sheets.answer import closing
 from repshift_cli.renderers.sheets.break_even import maps
 from repshift_cli.renderers.sheets.cells import ALWAYS, Cell, Column, Sheet
@@ -30,6 +31,8 @@ def sheets_of(run: Run | ProfileRun) -> list[Sheet]:
     """What the table and Markdown show of either file."""
     if isinstance(run, ProfileRun):
         return profile_sheets(run)
+    if evaluation.is_evaluation(run):
+        return evaluation.sheets(run)
     ready = [*sheets(run), *maps(run), *crossings(run)]
     if ready:
         code, answer = closing(run)

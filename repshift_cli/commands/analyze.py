@@ -1,0 +1,248 @@
+"""`repshift analyze`: why a token can go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repshift_cli import __version__, registry
+from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared.options import Asked
+from repshift_cli.commands.shared.output import Outputs, output_options
+from repshift_cli.commands.shared.progress import Bar
+from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import choose_threads, set_threads
+from repshift_cli.machine.describe import describe
+from repshift_cli.records import Case, Progress, UsageError, store
+from repshift_cli.records.inspection import INSPECTION_SCHEMA_VERSION, Answer, Inspection
+from repshift_cli.records.json_codec import json_schema, to_json
+from repshift_cli.renderers import document_of
+from repshift_cli.sweep.parsing import parse
+
+if TYPE_CHECKING:
+    from repshift_cli.inspection import Look, Settings
+    from repshift_cli.sweep.axes import Axes
+
+NOTHING_ANSWERED = 5
+QUESTIONS = "Questions"
+BACKENDS = ("flash", "efficient", "vanilla")
+"""The attention that is bound where none is named: the first of these that takes the model."""
+SHARED = (
+    "model",
+    "variant",
+    "dtype",
+    "image_size",
+    "frames",
+    "tokens",
+    "protect",
+    "weights",
+    "data",
+    "device",
+    "seed",
+    "threads",
+)
+
+
+def _question_help() -> str:
+    return f"What to ask: {', '.join(registry.ranked('inspection'))}. (default: all)"
+
+
+@options.sweep_options(only=SHARED)
+@output_options("inspection")
+def analyze(
+    asked: Asked,
+    question: Annotated[
+        list[str] | None, typer.Option(metavar="LIST", help=_question_help(), rich_help_panel=QUESTIONS)
+    ] = None,
+    inputs: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs looked at.", rich_help_panel=QUESTIONS)] = 4,
+    left_out: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=4,
+            help="Tokens of each input that are left out one by one after each block, drawn at random.",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = 32,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Blocks after which tokens are left out: 1,4,7 or 1:12:3. (default: all)",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="All that was found, for `repshift show`.", rich_help_panel=options.OUTPUT),
+    ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Print the JSON Schema of --out and stop.", rich_help_panel=options.OUTPUT),
+    ] = False,
+    *,
+    outputs: Outputs,
+) -> None:
+    """Say why a token can go: what the score sees of it, and what the model leans on."""
+    if schema:
+        typer.echo(json.dumps(inspection_schema(), indent=2))
+        return
+    names = _questions(question)
+    outputs.check({"--out": out})
+    if out is not None:
+        store.check_writable(out)
+    sweep = _sweep(asked)
+    run = _inspected(sweep, names, inputs, {"left_out": left_out, "blocks": _blocks(blocks), "seed": sweep.seed})
+    if out is not None:
+        store.write_text(out, to_json(run))
+    outputs.emit(document_of(run))
+    raise typer.Exit(exit_code(run))
+
+
+def exit_code(run: Inspection) -> int:
+    """0 answered, 1 at least one question failed, 5 none could be asked."""
+    statuses = {answer.status for answer in run.answers}
+    return 1 if "failed" in statuses else 0 if "ok" in statuses else NOTHING_ANSWERED
+
+
+def inspection_schema() -> dict[str, Any]:
+    """The JSON Schema of what --out writes."""
+    return json_schema(Inspection, f"repshift analyze, version {INSPECTION_SCHEMA_VERSION}")
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def _questions(given: list[str] | None) -> tuple[str, ...]:
+    """The questions by their files' names, in their order."""
+    if not given:
+        return registry.ranked("inspection")
+    wanted = {registry.find("inspection", name.strip()).name for text in given for name in text.split(",")}
+    return tuple(name for name in registry.ranked("inspection") if name in wanted)
+
+
+def _blocks(text: str | None) -> tuple[int, ...]:
+    """The blocks of `1,4,7` or `1:12:3`; UsageError names what is none."""
+    if text is None:
+        return ()
+    try:
+        found = tuple(int(n) for n in parse("batch", text.split(",")))
+    except UsageError as error:
+        raise UsageError(f"--blocks {text!r} is no list of blocks: write 1,4,7 or 1:12:3") from error
+    return found
+
+
+def _sweep(asked: Asked) -> Axes:
+    """What was asked for, of one model and one variant without pruning."""
+    sweep = options.checked_sweep(Asked({"variant": list(BACKENDS), **asked.given}))
+    several = {
+        "--model": sweep.model,
+        "--image-size": sweep.image_size,
+        "--frames": sweep.frames,
+        "--dtype": sweep.dtype,
+    }
+    for name, values in several.items():
+        if len(values) > 1:
+            raise UsageError(f"one model in one setting is analyzed at a time: give {name} one value")
+    if any("+" in variant for variant in sweep.variant) or ("variant" in asked.given and len(sweep.variant) > 1):
+        raise UsageError(
+            "--variant names one attention back end here, without a method: the unpruned model is looked at"
+        )
+    return dataclasses.replace(sweep, batch=())
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str, Any]) -> Inspection:
+    """The model made ready once, and asked one question after another."""
+    device = devices.choose_device(sweep.device)
+    threads = choose_threads(sweep.threads)
+    set_threads(threads)
+    sweep = dataclasses.replace(sweep, threads=threads)
+    cases = _cases(sweep, device)
+    from repshift_cli.inspection import Settings
+
+    with Bar(len(names)) as bar:
+        bar.phase(f"building {cases[0].model}")
+        look = look_at(cases[0], inputs, Settings(**told), tuple(cases[1:]))
+        answers = []
+        for name in names:
+            tell = lambda share, name=name: bar.update(Progress(name, share))  # noqa: E731
+            answers.append(_answered(name, dataclasses.replace(look, tell=tell)))
+            bar.next()
+    return Inspection(
+        machine=dataclasses.replace(describe(device), threads=sweep.threads),
+        options=sweep.as_options() | {"question": list(names), "inputs": inputs, "left_out": told["left_out"]},
+        case=cases[0],
+        tokens=look.subject.tokens + look.subject.protected,
+        inputs=len(look.inputs),
+        answers=tuple(answers),
+        warnings=look.subject.warnings,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool=f"repshift {__version__}",
+    )
+
+
+def _cases(sweep: Axes, device: str) -> list[Case]:
+    """The case of every length, the first being the one that most questions look at; UsageError where none can be."""
+    from repshift_cli.benchmark import planning
+
+    planned = planning.plan_cases(sweep, device)
+    lengths = dict.fromkeys(p.case.length for p in planned)
+    found = []
+    for length in lengths:
+        here = [p for p in planned if p.case.length == length]
+        able = [p.case for p in here if not p.refused]
+        if not able:
+            raise UsageError("; ".join(dict.fromkeys(str(p.refused) for p in here)))
+        found.append(able[0])
+    return found
+
+
+def look_at(case: Case, inputs: int, settings: Settings, others: tuple[Case, ...] = ()) -> Look:
+    """The case's model built, its attention to be bound within `active()`, its first inputs one by one."""
+    from repshift_cli.benchmark import builder
+    from repshift_cli.inspection import Look
+
+    step = builder.lone_step(case)
+    alone = [one for batch in step.subject.evaluation for one in _one_by_one(batch, case.batch)]
+    more = tuple(partial(look_at, other, inputs, settings) for other in others)
+    return Look(case, step.subject, step.active, tuple(alone[:inputs]), settings, more)
+
+
+def _one_by_one(batch: Any, size: int) -> Iterator[Any]:
+    """The samples of a batch, each as a batch of one; what has no sample dimension goes with each."""
+
+    def row(value: Any, n: int) -> Any:
+        return value[n : n + 1] if getattr(value, "ndim", 0) and len(value) == size else value
+
+    for n in range(size):
+        yield (
+            {name: row(value, n) for name, value in batch.items()}
+            if isinstance(batch, dict)
+            else tuple(row(value, n) for value in batch)
+        )
+
+
+def _answered(name: str, look: Look) -> Answer:
+    """The answer, or why there is none."""
+    from repshift_cli.benchmark.runner import CAUGHT, reason_of
+
+    part = registry.find("inspection", name)
+    question = registry.load(part)
+    title = part.help.partition(":")[0]
+    if refused := question.unanswerable(look):
+        return Answer(name, title, "skipped", refused)
+    try:
+        found: Answer = question.answer(look)
+    except CAUGHT as error:
+        return Answer(name, title, "failed", reason_of(error))
+    return found

@@ -1,0 +1,210 @@
+"""`repshift eval`: accuracy on labelled data, beside the speed."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repshift_cli import registry
+from repshift_cli.benchmark import signals
+from repshift_cli.commands.shared import consent, options
+from repshift_cli.commands.shared.listing import Row, show_rows
+from repshift_cli.commands.shared.output import Outputs, output_options
+from repshift_cli.commands.shared.progress import Bar
+from repshift_cli.records import UsageError, store
+from repshift_cli.records.journal import Journal
+from repshift_cli.renderers import document_of
+from repshift_cli.sweep.parsing import own_options
+
+if TYPE_CHECKING:
+    from repshift_cli.evaluation.order import Order
+
+EVALUATION = "Evaluation"
+
+
+def _option(kind: Any, metavar: str, help_text: str, **more: Any) -> Any:
+    told = typer.Option(metavar=metavar, help=help_text, rich_help_panel=EVALUATION, **more)
+    return Annotated[kind | None, told]
+
+
+OPTIONS: dict[str, Any] = {
+    "model": options.Model,
+    "data": _option(
+        str,
+        "PATH",
+        "The labelled data: a folder of images with a folder for each class, or a CSV of paths or texts and labels "
+        "(--list has all formats).",
+    ),
+    "task": _option(str, "NAME", "What is asked of the model (--list). (default: classification)"),
+    "split": _option(str, "NAME", "Which split of the data is evaluated, where it has several."),
+    "variant": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIST",
+            help="Attention back end, or BACKEND+METHOD. (default: flash and flash+ repshift, random, stride, lowest)",
+            rich_help_panel=options.SWEEP,
+        ),
+    ],
+    "keep": options.Keep,
+    "layers": options.Layers,
+    "batch": Annotated[
+        str | None, typer.Option(metavar="N", help="Batch size. (default: 32)", rich_help_panel=options.SWEEP)
+    ],
+    **{
+        name: options.OPTIONS[name]
+        for name in ("dtype", "image_size", "frames", "tokens", *own_options(), "removal", "protect", "weights")
+    },
+    "column": _option(list[str], "OURS=THEIRS", "Which column of the data is image, text, label ...; may be repeated."),
+    "preprocess": _option(
+        str,
+        "TEXT",
+        "Changes to the checkpoint's own preprocessing: resize=256,crop=224,interpolation=bilinear,mean=0.5,std=0.5.",
+    ),
+    "limit": _option(int, "N", "Evaluate a stratified sample of so many, drawn by --seed.", min=2),
+    "until": _option(
+        str, "POINTS", "Stop when every difference to the unpruned model is known to this half-width: 0.5, ±0.5."
+    ),
+    "seeds": _option(int, "N", "Seeds of random dropping, each a row. (default: 1)", min=1),
+    "workers": _option(int, "N", "Processes that decode images. (default: up to 4, none for few images)", min=0),
+    "device": options.Device,
+    "threads": options.Threads,
+    "seed": options.Seed,
+}
+"""Every option that says what is asked for, in the order of the help text."""
+
+ListAll = Annotated[
+    bool, typer.Option("--list", help="List the tasks and the formats of data.", rich_help_panel=EVALUATION)
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Run file. (default: in repshift-runs/)", rich_help_panel=options.OUTPUT),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Go on with an interrupted evaluation; its own options apply.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+
+
+@options.declared(OPTIONS)
+@output_options("run")
+def evaluate(
+    given: dict[str, Any],
+    list_all: ListAll = False,
+    out: Out = None,
+    resume: Resume = None,
+    *,
+    outputs: Outputs,
+) -> None:
+    """Accuracy on labelled data: every variant on the same samples, with intervals."""
+    if list_all:
+        _list()
+        return
+    with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
+        outputs.check({"--out": path})
+        run = _evaluated(order, path, journal)
+    outputs.emit(document_of(run))
+    print(f"run file: {path}", file=sys.stderr)
+    raise typer.Exit(1 if any(record.status == "failed" for record in run.records) else 0)
+
+
+# --- what is asked for ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Iterator[tuple[Order, Path, Any]]:
+    """What the options come to, where it goes, and the journal of a run to go on with, which is locked."""
+    from repshift_cli.evaluation.order import Order
+
+    if resume is None:
+        order = _named(Order.from_options(_plain(given)))
+        path = out or store.default_path(datetime.now(UTC), ["eval", *order.sweep.model])
+        if path.exists():
+            raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
+        store.check_writable(path)
+        yield order, path, None
+        return
+    if given.keys() - {"model"} or out is not None:
+        named = [f"--{name.replace('_', '-')}" for name in given if name != "model"] or ["--out"]
+        raise UsageError(f"--resume takes the options of the run file; leave out {named[0]}")
+    with contextlib.closing(Journal.open(resume)) as journal:
+        if "task" not in journal.run.options:
+            raise UsageError(f"{resume} is no evaluation; go on with it by repshift bench --resume {resume}")
+        order = Order.from_options(journal.run.options)
+        consent.check_consent(resume, order.sweep.model, [str(m) for m in given.get("model") or ()])
+        yield order, resume, journal
+
+
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    """The options as `Order` reads them."""
+    columns = {}
+    for text in given.get("column") or ():
+        ours, equals, theirs = text.partition("=")
+        if not equals:
+            raise UsageError(f"--column {text}: write OURS=THEIRS, like label=fine_label")
+        columns[ours] = theirs
+    plain = {name: value for name, value in given.items() if name != "column"} | {"columns": columns}
+    if "until" in plain:
+        plain["until"] = _half_width(plain["until"])
+    return plain
+
+
+def _half_width(text: str) -> float:
+    try:
+        value = float(text.removeprefix("±").removeprefix("+-"))
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise UsageError(f"--until {text}: a half-width in points above 0 is needed, like 0.5")
+    return value
+
+
+def _named(order: Order) -> Order:
+    """The order with every name in it checked."""
+    import dataclasses
+
+    from repshift_cli.evaluation.tasks import ROOM
+
+    sweep = options.with_full_names(order.sweep)
+    return dataclasses.replace(order, sweep=sweep, task=registry.find(ROOM, order.task).name)
+
+
+# --- the evaluation ---------------------------------------------------------------------------------------------------
+
+
+def _evaluated(order: Order, path: Path, journal: Journal | None) -> Any:
+    """The run, on disk; after an interruption what is known so far is, and the command that goes on is said."""
+    from repshift_cli.evaluation import engine
+
+    with Bar(1) as bar:
+        bar.phase("reading the data and building the model")
+        session = engine.begin(order, lambda run: journal or Journal.create(path, run), bar.update)
+        try:
+            return session.measure()
+        except (KeyboardInterrupt, SystemExit):
+            session.journal.close()
+            print("\ninterrupted; what was evaluated is in the run file", file=sys.stderr)
+            print(f"go on with: {shlex.join(['repshift', 'eval', '--resume', str(path)])}", file=sys.stderr)
+            raise
+        finally:
+            session.journal.close()
+
+
+def _list() -> None:
+    """The tasks and the formats of data."""
+    rows: list[Row] = [("TASKS", "what is asked of a model", None)]
+    rows += [(part.name, part.help, None) for part in registry.parts("evaluation.tasks").values()]
+    rows.append(("DATA", "how labelled data lies on the disk", None))
+    for part in registry.parts("evaluation.datasets").values():
+        rows.append((part.name, part.help, registry.load(part).unavailable()))
+    show_rows(rows, "\nUse as --task NAME; the format of --data is found by what lies there.")

@@ -1,0 +1,176 @@
+"""An evaluation from its order to its run file: it prints nothing; whoever calls it gives the observer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from repshift_cli import __version__, registry
+from repshift_cli.analysis import stats
+from repshift_cli.evaluation import results, tasks
+from repshift_cli.evaluation.assembly import Assembled, assemble
+from repshift_cli.evaluation.loop import TRAINING, Contender, Loop
+from repshift_cli.evaluation.order import Order
+from repshift_cli.evaluation.shards import Shards
+from repshift_cli.evaluation.tasks import Judge
+from repshift_cli.machine.describe import describe
+from repshift_cli.records import Metric, Progress, Record, Run, UsageError
+from repshift_cli.records.journal import Journal
+
+SHARD = 128
+"""Samples that are decoded, run through every variant and kept together: full batches of about as many."""
+LEAST = 100
+"""Before so many samples no interval ends an evaluation."""
+INTERRUPTED, PRECISION = "interrupted", "precision"
+NAMED = 3
+"""How many damaged files a warning names."""
+
+Observe = Callable[[Progress], None]
+
+
+@dataclass
+class Session:
+    """An evaluation on its way."""
+
+    order: Order
+    journal: Journal
+    ready: Assembled
+    judge: Judge
+    metrics: tuple[Metric, ...]
+    loop: Loop
+    observe: Observe
+    began: float = 0.0
+    stopped_by: str | None = None
+
+    def measure(self) -> Run:
+        """Evaluate what is not yet on disk and record it; what is done is recorded too when it is interrupted."""
+        self.began = time.monotonic()
+        try:
+            if self.judge.trains:
+                self._train()
+            self.loop.run(self.ready.contenders, self.ready.data.samples, told=self._told)
+        except (KeyboardInterrupt, SystemExit):
+            self.stopped_by = INTERRUPTED
+            self._record()
+            raise
+        finally:
+            self.loop.decoder.close()
+        self._record()
+        self.loop.shards.remove()
+        return self.journal.snapshot()
+
+    def _train(self) -> None:
+        """Give the judge what the training samples give: of the unpruned model, or of every variant."""
+        wanted = self.judge.taught_by(self.ready.context)
+        for contender in (c for c in self.ready.contenders if c.case in wanted):
+            learner = Contender(contender.case, contender.tokens, contender.step)
+            training = self.ready.data.training
+            self.loop.run([learner], training, TRAINING, self._told_of_training)
+            if learner.failure:
+                contender.failure = learner.failure
+                continue
+            self.judge.fit(contender.case, learner.whole, training)
+
+    def _told_of_training(self, done: int, contenders: Sequence[Contender]) -> bool:
+        self._say("training samples", done, len(self.ready.data.training))
+        return False
+
+    def _told(self, done: int, contenders: Sequence[Contender]) -> bool:
+        samples = self.ready.data.samples
+        made = self._records()
+        self._say(_running(made, self.metrics[0]), done, len(samples))
+        if self.order.until is None or done < LEAST or done >= len(samples):
+            return False
+        name = f"{self.metrics[0].name}_vs_unpruned"
+        found = [m for record in made for m in record.measurements if m.metric == name and m.samples]
+        widths = [(e.high - e.low) / 2 for e in map(stats.estimate, found) if e and e.low is not None and e.high]
+        if found and len(widths) == len(found) and max(widths) <= self.order.until:
+            self.stopped_by = PRECISION
+        return self.stopped_by is not None
+
+    def _say(self, text: str, done: int, count: int) -> None:
+        spent = time.monotonic() - self.began
+        self.observe(Progress("evaluating", done / count, spent / done * (count - done), f"{text} · {done}/{count}"))
+
+    def _records(self) -> list[Record]:
+        data, seed = self.ready.data, self.order.sweep.seed
+        return results.records(self.ready.contenders, data.samples, self.judge, self.metrics, seed, self.stopped_by)
+
+    def _record(self) -> None:
+        """What is known of every variant, into the run file; nothing where no shard is done."""
+        made = self._records() if any(c.outputs or c.failure for c in self.ready.contenders) else []
+        if not made:
+            return
+        damaged = self.loop.damaged
+        count = max((int(m.samples[0]) for r in made for m in r.measurements[:1]), default=0)
+        if damaged and not count:
+            raise UsageError(f"none of the {len(damaged)} samples could be read: {_some(damaged)}")
+        self.journal.change(options=self.order.as_options() | {"evaluation": self._about(count)})
+        self.journal.change(warnings=tuple(self._warnings(count)))
+        for record in made:
+            self.journal.add(record)
+
+    def _about(self, count: int) -> dict[str, Any]:
+        """What the table says of the data, for the run file."""
+        data, how = self.ready.data, self.ready.preprocessing
+        return {
+            "samples": count,
+            "of": data.count,
+            "format": data.format,
+            "images": how.words if how else None,
+            "notes": list(self.judge.notes),
+            "metrics": [metric.name for metric in self.metrics],
+        }
+
+    def _warnings(self, count: int) -> list[str]:
+        words = list(self.ready.notes)
+        if damaged := self.loop.damaged:
+            share = f"{len(damaged)} of {count + len(damaged)} samples could not be read"
+            words.append(f"{share} and count for no variant: {_some(damaged)}")
+        return words
+
+
+def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe) -> Session:
+    """Everything made ready, and the run file as it stands before the first sample."""
+    task = registry.load(registry.find(tasks.ROOM, order.task))
+    ready = assemble(order)
+    judge = task.begin(ready.context)
+    run = Run(
+        machine=replace(describe(ready.device), threads=ready.threads),
+        options=order.as_options(),
+        planned=ready.cases,
+        records=ready.refused,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool=f"repshift {__version__}",
+    )
+    journal = journal_of(run)
+    batch = order.sweep.batch[0]
+    shards = Shards(journal.path, _identity(order, ready))
+    loop = Loop(judge, ready.feed, ready.decoder, shards, batch, max(1, SHARD // batch) * batch)
+    return Session(order, journal, ready, judge, task.METRICS, loop, observe)
+
+
+def _identity(order: Order, ready: Assembled) -> Any:
+    """All that what is kept of a sample depends on, beside the variant."""
+    how = dataclasses.asdict(ready.preprocessing) if ready.preprocessing else None
+    asked = {k: v for k, v in order.as_options().items() if k not in ("workers", "until", "bench", "threads", "limit")}
+    names = [[s.name for s in samples] for samples in (ready.data.samples, ready.data.training)]
+    return [how, asked, names]
+
+
+def _running(made: Sequence[Record], metric: Metric) -> str:
+    """The headline of the first two variants so far: `top-1 flash 81.3, flash+repshift 79.9`."""
+    told = [(r.case.variant, m) for r in made if (m := r.measurement(metric.name)) and m.samples]
+    values = [(variant, m.samples[0] if m.statistic == "bootstrap" else np.mean(m.samples)) for variant, m in told]
+    return f"{metric.label} " + ", ".join(f"{variant} {value:.4g}" for variant, value in values[:2])
+
+
+def _some(damaged: dict[str, str]) -> str:
+    named = [f"{name} ({reason})" for name, reason in list(damaged.items())[:NAMED]]
+    return ", ".join(named) + (f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else "")

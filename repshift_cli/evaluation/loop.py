@@ -1,0 +1,144 @@
+"""The loop: shard by shard every variant sees the same samples, and what it made of them is kept at once."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from repshift_cli.evaluation.decoding import Damaged, Decoder
+from repshift_cli.evaluation.feeding import Feed
+from repshift_cli.evaluation.samples import Sample
+from repshift_cli.evaluation.shards import Shards
+from repshift_cli.evaluation.tasks import Judge, NotFinite
+from repshift_cli.records import Case, Step, one_line
+
+EVALUATED, TRAINING = "eval", "train"
+
+
+@dataclass
+class Contender:
+    """A variant on its way. `outputs` hold what was kept of each shard (n, items, d), NaN for a damaged sample."""
+
+    case: Case
+    tokens: tuple[int, ...]
+    step: Step | None = None
+    failure: str | None = None
+    outputs: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Of all samples so far, (N, items, d)."""
+        return np.concatenate(self.outputs)
+
+
+Told = Callable[[int, Sequence[Contender]], bool]
+"""Is told after each shard how many samples are done; True ends the evaluation there."""
+
+
+@dataclass
+class Loop:
+    """Runs samples through variants. `shard` is how many samples are decoded, run and kept together."""
+
+    judge: Judge
+    feed: Feed
+    decoder: Decoder
+    shards: Shards
+    batch: int
+    shard: int
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    def run(
+        self, contenders: Sequence[Contender], samples: Sequence[Sample], role: str = EVALUATED,
+        told: Told = lambda done, contenders: False,
+    ) -> int:  # fmt: skip
+        """Fill the contenders' outputs; the number of samples done. What is on disk already is not run again."""
+        pieces = [samples[i : i + self.shard] for i in range(0, len(samples), self.shard)]
+        done = 0
+        for number, piece in enumerate(pieces):
+            self._shard(contenders, piece, role, number, pieces[number + 1 : number + 2])
+            done += len(piece)
+            if told(done, contenders):
+                break
+        return done
+
+    def _shard(
+        self, contenders: Sequence[Contender], piece: Sequence[Sample], role: str, number: int, ahead: Sequence[Any]
+    ) -> None:
+        alive = [c for c in contenders if c.failure is None]
+        known = {c.case: self.shards.load(c.case, role, number) for c in alive}
+        damaged = self.shards.damage(role, number)
+        if damaged is None or any(kept is None or len(kept) != len(piece) for kept in known.values()):
+            items, damaged = self._decoded(piece, role, number, ahead)
+        else:
+            items = None
+        self.damaged |= damaged
+        for contender in alive:
+            kept = known[contender.case]
+            if kept is None or len(kept) != len(piece):
+                assert items is not None
+                kept = self._evaluated(contender, piece, items, number)
+                if kept is None:
+                    continue
+                self.shards.save(contender.case, role, number, kept)
+            contender.outputs.append(kept)
+
+    def _decoded(
+        self, piece: Sequence[Sample], role: str, number: int, ahead: Sequence[Sequence[Sample]]
+    ) -> tuple[list[list[Any]], dict[str, str]]:
+        """The items of every sample, none of a damaged one; the next shard is asked for meanwhile."""
+        asked = [list(self.judge.items(sample)) for sample in piece]
+        self.decoder.ask(number, [item for items in asked for item in items])
+        for following in ahead:
+            self.decoder.ask(number + 1, [item for sample in following for item in self.judge.items(sample)])
+        flat = iter(self.decoder.take(number))
+        decoded = [[next(flat) for _ in items] for items in asked]
+        damaged = {}
+        for place, sample in enumerate(piece):
+            if reasons := [value.reason for value in decoded[place] if isinstance(value, Damaged)]:
+                damaged[sample.name], decoded[place] = reasons[0], []
+        self.shards.save_damage(role, number, damaged)
+        return decoded, damaged
+
+    def _evaluated(
+        self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], number: int
+    ) -> np.ndarray | None:
+        """What the judge keeps of a shard under a variant (n, items, d); None where the variant fails."""
+        try:
+            return self._rows(contender, piece, items, number)
+        except Exception as error:
+            if isinstance(error, NotFinite):
+                contender.failure = f"{error}, first in samples {number * self.shard + 1} and on"
+            else:
+                contender.failure = f"{type(error).__name__}: {one_line(error)}"
+            return None
+
+    def _rows(
+        self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], number: int
+    ) -> np.ndarray:
+        flat = [(place, item) for place, own in enumerate(items) for item in own]
+        width = max(map(len, items), default=1) or 1
+        found: dict[int, np.ndarray] = {}
+        for count, rows in enumerate(self.feed.batches([item for _, item in flat], self.batch)):
+            torch.manual_seed(zlib.crc32(f"{contender.case.seed} {number} {count}".encode()))
+            samples = [piece[flat[row][0]] for row in rows]
+            found |= zip(rows, self._batch(contender, [flat[row][1] for row in rows], samples), strict=True)
+        depth = len(next(iter(found.values()))) if found else 1
+        kept = np.full((len(piece), width, depth), np.nan, dtype=np.float32)
+        position = 0
+        for place, own in enumerate(items):
+            for item in range(len(own)):
+                kept[place, item] = found[position]
+                position += 1
+        return kept
+
+    def _batch(self, contender: Contender, items: Sequence[Any], samples: Sequence[Sample]) -> np.ndarray:
+        """What the judge keeps of one full batch."""
+        assert contender.step is not None
+        with contender.step.active():
+            output = contender.step.run(self.feed.inputs(items))
+        return self.judge.read(contender.case, output, samples)

@@ -1,0 +1,189 @@
+"""How far windows see: what one token's change does to tokens at a distance, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repshift_cli.inspection import Look
+from repshift_cli.inspection.base.arrays import axis, blocks, quantity
+from repshift_cli.inspection.base.blocks import entering, own_places, visiting
+from repshift_cli.inspection.base.left_out import MOST_TOKENS, copies
+from repshift_cli.records.inspection import Answer, Quantity
+from repshift_cli.reduction.engine.hooks import tokens_of
+from repshift_cli.reduction.engine.seen import Seen
+
+RANK = 5
+STEP = 0.01
+"""The change, over the norm of the token's state: small beside the state, large beside fp32's rounding."""
+SOURCES = 8
+WITHIN = 0.9
+LEAST = 1e-6
+"""Influence, over that on the token itself, below which none is told: rounding."""
+
+
+def unanswerable(look: Look) -> str | None:
+    """A grid has no distance along a row of tokens."""
+    if look.subject.grid:
+        return "the tokens of a grid are no row"
+    return None if look.subject.tokens > 2 else "there are not three tokens in a row"
+
+
+def answer(look: Look) -> Answer:
+    """The influence of some tokens of every input on all others, from the state that enters the first block."""
+    found = []
+    for number, inputs in enumerate(look.inputs):
+        with look.active():
+            found.append(_influence(look, inputs, number))
+        look.tell((number + 1) / len(look.inputs))
+    by_distance = torch.stack(found).nanmean(0)
+    quantities = list(_quantities(look, by_distance))
+    settings = {"inputs": len(found), "sources": SOURCES, "step": STEP, "within": WITHIN}
+    reading = tuple(_read(quantities))
+    return Answer("reach", "How far windows see", settings=settings, quantities=tuple(quantities), reading=reading)
+
+
+def along_distance(influence: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+    """Mean influence by distance: (m, N) of `sources` (m,) on all tokens, over pairs among `places` (n,), -> (D,).
+
+    Distance is that in the row, on either side; NaN where no pair lies so far apart.
+    """
+    distance = (places.unsqueeze(0) - sources.unsqueeze(1)).abs()
+    most = int(places.max() - places.min()) + 1
+    total, count = torch.zeros(most, dtype=torch.float64), torch.zeros(most, dtype=torch.float64)
+    total.index_add_(0, distance.flatten(), influence[:, places].double().flatten())
+    count.index_add_(0, distance.flatten(), torch.ones(distance.numel(), dtype=torch.float64))
+    return total / count.where(count > 0, torch.nan)
+
+
+def reach(profile: Tensor, share: float = WITHIN) -> int | None:
+    """The least distance within which `share` of the influence on other tokens lies: (D,); None where there is none."""
+    others = profile[1:].nan_to_num(0)
+    if not others.sum():
+        return None
+    return int((others.cumsum(0) >= share * others.sum() * (1 - 1e-12)).nonzero()[0]) + 1
+
+
+def farthest(profile: Tensor) -> int:
+    """The largest distance at which there is influence at all, rounding apart: (D,)."""
+    return int((profile.nan_to_num(0) > LEAST * profile[0]).nonzero().max())
+
+
+# --- one input --------------------------------------------------------------------------------------------------------
+
+
+def _influence(look: Look, inputs: Any, number: int) -> Tensor:
+    """Mean influence by block and distance: (blocks, D)."""
+    subject = look.subject
+    places = own_places(subject, inputs)
+    draw = torch.Generator().manual_seed(look.settings.seed + number)
+    count = min(SOURCES, len(places), max(1, MOST_TOKENS // entering(subject)))
+    sources = places[torch.randperm(len(places), generator=draw)[:count]]
+    given = copies(inputs, count)
+    plain, moved = _states(look, given), {}
+    with _moved(look, sources, draw):
+        moved = _states(look, given)
+    start = (moved[0] - plain[0])[torch.arange(count), sources].norm(dim=-1)
+    return torch.stack(
+        [
+            along_distance((moved[n] - plain[n]).norm(dim=-1) / start.unsqueeze(1), sources, places)
+            for n in range(1, len(plain))
+        ]
+    )
+
+
+def _states(look: Look, given: Any) -> dict[int, Tensor]:
+    """What enters the first block (0), and what each block puts out: (B, N, C), fp64."""
+    states: dict[int, Tensor] = {}
+
+    def visit(layer: int, seen: Seen) -> None:
+        states.setdefault(0, seen["resid_pre"].double().cpu())
+        states[layer] = seen["resid_post"].double().cpu()
+
+    with visiting(look.subject, visit):
+        look.run(given)
+    return states
+
+
+@contextmanager
+def _moved(look: Look, sources: Tensor, draw: torch.Generator) -> Iterator[None]:
+    """Within it the state that enters the first block is moved at one token of each copy, in a random direction."""
+
+    def move(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = tokens_of((*args, *kwargs.values()))
+        rows = torch.arange(len(hidden), device=hidden.device), sources.to(hidden.device)
+        way = torch.randn(len(hidden), hidden.shape[-1], generator=draw).to(hidden)
+        changed = hidden.clone()
+        changed[rows] += STEP * hidden[rows].norm(dim=-1, keepdim=True) * way / way.norm(dim=-1, keepdim=True)
+        return tuple(changed if v is hidden else v for v in args), {
+            name: changed if v is hidden else v for name, v in kwargs.items()
+        }
+
+    handle = look.subject.sites[0].block.register_forward_pre_hook(move, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# --- all inputs -------------------------------------------------------------------------------------------------------
+
+
+def _quantities(look: Look, by_distance: Tensor) -> Iterator[Quantity]:
+    depth = blocks(len(by_distance))
+    window = farthest(by_distance[0])
+    yield quantity(
+        "reach",
+        "reach",
+        f"distance, in tokens, within which {WITHIN:.0%} of a token's influence on the others lies.",
+        [depth],
+        [reach(profile) for profile in by_distance],
+        low=0,
+    )
+    yield quantity(
+        "farthest",
+        "farthest",
+        "largest distance at which a token has any influence.",
+        [depth],
+        [farthest(profile) for profile in by_distance],
+        low=0,
+    )
+    yield quantity(
+        "bound",
+        "window x depth",
+        "how far influence can have come: the first block's farthest times the blocks so far, at most the row.",
+        [depth],
+        [min(window * n, by_distance.shape[1] - 1) for n in range(1, len(by_distance) + 1)],
+        low=0,
+    )
+    yield quantity(
+        "on_others",
+        "on others",
+        "influence on all other tokens together, over that on the token itself (each distance counted once).",
+        [depth],
+        [float(profile[1:].nansum() / profile[0]) for profile in by_distance],
+        low=0,
+    )
+    yield quantity(
+        "influence",
+        "influence by distance",
+        "Change of a token's state, over the change made at the source's entering the first block, by their distance.",
+        [depth, axis("distance", range(by_distance.shape[1]))],
+        by_distance,
+        view="map",
+        low=0,
+    )
+
+
+def _read(quantities: Sequence[Quantity]) -> Iterator[str]:
+    by_name = {q.name: q.values for q in quantities}
+    last, bound = by_name["reach"][-1], by_name["bound"][-1]
+    if last is not None:
+        yield (
+            f"after the last block {WITHIN:.0%} of a token's influence on others lies within {last:.0f} tokens, of "
+            f"{bound:.0f} that it can reach"
+        )

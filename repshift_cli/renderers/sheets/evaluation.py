@@ -1,0 +1,151 @@
+"""An evaluation as a sheet: accuracy, what each variant loses against the unpruned model and against random choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from repshift_cli.analysis.stats import Estimate, estimate
+from repshift_cli.records import Measurement, Record, Run
+from repshift_cli.records.labels import labels
+from repshift_cli.renderers.sheets import notes
+from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, REFERENCE, Cell, Column, Sheet
+from repshift_cli.renderers.sheets.metric_columns import metric_columns, ordered_records
+from repshift_cli.renderers.sheets.row_columns import case_columns, closing_columns
+from repshift_cli.renderers.sheets.run import header_of
+
+LEVEL = 0.05
+"""Below this, adjusted by Holm, a p-value is a difference."""
+OPTION = "evaluation"
+"""Where a run's options hold what an evaluation says of its data; no other run has it."""
+FIRST, SECOND, THIRD = 1, 2, 3
+"""What a narrow table keeps: the loss, the figure itself, and whether it beats random."""
+
+
+def is_evaluation(run: Run) -> bool:
+    """Whether the run file is of `repshift eval`."""
+    return isinstance(run.options.get(OPTION), dict)
+
+
+def sheets(run: Run) -> list[Sheet]:
+    """One sheet, for one model and one data set."""
+    about: dict[str, Any] = run.options[OPTION]
+    records = ordered_records(run)
+    if not records:
+        return []
+    cases = [record.case for record in records]
+    shown: list[str] = list(about.get("metrics", ()))
+    columns = [*case_columns(records), *_seeds(records)]
+    for rank, name in enumerate(shown):
+        columns += _columns(records, name, 10 * rank)
+    known = {name for shown_name in shown for name in (shown_name, *_beside(shown_name))}
+    others = [replace(r, measurements=tuple(m for m in r.measurements if m.metric not in known)) for r in records]
+    columns += [*metric_columns(others), *closing_columns(records)]
+    label = labels(cases).__getitem__
+    said = [
+        *_about(about, records),
+        *notes.outcome_notes(records, label),
+        *notes.pending_note(list(run.planned), records, labels(run.planned).__getitem__),
+        *(f"warning: {notes.line(text)}" for text in dict.fromkeys(run.warnings)),
+    ]
+    header = [f"task {run.options.get('task')}", *header_of(run.machine, cases[:1])]
+    return [Sheet(tuple(header), tuple(columns), "", tuple(said))]
+
+
+def _beside(name: str) -> tuple[str, ...]:
+    return (f"{name}_vs_unpruned", f"{name}_vs_random", f"{name}_p", f"{name}_p_holm")
+
+
+def _seeds(records: Sequence[Record]) -> list[Column]:
+    """The seed, where random dropping has several."""
+    if len({record.case.seed for record in records}) < 2:
+        return []
+    cells = tuple(Cell(str(r.case.seed) if r.case.pruning == "random" else MISSING) for r in records)
+    return [Column("seed", ALWAYS, cells, numeric=True)]
+
+
+def _columns(records: Sequence[Record], name: str, rank: int) -> list[Column]:
+    """The figure, the loss in words, and whether it beats random, of one metric."""
+    own = [record.measurement(name) for record in records]
+    like = next((m for m in own if m and m.samples), None)
+    if like is None:
+        return []
+    unit = f" {like.unit}" if like.unit else ""
+    found = [Column(f"{like.label}{unit}", rank + SECOND, tuple(map(_figure, own)), numeric=True, metric=True)]
+    found.append(Column(f"{like.label} vs unpruned", rank + FIRST, tuple(_loss(r, name) for r in records), metric=True))
+    beaten = [_beats(record.measurement(f"{name}_vs_random")) for record in records]
+    if any(cell.text != MISSING for cell in beaten):
+        found.append(Column(f"{like.label} vs random", rank + THIRD, tuple(beaten), metric=True))
+    return found
+
+
+def _figure(measurement: Measurement | None) -> Cell:
+    figure = estimate(measurement) if measurement else None
+    if measurement is None or figure is None:
+        return Cell()
+    form = _form(measurement)
+    return Cell(form(figure.value), detail=_interval(figure, form))
+
+
+def _form(measurement: Measurement) -> Callable[[float], str]:
+    """Points and percent to a tenth; what is smaller to a thousandth."""
+    decimals = 1 if measurement.unit in ("%", "points") else 3
+    return lambda value: f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
+def _interval(figure: Estimate, form: Callable[[float], str]) -> str:
+    return "" if figure.low is None or figure.high is None else f"({form(figure.low)} to {form(figure.high)})"
+
+
+def _loss(record: Record, name: str) -> Cell:
+    """`no loss shown`, `loses 1.2 points (0.4 to 2.0)`, `gains 0.9 points (0.1 to 1.7)`: Holm's p decides."""
+    difference, p = record.measurement(f"{name}_vs_unpruned"), record.measurement(f"{name}_p_holm")
+    if difference is None or not difference.samples:
+        return Cell(REFERENCE, "quiet") if difference else Cell()
+    figure = estimate(difference)
+    assert figure is not None
+    lost, form = _as_loss(difference, figure), _form(difference)
+    if p is None or p.samples[0] >= LEVEL or lost.spans(0):
+        return Cell("no loss shown", "quiet", _interval(lost, form))
+    unit = f" {difference.unit}" if difference.unit else ""
+    if lost.value > 0:
+        return Cell(f"loses {form(lost.value)}{unit}", "bad", _interval(lost, form))
+    gained = Estimate(-lost.value, *(None if e is None else -e for e in (lost.high, lost.low)))
+    return Cell(f"gains {form(gained.value)}{unit}", "good", _interval(gained, form))
+
+
+def _as_loss(difference: Measurement, figure: Estimate) -> Estimate:
+    """The difference turned so that it is above 0 where the variant is worse."""
+    if difference.better != "higher":
+        return figure
+    return Estimate(-figure.value, *(None if end is None else -end for end in (figure.high, figure.low)))
+
+
+def _beats(difference: Measurement | None) -> Cell:
+    """Whether a method is better than dropping as many tokens at random, by the interval of the difference."""
+    figure = estimate(difference) if difference and difference.samples else None
+    if difference is None or figure is None:
+        return Cell()
+    lost, form = _as_loss(difference, figure), _form(difference)
+    if lost.spans(0):
+        return Cell("not shown better", "quiet", _interval(figure, form))
+    word, tone = ("beats it by", "good") if lost.value < 0 else ("worse by", "bad")
+    ends = sorted(abs(e) for e in (figure.low, figure.high) if e is not None)
+    return Cell(f"{word} {form(abs(figure.value))}", tone, _interval(Estimate(0.0, *ends), form) if ends else "")
+
+
+def _about(about: dict[str, Any], records: Sequence[Record]) -> list[str]:
+    """The data, how it was matched and prepared, what the intervals are."""
+    count, of = about.get("samples"), about.get("of")
+    part = "" if count == of else f" of {of}, each beginning of their order a stratified sample drawn by the seed"
+    said = [f"{count} samples{part}, the same for every variant; intervals are 95%"]
+    said += map(str, about.get("notes", ()))
+    said += [f"images: {about['images']}"] if about.get("images") else []
+    said.append(
+        "vs unpruned: paired on the same samples; a loss or a gain is said where its p-value, adjusted by Holm for all "
+        f"variants, is below {LEVEL:g}. vs random: the same number of tokens dropped at random"
+    )
+    if stopped := {r.stopped_by for r in records if r.stopped_by}:
+        said.append(f"stopped by: {', '.join(sorted(stopped))}")
+    return said

@@ -1,0 +1,333 @@
+"""`repshift eval`: the same samples for every variant, known accuracies, and data that is damaged or does not fit."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluating import CHECKPOINT, MODEL, Done, digits, evaluate, plain_logits, write_digits
+from PIL import Image
+
+from repshift_cli.analysis import stats
+from repshift_cli.evaluation import loop
+from repshift_cli.evaluation.labels import matched
+from repshift_cli.evaluation.samples import stratified
+from repshift_cli.models.inputs.preprocessing import Preprocessing, of_processor
+from repshift_cli.records import UsageError
+
+COUNT = 60
+SHORT = ("--model", MODEL, "--device", "cpu", "--threads", "1", "--keep", "0.5", "--layers", "2", "--batch", "16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"), range(COUNT))
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several shards of few samples."""
+    from repshift_cli.evaluation import engine
+
+    monkeypatch.setattr(engine, "SHARD", 16)
+
+
+@pytest.fixture
+def done(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Done:
+    return evaluate(capsys, tmp_path / "run.json", *SHORT, "--data", folder)
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+# --- accuracies that are known ----------------------------------------------------------------------------------------
+
+
+def test_a_run_says_what_each_variant_loses(done: Done) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    assert done.code == 0, done.err
+    labels, logits = digits()[1][:COUNT], plain_logits(range(COUNT), 16)
+    assert stats.point(done.record("flash").measurement("top1")) == pytest.approx(  # type: ignore[arg-type]
+        100 * metrics.accuracy_score(labels, logits.argmax(-1))
+    )
+    assert stats.point(done.record("flash").measurement("top5")) == pytest.approx(  # type: ignore[arg-type]
+        100 * metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(10))
+    )
+    own, reference = done.samples("flash+repshift"), done.samples("flash")
+    assert done.samples("flash+repshift", "top1_vs_unpruned") == tuple(np.subtract(own, reference))
+    assert done.samples("flash+lowest", "top1_vs_random") == tuple(
+        np.subtract(done.samples("flash+lowest"), done.samples("flash+random"))
+    )
+    assert done.record("flash+stride").tokens == (65, 33)
+    assert all(word in done.out for word in ("top-1 vs unpruned", "no loss shown", "60 samples", "nearest, mean 0.5"))
+    assert not (done.file.parent / "run.json.parts").exists(), "what the run file holds is kept nowhere else"
+
+
+def test_a_planted_accuracy_comes_out_exactly(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels are the model's own answers but for seven of them; rows in another order, and two workers."""
+    answers = plain_logits(range(COUNT), COUNT).argmax(-1).tolist()
+    wrong = {3, 11, 17, 29, 41, 53, 59}
+    files = {int(f.stem): f for f in folder.rglob("*.png")}
+    rows = [{"path": files[i], "label": (answers[i] + (i in wrong)) % 10} for i in reversed(range(COUNT))]
+    data = table(tmp_path / "planted.csv", rows)
+    one = evaluate(capsys, tmp_path / "one.json", *SHORT, "--data", data, "--variant", "flash,flash+lowest")
+    assert one.code == 0, one.err
+    assert sum(one.samples("flash")) == 100.0 * (COUNT - len(wrong))
+    two = evaluate(
+        capsys, tmp_path / "two.json", *SHORT, "--data", data, "--variant", "flash,flash+lowest", "--workers", 2,
+        "--batch", 64,
+    )  # fmt: skip
+    assert two.samples("flash+lowest") == one.samples("flash+lowest"), "workers and padding change nothing"
+
+
+def test_logits_at_keep_1_are_those_of_a_plain_loop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, in batches of the same samples; a last batch that is filled up changes nothing either."""
+    from repshift_cli.evaluation import assembly
+    from repshift_cli.evaluation.decoding import Decoder
+    from repshift_cli.evaluation.order import Order
+    from repshift_cli.evaluation.tasks import Judge
+
+    class Logits(Judge):
+        def items(self, sample: Any) -> Any:
+            return (sample["image"],)
+
+        def read(self, case: Any, output: Any, samples: Any) -> np.ndarray:
+            return output.logits.numpy()
+
+    class Nowhere:
+        def load(self, *_: Any) -> None: ...
+        def save(self, *_: Any) -> None: ...
+        def damage(self, *_: Any) -> None: ...
+        def save_damage(self, *_: Any) -> None: ...
+
+    asked = {"model": MODEL, "data": str(folder), "device": "cpu", "variant": "flash,flash+repshift", "keep": "1"}
+    order = Order.from_options({**asked, "layers": "2", "batch": "16", "threads": "1"})
+    ready = assembly.assemble(order)
+    assert isinstance(ready.decoder, Decoder)
+    shards: Any = Nowhere()
+    loop.Loop(Logits(), ready.feed, ready.decoder, shards, 16, 32).run(ready.contenders, ready.data.samples)
+    places = [int(Path(sample.name).stem) for sample in ready.data.samples]
+    filled = places + places[48:][: -COUNT % 16]
+    expected = plain_logits(filled, 16)[:COUNT].numpy()
+    for contender in ready.contenders:
+        assert np.array_equal(contender.whole[:, 0], expected), contender.case.variant
+
+
+def test_a_last_batch_of_few_is_as_good(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [
+        evaluate(capsys, tmp_path / f"{size}.json", *SHORT[:-2], "--batch", size, "--data", folder,
+                 "--variant", "flash,flash+repshift")
+        for size in (7, 60)
+    ]  # fmt: skip
+    assert sizes[0].samples("flash+repshift") == sizes[1].samples("flash+repshift")
+
+
+# --- while it runs ----------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_is_kept_and_goes_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, done: Done
+) -> None:
+    calls = [0]
+    original = loop.Loop._batch
+
+    def counted(self: Any, *given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 8:
+            raise KeyboardInterrupt
+        return original(self, *given)
+
+    monkeypatch.setattr(loop.Loop, "_batch", counted)
+    file = tmp_path / "again.json"
+    stopped = evaluate(capsys, file, *SHORT, "--data", folder)
+    assert stopped.code == 130 and f"repshift eval --resume {file}" in stopped.err
+    assert {r.stopped_by for r in stopped.run.records} == {"interrupted"}
+    assert len(stopped.samples("flash")) == 16, "what all variants have seen"
+    resumed = evaluate(capsys, file, "--resume", file)
+    assert resumed.code == 0, resumed.err
+    assert calls[0] == 8 + 4 * 5 - 7, "no batch was run twice but the interrupted one"
+    for variant in ("flash", "flash+repshift", "flash+random"):
+        assert resumed.samples(variant) == done.samples(variant)
+    assert not [f for f in tmp_path.iterdir() if f.name.endswith(".parts") and f.name.startswith("again")]
+
+
+def test_it_ends_when_the_difference_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_digits(tmp_path / "many", range(160))
+    run = evaluate(capsys, tmp_path / "u.json", *SHORT, "--data", data, "--variant", "flash,flash+random",
+                   "--seeds", 2, "--until", "±20", "--limit", 150)  # fmt: skip
+    assert run.code == 0, run.err
+    assert len(run.samples("flash")) == 112 and {r.stopped_by for r in run.run.records} == {"precision"}
+    assert "112 samples of 160" in run.out and "stopped by: precision" in run.out
+    seeds = {r.case.seed: r.measurement("top1") for r in run.run.records if r.case.pruning == "random"}
+    assert set(seeds) == {0, 1} and seeds[0] != seeds[1]
+
+
+def test_damage_is_named_and_counts_for_nobody(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_digits(tmp_path / "damaged", range(40))
+    broken = sorted(data.rglob("*.png"))[:3]
+    broken[0].write_bytes(b"no image")
+    broken[1].write_bytes(broken[1].read_bytes()[:60])
+    broken[2].write_bytes(b"")
+    run = evaluate(capsys, tmp_path / "d.json", *SHORT, "--data", data, "--variant", "flash,flash+stride")
+    assert run.code == 0, run.err
+    assert len(run.samples("flash")) == len(run.samples("flash+stride")) == 37
+    assert "3 of 40 samples could not be read" in run.out and broken[0].name in run.out
+    for file in data.rglob("*.png"):
+        file.write_bytes(b"no image")
+    gone = evaluate(capsys, tmp_path / "g.json", *SHORT, "--data", data)
+    assert gone.code == 2 and "none of the 40 samples could be read" in gone.err
+
+
+def test_nan_fails_a_variant_and_not_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.Loop._batch
+
+    def poisoned(self: Any, contender: Any, *given: Any) -> Any:
+        if contender.case.pruning == "repshift":
+            step = contender.step
+            contender = replace(contender, step=replace(step, run=lambda inputs: _nan(step.run(inputs))))
+        return original(self, contender, *given)
+
+    def _nan(output: Any) -> Any:
+        output.logits[0, 0] = torch.nan
+        return output
+
+    monkeypatch.setattr(loop.Loop, "_batch", poisoned)
+    run = evaluate(
+        capsys, tmp_path / "n.json", *SHORT, "--data", folder, "--variant", "flash,flash+repshift,flash+random"
+    )
+    assert run.code == 1
+    failed = run.record("flash+repshift")
+    assert failed.status == "failed" and "NaN" in str(failed.reason) and not failed.measurements
+    assert len(run.samples("flash+random", "top1_vs_unpruned")) == COUNT
+
+
+def test_a_disk_that_is_full_ends_it_in_a_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from repshift_cli.evaluation import shards
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards.store, "replacing", full)
+    monkeypatch.setattr("repshift_cli.records.journal.Journal.create", lambda path, run, instead=None: _Kept(path, run))
+    run = evaluate(capsys, tmp_path / "f.json", *SHORT, "--data", folder)
+    assert run.code == 1 and "No space left on device" in run.err and "Traceback" not in run.err
+
+
+class _Kept:
+    """A journal that needs no disk."""
+
+    def __init__(self, path: Path, run: Any) -> None:
+        self.path, self.run = path, run
+
+    def close(self) -> None: ...
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_refused_with_what_to_do(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    lone = write_digits(tmp_path / "lone", [0])
+    strange = tmp_path / "strange"
+    for name in ("cat", "dog"):
+        (strange / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(strange / name / "1.png")
+    split = write_digits(tmp_path / "split" / "train", range(4)).parent
+    write_digits(split / "val", range(4, 8))
+    rows = table(tmp_path / "rows.csv", [{"path": "a.png", "kind": 1}])
+    cases: list[tuple[list[object], str]] = [
+        (["--data", tmp_path / "empty"], "no images in"),
+        (["--data", lone], "one class only"),
+        (["--data", strange], "2 of 2 labels name no one class of the model, like 'cat', 'dog'; its classes are 0 '0'"),
+        (["--data", split], "splits train, val; name one"),
+        (["--data", split, "--split", "test"], "no such split, but train, val"),
+        (["--data", rows], "needs a column label"),
+        (["--data", rows, "--column", "label=class"], "the data has the columns path, kind"),
+        (["--data", tmp_path / "nowhere"], "no such data"),
+        ([], "--data is missing"),
+        (["--data", folder, "--until", "x"], "half-width"),
+        (["--data", folder, "--preprocess", "crop=x"], "none of resize=256"),
+        (["--data", folder, "--batch", "1,2"], "--batch takes one value"),
+    ]
+    for arguments, words in cases:
+        run = evaluate(capsys, tmp_path / "bad.json", *SHORT[:6], *arguments)
+        assert run.code == 2 and words in run.err and "Traceback" not in run.err, run.err
+    headless = evaluate(capsys, tmp_path / "bad.json", "--model", "dinov2_s", "--image-size", 28, "--data", folder)
+    assert headless.code == 2 and "--task probe" in headless.err
+
+
+def test_labels_are_matched_by_name_number_or_order() -> None:
+    names = {0: "tench, Tinca tinca", 1: "Great white shark", 2: "crane", 3: "crane"}
+    assert matched(["tench", "great_white_shark"], 4, names)[0] == {"tench": 0, "great_white_shark": 1}
+    assert matched(["3", "0"], 4, names) == ({"0": 0, "3": 3}, "by number")
+    assert matched(["b", "a", "c"], 3, None)[0] == {"a": 0, "b": 1, "c": 2}
+    with pytest.raises(UsageError, match="like 'crane'"):
+        matched(["tench", "crane"], 4, names)  # which of the two is not known
+    with pytest.raises(UsageError, match="5 classes have no names"):
+        matched(["a", "b"], 5, None)
+
+
+def test_wordnet_folders_of_a_part_of_imagenet_are_not_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    from repshift_cli.evaluation import labels
+
+    every = [f"n{i:08}" for i in range(1000)]
+    assert matched(every, 1000, None)[0]["n00000007"] == 7
+    part = [every[217], every[482]]
+    monkeypatch.setattr(labels, "_imagenet", lambda: {name: i for i, name in enumerate(every)})
+    assert matched(part, 1000, {0: "tench"})[0] == {every[217]: 217, every[482]: 482}
+    monkeypatch.setattr(labels, "_imagenet", dict)
+    with pytest.raises(UsageError, match="timm's list"):
+        matched(part, 1000, {0: "tench"})
+
+
+def test_every_beginning_is_stratified() -> None:
+    labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
+    order = stratified(labels, 0)
+    assert sorted(order) == list(range(100))
+    for length in (10, 20, 50):
+        counts = [sum(labels[i] == name for i in order[:length]) for name in "abc"]
+        assert counts == pytest.approx([length * 0.6, length * 0.3, length * 0.1], abs=1.01)
+    assert order == stratified(labels, 0) != stratified(labels, 1)
+
+
+@pytest.mark.parametrize("form", ["stretched", "cropped", "convnext"])
+def test_images_are_prepared_as_by_the_checkpoints_processor(form: str) -> None:
+    import transformers
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 131, 3), dtype=np.uint8))
+    kind, given = {
+        "stretched": ("ViTImageProcessorPil", {"size": {"height": 32, "width": 32}, "resample": 2}),
+        "cropped": ("CLIPImageProcessorPil", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}),
+        "convnext": ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 32}, "crop_pct": 0.875, "resample": 3}),
+    }[form]
+    processor = getattr(transformers, kind, None)
+    if processor is None:
+        pytest.skip(f"this transformers has no {kind}")
+    expected = processor(**given)(image, return_tensors="np")["pixel_values"][0]
+    how = of_processor(json.loads(processor(**given).to_json_string()), 32)
+    found = (how.pixels(image) / 255 - np.array(how.mean)) / np.array(how.std)
+    assert np.abs(found.transpose(2, 0, 1) - expected).max() < 0.02
+
+
+def test_another_size_keeps_the_margin_in_proportion() -> None:
+    assert Preprocessing(224, 256).at(112) == Preprocessing(112, 128)
+    assert (CHECKPOINT / "model.safetensors").stat().st_size < 200_000

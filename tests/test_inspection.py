@@ -1,0 +1,461 @@
+"""`repshift analyze`: a planted model whose answers are known, and each measure against its definition."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from tiny import case, one_thread  # noqa: F401
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
+
+import repshift_cli
+from repshift_cli.attention import sliding, vanilla
+from repshift_cli.attention.base.swap import attending
+from repshift_cli.cli import app
+from repshift_cli.commands.analyze import inspection_schema
+from repshift_cli.inspection import Look, Settings, heads, reach, repair, score, sinks
+from repshift_cli.inspection.base import effects, ranks, rows
+from repshift_cli.inspection.base.blocks import own_places
+from repshift_cli.inspection.base.left_out import importance
+from repshift_cli.kernels.sdpa import AttentionCall
+from repshift_cli.records import Subject, UsageError, store
+from repshift_cli.renderers import document_of
+
+WIDTH, HEADS, TOKENS = 12, 3, 12
+SINK, IMPORTANT = 3, 8
+"""Places among the tokens, behind a class token."""
+SINKING, SLEEPING, READING = 0, 1, 2
+"""The heads: one looks at the sink, one puts out nothing, one moves what the important token holds."""
+
+
+class Planted(tiny.PreNorm):
+    """A block without norms, whose weights say which head looks where: features 0 and 1 mark the sink and the important
+    token, 2 is what that one holds, 3 where it is put."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, HEADS)
+        self.first = self.second = nn.Identity()  # type: ignore[assignment]
+        self.second = nn.Identity()  # type: ignore[assignment]
+        with torch.no_grad():
+            for p in self.parameters():
+                p.zero_()
+            _, key, value = self.mix.qkv.weight.view(3, HEADS, 4, WIDTH)
+            self.mix.qkv.bias.view(3, HEADS, 4)[0, [SINKING, READING], 0] = 20
+            key[SINKING, 0, 0] = key[READING, 0, 1] = 1
+            value[SINKING, 0, 4] = value[READING, 0, 2] = 1
+            self.mix.out.weight.view(WIDTH, HEADS, 4)[3, READING, 0] = 1
+            self.mix.out.weight.view(WIDTH, HEADS, 4)[5, SINKING, 0] = 0.01
+            self.feed[0].weight.copy_(torch.randn(2 * WIDTH, WIDTH, generator=torch.Generator().manual_seed(2)))
+            self.feed[2].weight[6:].fill_(0.001)
+
+
+ALL = Settings(left_out=99)
+
+
+def planted(inputs: int = 2) -> Look:
+    module: Any = tiny.PlainTransformer(Planted, width=WIDTH, classes=2)
+    module.norm = nn.Identity()
+    with torch.no_grad():
+        module.cls_token.zero_()
+        module.head.weight.zero_()
+        module.head.weight[0, 3] = 1
+        module.head.bias[1] = 1
+    tokens = 0.1 * tiny.pixels(inputs, TOKENS, WIDTH)
+    tokens[:, :, :4] = 0
+    tokens[:, SINK, 0] = tokens[:, IMPORTANT, 1] = tokens[:, IMPORTANT, 2] = 1
+    tokens[:, SINK, 4] = 1
+    return look_of(tiny.subject(module.double().eval(), (tokens,)), Settings(left_out=TOKENS))
+
+
+def look_of(subject: Subject, settings: Settings = ALL, attention: Any = vanilla) -> Look:
+    @contextmanager
+    def active() -> Iterator[None]:
+        with torch.inference_mode(), attending(attention):
+            yield
+
+    def row(value: Any, n: int) -> Any:
+        return value[n : n + 1]
+
+    given = subject.inputs
+    size = len(next(iter(given.values())) if isinstance(given, dict) else given[0])
+    alone = [
+        {k: row(v, n) for k, v in given.items()} if isinstance(given, dict) else tuple(row(v, n) for v in given)
+        for n in range(size)
+    ]
+    return Look(case(batch=1), subject, active, tuple(alone), settings)
+
+
+# --- attention by rows ------------------------------------------------------------------------------------------------
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+CALLS: dict[str, Callable[[], AttentionCall]] = {
+    "plain": lambda: AttentionCall(drawn(2, 4, 9, 8), drawn(2, 4, 9, 8) + 1, drawn(2, 4, 9, 8)),
+    "grouped": lambda: AttentionCall(drawn(2, 4, 9, 8), drawn(2, 2, 9, 8) + 1, drawn(2, 2, 9, 8), enable_gqa=True),
+    "causal": lambda: AttentionCall(drawn(1, 4, 9, 8), drawn(1, 4, 9, 8), drawn(1, 4, 9, 8), is_causal=True, scale=0.7),
+    "masked": lambda: AttentionCall(
+        drawn(2, 4, 9, 8), drawn(2, 4, 9, 8), drawn(2, 4, 9, 8), (torch.arange(9) < 7).view(1, 1, 1, 9)
+    ),
+    "biased": lambda: AttentionCall(
+        drawn(2, 4, 9, 8), drawn(2, 4, 9, 8), drawn(2, 4, 9, 8), drawn(4, 9, 9).masked_fill(drawn(4, 9, 9) > 1, -1e300)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_weights_by_rows_are_those_of_the_whole_map(kind: str) -> None:
+    call = CALLS[kind]()
+    whole = torch.zeros(*call.query.shape[:3], 9, dtype=torch.float64)
+    for head, which, share, _ in rows.weights(call, most=9 * 4):
+        whole[:, head, which] = share
+    asked: dict[str, Any] = {"is_causal": call.is_causal, "scale": call.scale, "enable_gqa": call.enable_gqa}
+    eye = torch.eye(9, dtype=torch.float64).expand(*call.key.shape[:2], 9, 9)
+    expected = F.scaled_dot_product_attention(call.query, call.key, eye, call.attn_mask, **asked)
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(rows.paid(call, 4), expected[:, :, 4].mean(1), rtol=0, atol=1e-12)
+
+
+def test_attention_received_is_a_mean_over_the_queries_that_see_the_key() -> None:
+    call = CALLS["causal"]()
+    whole = F.scaled_dot_product_attention(
+        call.query, call.key, torch.eye(9, dtype=torch.float64).expand(1, 4, 9, 9), is_causal=True, scale=0.7
+    )
+    asking = torch.arange(9) < 8
+    expected = whole[:, :, :8].sum(2) / torch.tensor([8, 7, 6, 5, 4, 3, 2, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(rows.received(call, asking, most=20), expected, rtol=0, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that any operator gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return out
+
+
+def test_no_more_weights_exist_at_once_than_the_bound_says() -> None:
+    heads, tokens, most = 6, 256, 4096
+    call = AttentionCall(*(drawn(1, heads, tokens, 2) for _ in range(3)))
+    with Largest() as largest:
+        rows.received(call, torch.ones(tokens, dtype=torch.bool), most)
+    assert largest.elements <= most < tokens * tokens
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    one, other = torch.tensor([3.0, 1, 2, 2, 5, 9]), torch.tensor([1.0, 1, 2, 7, 5, 6])
+    pairs = torch.tensor([[4, 1, 2.5, 2.5, 5, 6], [1.5, 1.5, 3, 6, 4, 5]])  # ranks, by hand
+    assert ranks.rank_correlation(one, other) == pytest.approx(float(torch.corrcoef(pairs)[0, 1]))
+    assert ranks.rank_correlation(one, torch.ones(6)) is None
+    assert ranks.rank_correlation(one[:3], other[:3]) is None
+
+
+def test_a_sign_is_told_only_where_it_is_clear_of_chance() -> None:
+    assert ranks.told_sign([0.5, 0.4], 30) == 1
+    assert ranks.told_sign([-0.5, -0.4], 30) == -1
+    assert ranks.told_sign([0.5], 10) == 0, "two standard errors of 9 are 0.67"
+    assert ranks.told_sign([0.9, -0.4], 1000) == 0, "the inputs disagree"
+    assert ranks.told_sign([None], 30) == 0
+
+
+def test_the_lower_half_is_weighed_against_a_random_one() -> None:
+    weight = torch.tensor([1.0, 1, 3, 3])
+    assert ranks.lower_half_weight(torch.arange(4.0), weight) == 0.5
+    assert ranks.lower_half_weight(-torch.arange(4.0), weight) == 1.5
+    assert ranks.lower_half_weight(torch.arange(4.0), torch.zeros(4)) is None
+    assert ranks.top_share(torch.tensor([6.0, 1, 1, 1, 1]), 0.2) == pytest.approx(0.6)
+
+
+# --- leave one out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["vit", "plain_torch", "videomae"])
+def test_importance_is_that_of_the_token_really_taken_away(family: str) -> None:
+    plain = tiny.FAMILIES[family]()
+    look = look_of(tiny.subject(plain.module, plain.inputs))
+    what = effects.KL if family == "vit" else effects.DISTANCE
+    untouched = plain.forward()
+    for layer, place in ((1, plain.prefix), (2, plain.prefix + 3)):
+
+        def without(here: int, seen: dict[str, Tensor], layer: int = layer, place: int = place) -> Tensor:
+            x = seen["resid_post"]
+            return torch.cat((x[:, :place], x[:, place + 1 :]), 1) if here == layer else x
+
+        expected = effects.change(untouched, plain.forward(without), what)
+        places = own_places(look.subject, look.inputs[0])
+        with look.active():
+            for sample, inputs in enumerate(look.inputs):
+                reference = effects.read_out(look.subject, look.run(inputs))
+                found = importance(look, inputs, layer, places, reference, what)
+                assert float(found[places.tolist().index(place)]) == pytest.approx(float(expected[sample]), rel=1e-6)
+
+
+def test_the_important_token_is_the_planted_one_and_the_rest_is_next_to_nothing() -> None:
+    found = score.answer(planted())
+    assert found.settings["importance"] == effects.DISTANCE
+    top = found.quantity("top_tenth").values
+    assert top[0] is not None and top[0] > 0.99
+    assert top[-1] is None, "after the last block only the class token is read: nothing else weighs"
+    assert found.quantity("importance").values[-1] == 0
+
+
+def test_a_score_that_knows_the_importance_correlates_with_it_and_its_opposite_inversely() -> None:
+    look = planted()
+    inputs = look.inputs[0]
+    with look.active():
+        seen, output = score._seen(look, inputs)
+        score._leave_out(look, inputs, 0, seen, effects.read_out(look.subject, output), effects.DISTANCE)
+    block = seen[0]
+    assert block.importance is not None and block.some is not None
+    assert int(block.importance.argmax()) == IMPORTANT
+    block.scores["known"], block.scores["opposite"] = block.importance, -block.importance
+    assert score._correlation(block, "known", score.IMPORTANCE) == pytest.approx(1)
+    assert score._correlation(block, "opposite", score.IMPORTANCE) == pytest.approx(-1)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+SMALL = ["analyze", "--model", "vit_t", "--image-size", "32", "--inputs", "1", "--left-out", "4", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One stored inspection, for all tests that read one."""
+    place = tmp_path_factory.mktemp("inspected") / "found.json"
+    done = CliRunner().invoke(app, [*SMALL, "--blocks", "1,4", "--out", str(place)])
+    assert done.exit_code == 0, done.output
+    assert "What the score sees" in done.output
+    return place
+
+
+def test_the_file_is_what_its_schema_says_and_is_read_back(inspected: Path) -> None:
+    jsonschema.validate(json.loads(inspected.read_text()), inspection_schema())
+    found: Any = store.load_any(inspected)
+    assert found.case.model == "vit_t" and found.case.attention == "flash"
+    importance_of = dict(found.answer("score").quantity("importance").items())
+    assert importance_of[("1",)] is not None and importance_of[("2",)] is None
+    with pytest.raises(UsageError, match="is an inspection, no run file"):
+        store.load(inspected)
+
+
+def test_show_renders_it_again_and_csv_holds_every_value(inspected: Path) -> None:
+    done = CliRunner().invoke(app, ["show", str(inspected), "--csv", "-"])
+    lines = list(csv.DictReader(io.StringIO(done.output)))
+    found: Any = store.load_any(inspected)
+    assert len(lines) == sum(len(q.values) for a in found.answers for q in a.quantities)
+    assert {"block", "score", "value"} <= lines[0].keys()
+    assert document_of(found).kind == "inspection"
+
+
+def test_the_published_schema_is_the_one_that_holds() -> None:
+    """After a change: repshift analyze --schema > repshift_cli/records/inspection.schema.json"""
+    published = Path(repshift_cli.__file__).parent / "records" / "inspection.schema.json"
+    assert json.loads(published.read_text()) == inspection_schema()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"schema": 99}, "has schema version 99"),
+        ({"answers": 3}, "is a damaged inspection: inspection.answers"),
+        ({"values": []}, "0 values for"),
+    ],
+)
+def test_a_damaged_file_is_refused(inspected: Path, tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    plain = json.loads(inspected.read_text())
+    target = plain["answers"][0]["quantities"][0] if "values" in change else plain
+    target |= change
+    (tmp_path / "damaged.json").write_text(json.dumps(plain))
+    with pytest.raises(UsageError, match=complaint):
+        store.load_any(tmp_path / "damaged.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--question", "scor"], "unknown question 'scor': did you mean score"),
+        (["--variant", "flash+repshift"], "without a method"),
+        (["--model", "vit_t,vit_s"], "give --model one value"),
+        (["--blocks", "a"], "write 1,4,7 or 1:12:3"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_a_sentence(arguments: list[str], complaint: str) -> None:
+    done = CliRunner().invoke(app, [*SMALL, *arguments])
+    assert isinstance(done.exception, UsageError) and complaint in str(done.exception)
+
+
+def test_a_grid_has_no_tokens_to_leave_out() -> None:
+    look = planted(1)
+    assert "grid" in str(score.unanswerable(replace(look, subject=replace(look.subject, grid=True))))
+
+
+# --- sinks and heads --------------------------------------------------------------------------------------------------
+
+
+def test_the_planted_sink_is_found_where_it_is() -> None:
+    found = sinks.answer(planted())
+    assert found.quantity("place").values == (1 + SINK,) * tiny.DEPTH
+    most = dict(found.quantity("attention_most").items())
+    assert all(value is not None for value in most.values())
+    for block in ("1", "2", "3"):
+        assert most[block, str(1 + SINKING)] > 0.99 and most[block, str(1 + SLEEPING)] < 0.1  # type: ignore[operator]
+    rate = dict(found.quantity("rate").items())
+    assert rate["1", "first token"] == 0
+    assert rate["1", "most attracting"] == pytest.approx(1 / HEADS), "the reading head leans on another token"
+    assert rate["1", "any token"] == pytest.approx(2 / HEADS)
+    assert set(found.quantity("may_go").values) == {1.0}
+
+
+def test_sink_rates_move_with_the_length() -> None:
+    look = planted()
+    longer = replace(look, subject=replace(look.subject, tokens=30), inputs=(tiny.pixels(1, 30, WIDTH).sign() * 0,))
+    longer = replace(longer, inputs=tuple((x,) for x in longer.inputs))
+    found = sinks.answer(replace(look, others=(lambda: longer,)))
+    rates = dict(found.quantity("rate_by_length").items())
+    assert rates["13", "most attracting"] == pytest.approx(1 / HEADS)
+    assert rates["31", "any token"] == 0, "where nothing is marked every key gets the same"
+
+
+def test_the_planted_dormant_head_is_found_and_not_missed() -> None:
+    look = planted()
+    found = heads.answer(look)
+    assert found.quantity("dormant").values == pytest.approx((1 / HEADS,) * tiny.DEPTH)
+    norm = dict(found.quantity("norm").items())
+    assert norm["1", str(1 + SLEEPING)] == 0
+    effect = dict(found.quantity("effect").items())
+    assert all(effect[str(n), "dormant heads"] == 0 for n in (1, 2, 3))
+    assert effect["1", "other heads"] > 0.01  # type: ignore[operator]
+    assert found.quantity("shift_without").values == pytest.approx((1.0,) * tiny.DEPTH)
+
+
+def test_heads_put_to_zero_are_those_of_the_projection_without_their_columns() -> None:
+    plain = tiny.plain_torch()
+    look = look_of(tiny.subject(plain.module, plain.inputs))
+    off = torch.tensor([False, True, False, True])
+    with look.active(), heads._without(look, {2: off}):
+        found = look.run(plain.inputs)
+    weight = plain.module.blocks[1].mix.out.weight
+    with torch.no_grad():
+        weight.view(tiny.WIDTH, 4, -1)[:, off] = 0
+    torch.testing.assert_close(found, plain.forward(), rtol=0, atol=1e-12)
+
+
+def test_dormant_is_by_the_mean_of_the_block() -> None:
+    assert heads.dormant(torch.tensor([1.0, 1.0, 0.3]), 0.5).tolist() == [False, False, True]
+
+
+# --- self-repair ------------------------------------------------------------------------------------------------------
+
+
+def test_direct_and_total_effects_are_those_of_the_model_written_out() -> None:
+    plain = tiny.plain_torch()
+    look = look_of(tiny.subject(plain.module, plain.inputs))
+    with look.active():
+        found = repair._effects(look, look.inputs[0], 0)
+    kept: dict[int, dict[str, Tensor]] = {}
+
+    def keep(layer: int, seen: dict[str, Tensor]) -> Tensor:
+        kept[layer] = seen
+        return seen["resid_post"]
+
+    def lost(output: Tensor) -> float:
+        return 1 - float((output[0].detach() * reference[0]).sum() / (reference[0] ** 2).sum())
+
+    reference = plain.forward(keep).detach()
+    ends = kept[tiny.DEPTH]["resid_post"]
+    for layer in (1, tiny.DEPTH):
+        gone = kept[layer]["attn_out"] + kept[layer]["mlp_out"]
+        total = plain.forward(lambda n, seen, layer=layer: seen["resid_pre" if n == layer else "resid_post"])
+        assert found[layer - 1][2] == pytest.approx((lost(total), lost(plain.finish(ends - gone))))
+        assert found[layer - 1][0][1] == pytest.approx(lost(plain.finish(ends - kept[layer]["attn_out"])))
+    plain.module.blocks[0].mix.out.weight.data.zero_()
+    plain.module.blocks[0].mix.out.bias.data.zero_()
+    assert found[0][0][0] == pytest.approx(lost(plain.forward()))
+
+
+def linear(depth: int) -> Any:
+    """Blocks without norms whose branches are linear and begin with zeros, read out at feature 3 of the class token."""
+    module: Any = tiny.PlainTransformer(Planted, depth=depth, width=WIDTH, classes=2)
+    module.norm = nn.Identity()
+    for p in module.parameters():
+        p.data.zero_()
+    for block in module.blocks:
+        block.feed = nn.Linear(WIDTH, WIDTH)
+        for p in block.feed.parameters():
+            p.data.zero_()
+    module.head.weight.data[0, 3] = 1
+    return module.double().eval()
+
+
+def test_half_of_what_a_block_writes_is_repaired_where_the_next_takes_half_of_it_away() -> None:
+    module = linear(2)
+    module.blocks[0].feed.bias.data[3] = 1
+    module.blocks[1].feed.weight.data[3, 3] = -0.5
+    found = repair.answer(look_of(tiny.subject(module, (tiny.pixels(2, TOKENS, WIDTH),))))
+    made_up = dict(found.quantity("repaired").items())
+    assert made_up["1", "mlp"] == pytest.approx(0.5)
+    assert made_up["1", "attention"] is None, "it has written nothing"
+    assert dict(found.quantity("direct").items())["1", "mlp"] == pytest.approx(2)
+
+
+def test_a_block_that_norms_its_sums_has_no_direct_effect() -> None:
+    plain = tiny.post_norm()
+    found = repair.answer(look_of(tiny.subject(plain.module, plain.inputs)))
+    assert set(found.quantity("direct").values) == {None} and found.quantity("direct").missing
+    assert None not in found.quantity("total").values
+
+
+# --- reach ------------------------------------------------------------------------------------------------------------
+
+
+def test_reach_of_a_linear_model_is_its_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x^ = (I + a A) x with A the mean over the window, so that the influence after l blocks is (I + a A)^l."""
+    window, depth, tokens, share = 2, 3, 8, 0.5
+    monkeypatch.setattr(sliding, "WINDOW", window)
+    module = linear(depth)
+    for block in module.blocks:
+        block.mix.qkv.weight.data[2 * WIDTH :] = share * torch.eye(WIDTH)
+        block.mix.out.weight.data.copy_(torch.eye(WIDTH))
+    look = look_of(tiny.subject(module, (tiny.pixels(1, tokens, WIDTH),)), attention=sliding)
+    found = reach.answer(look)
+    at = torch.arange(tokens + 1)
+    band = ((at[:, None] - at).abs() <= window).double()
+    step = torch.eye(tokens + 1).double() + share * band / band.sum(1, keepdim=True)
+    influence = dict(found.quantity("influence").items())
+    for layer in range(1, depth + 1):
+        power = torch.linalg.matrix_power(step, layer)[1:, 1:]
+        for distance in range(tokens):
+            expected = [float(power[i, j]) for i in range(tokens) for j in range(tokens) if abs(i - j) == distance]
+            assert influence[str(layer), str(distance)] == pytest.approx(sum(expected) / len(expected), abs=1e-9)
+    assert found.quantity("farthest").values == (2, 4, 6) == found.quantity("bound").values
+    assert found.quantity("reach").values[0] == 2
+
+
+def test_reach_is_the_distance_within_which_the_share_lies() -> None:
+    profile = torch.tensor([5.0, 0.5, 0.3, 0.1, 0.1])
+    assert reach.reach(profile, 0.9) == 3 and reach.reach(profile, 0.5) == 1
+    assert reach.reach(torch.tensor([1.0, 0, 0])) is None
+    assert reach.farthest(torch.tensor([1.0, 0.2, 0, 1e-9])) == 1
