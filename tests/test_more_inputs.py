@@ -45,7 +45,7 @@ def test_token_ids_are_drawn_and_what_belongs_to_pictures_is_not() -> None:
     ids = torch.tensor([[0, 7, 99, 4]])
     text = with_more_inputs(subject({"input_ids": ids, "logits_to_keep": 1, "mask": torch.ones_like(ids)}), ON_CPU)
     assert len(text.evaluation) == 32 and all(e["mask"] is text.inputs["mask"] for e in text.evaluation)
-    assert all(0 <= e["input_ids"].min() and e["input_ids"].max() <= 99 for e in text.evaluation)
+    assert all(e["input_ids"].min() >= 0 and e["input_ids"].max() <= 99 for e in text.evaluation)
     both = with_more_inputs(subject({"input_ids": ids, "pixel_values": torch.randn(1, 3, 4, 4)}), ON_CPU)
     assert all(e["input_ids"] is ids for e in both.evaluation), "an image's places in the prompt stay"
     assert not torch.equal(both.evaluation[1]["pixel_values"], both.inputs["pixel_values"])

@@ -245,6 +245,7 @@ def eager_step(case: Case, subject: Subject) -> Step:
     """The case on a subject that is built already: its attention bound and its tokens dropped while it is active."""
     backend, method = _backend(case.attention), _method(case.pruning)
     library = subject.eager if backend.OFFERS.library else None
+    dropped: list[Any] = []
 
     @contextmanager
     def active() -> Iterator[None]:
@@ -253,12 +254,20 @@ def eager_step(case: Case, subject: Subject) -> Step:
             subject.context(),
             library() if library else nullcontext(),
             attending(backend),
-            pruned(subject, method, case),
+            pruned(subject, method, case) as dropping,
         ):
+            dropped[:] = [dropping]
             yield
 
     module, inputs = subject.module, subject.inputs
-    return Step(case, subject, active, lambda: call(module, inputs), lambda given: call(module, given))
+    return Step(
+        case,
+        subject,
+        active,
+        lambda: call(module, inputs),
+        lambda given: call(module, given),
+        kept=lambda: next(iter(dropped[0].kept[-1:]), None),
+    )
 
 
 def _verified(step: Step) -> str:
