@@ -33,6 +33,7 @@ from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.report import report
 from repshift_cli.commands.shared.output import METAVAR, with_stdout
 from repshift_cli.commands.show import show
+from repshift_cli.commands.tokens import tokens
 from repshift_cli.records import RepshiftError, UsageError, one_line, printable
 
 
@@ -69,6 +70,7 @@ for command in (
     analyze,
     show,
     report,
+    tokens,
     compare,
     gate,
     export,

@@ -39,8 +39,9 @@ if "hang" in mood and "--timing-only" in sys.argv:
     print("hanging", os.getpid(), child.pid, file=open(os.environ["SHAM_LOG"], "a"))
     time.sleep(600)
 options = tomllib.load(open(argument("--profile"), "rb"))
+variants = options["operator"] if sys.argv[1] == "operators" else options["variant"]
 for word in mood:
-    if word.startswith("lacks=") and word[6:] in options["variant"]:
+    if word.startswith("lacks=") and word[6:] in variants:
         print(f"error: unknown attention back end '{word[6:]}'", file=sys.stderr)
         sys.exit(2)
 if "segv" in mood:
@@ -61,7 +62,7 @@ for record in run["records"]:
 for record in run["records"]:
     if "wanders" in mood:
         record["output"]["sketch"] = [random.random() for _ in range(8)]
-run["records"] = [r for r in run["records"] if r["case"]["attention"] in options["variant"]]
+run["records"] = [r for r in run["records"] if r["case"]["attention"] in variants]
 json.dump(run, open(argument("--out"), "w"))
 """
 

@@ -160,6 +160,56 @@ def test_a_gate_that_could_not_judge_says_so_in_the_summary(runner: Runner) -> N
     assert "exit code 4 before it judged" in runner.file("GITHUB_STEP_SUMMARY")
 
 
+ODD = """x;touch${IFS}pwned&'"$(touch${IFS}pwned)`touch${IFS}pwned`%0A"""
+"""What git takes for a branch's name, and a shell would run."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [ODD, "-dash", "--upload-pack=touch${IFS}pwned"])
+def test_a_target_of_any_name_is_a_name_and_no_command(runner: Runner, tmp_path: Path, name: str) -> None:
+    """The clone has no branch of that name yet: it is fetched."""
+    repository = runner.repository
+    base = repository.commit("one more")
+    shutil.copytree(repository.folder, tmp_path / "origin")
+    repository.git("remote", "add", "origin", str(tmp_path / "origin"))
+    subprocess.run(["git", "update-ref", f"refs/heads/{name}", base], cwd=tmp_path / "origin", check=True)
+    repository.commit("a change")
+    code, printed = runner.run(target=name)
+    assert code == 0, printed
+    assert f"base={base}\n" in runner.file("GITHUB_OUTPUT")
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.slow
+def test_a_base_of_any_name_is_a_name_and_no_command(runner: Runner, tmp_path: Path) -> None:
+    repository = runner.repository
+    for name in (ODD, "-dash"):
+        repository.git("update-ref", f"refs/heads/{name}", "HEAD")
+        code, printed = runner.run(base=f"{name}\nexit-code=0")
+        assert code == 0 and f"base={name}\n" in runner.file("GITHUB_OUTPUT"), printed
+        shutil.rmtree(repository.folder / "repshift-gate")
+    assert runner.file("GITHUB_OUTPUT").count("exit-code=") == 2
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.slow
+def test_a_shallow_clone_says_what_to_set(runner: Runner, tmp_path: Path) -> None:
+    """As actions/checkout makes it: one commit, no merge base and no parent."""
+    repository = runner.repository
+    repository.git("switch", "-q", "-c", "change")
+    repository.commit("a change")
+    repository.git("switch", "-q", "main")
+    repository.commit("main went on")
+    clone = f"clone -q --depth 1 --branch change file://{repository.folder} {tmp_path / 'clone'}"
+    repository.git(*clone.split())
+    repository.folder = tmp_path / "clone"
+    code, printed = runner.run(target="main")
+    assert code != 0 and "give actions/checkout fetch-depth: 0" in printed
+    code, printed = runner.run()
+    assert code == 4 and "'HEAD~1' names no commit here; the clone is shallow" in printed
+    assert "fetch-depth: 0" in printed
+
+
 @pytest.mark.slow
 def test_a_setup_with_spaces_arrives_whole(runner: Runner) -> None:
     runner.repository.commit("nothing")

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sham import FLASH, NEW, Repository, last, template, with_record
+from sham import FLASH, NEW, PROFILE, Repository, last, template, with_record
 
-from repshift_cli.records import Record, store
+from repshift_cli.records import OPERATORS, Record, store
 
 pytestmark = pytest.mark.slow
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_of_operators_is_gated_by_their_command(repository: Repository, tmp_path: Path) -> None:
+    cases = [dataclasses.replace(case, model=OPERATORS) for case in (FLASH, NEW)]
+    profile = PROFILE.format(variants='["flash", "efficient"]').replace('model = "vit_b"\nvariant', "operator")
+    repository.write({"gate.toml": profile, "template.json": template(*cases), "mood.txt": "lacks=efficient"})
+    repository.commit("older")
+    repository.write({"mood.txt": "", "factor.txt": "1.2"})
+    code, out, _ = repository.gate("--base", "HEAD", SHAM_LOG=str(tmp_path / "log"))
+    assert code == 1 and "FAIL" in last(out) and "only on head: efficient" in out
+    commands = [line.split()[2] for line in (tmp_path / "log").read_text().splitlines()]
+    assert set(commands) == {"operators"}
 
 
 # --- cases that one side lacks ----------------------------------------------------------------------------------------

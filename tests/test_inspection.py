@@ -29,7 +29,7 @@ from repshift_cli.commands.analyze import inspection_schema
 from repshift_cli.inspection import Look, Settings, heads, reach, repair, score, sinks
 from repshift_cli.inspection.base import effects, ranks, rows
 from repshift_cli.inspection.base.blocks import own_places
-from repshift_cli.inspection.base.left_out import importance
+from repshift_cli.inspection.base.left_out import halves, importance
 from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.records import Subject, UsageError, store
 from repshift_cli.renderers import document_of
@@ -211,6 +211,27 @@ def test_importance_is_that_of_the_token_really_taken_away(family: str) -> None:
                 reference = effects.read_out(look.subject, look.run(inputs))
                 found = importance(look, inputs, layer, places, reference, what)
                 assert float(found[places.tolist().index(place)]) == pytest.approx(float(expected[sample]), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["vit", "plain_torch"])
+def test_halves_at_once_are_those_really_taken_away(family: str) -> None:
+    plain = tiny.FAMILIES[family]()
+    look = look_of(tiny.subject(plain.module, plain.inputs))
+    what = effects.KL if family == "vit" else effects.DISTANCE
+    score_of = torch.randperm(plain.tokens, generator=torch.Generator().manual_seed(1)).double()
+    random = torch.rand(4, plain.tokens, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    untouched, costs = plain.forward(), []
+    for one in (score_of, -score_of, *random):
+        stay = one.argsort(descending=True)[: plain.tokens - plain.tokens // 2].sort().values + plain.prefix
+        kept_of = torch.cat((torch.arange(plain.prefix), stay))
+        output = plain.forward(lambda n, seen, rows=kept_of: seen["resid_post"][:, rows if n == 2 else slice(None)])
+        costs.append(float(effects.change(untouched, output, what)[0].detach()))
+    usual = sum(costs[2:]) / 4
+    with look.active():
+        reference = effects.read_out(look.subject, look.run(look.inputs[0]))
+        draw = torch.Generator().manual_seed(7)
+        found = halves(look, look.inputs[0], 2, score_of, draw, reference, what)
+    assert found == pytest.approx((costs[0] / usual, costs[1] / usual), rel=1e-5)
 
 
 def test_the_important_token_is_the_planted_one_and_the_rest_is_next_to_nothing() -> None:

@@ -223,6 +223,58 @@ def test_a_package_from_elsewhere_is_refused(repository: Repository, tmp_path: P
     assert code == 4 and "base would import mine from" in last(error) and "not from its own tree" in last(error)
 
 
+def test_a_shallow_clone_says_what_to_set(repository: Repository, tmp_path: Path) -> None:
+    repository.commit("two")
+    repository.git("clone", "-q", "--depth", "1", f"file://{repository.folder}", str(tmp_path / "clone"))
+    repository.folder = tmp_path / "clone"
+    code, _, error = repository.gate("--base", "HEAD~1")
+    assert code == 4 and last(error).endswith("the clone is shallow: git fetch --unshallow (fetch-depth: 0 in CI)")
+
+
+def test_a_checkout_that_git_may_not_use_says_why(repository: Repository) -> None:
+    code, _, error = repository.gate("--base", "main", GIT_TEST_ASSUME_DIFFERENT_OWNER="1", HOME="/nowhere")
+    assert code == 4 and "dubious ownership" in last(error) and "safe.directory" in last(error)
+
+
+# --- repositories of every kind ---------------------------------------------------------------------------------------
+
+
+def test_spaces_and_shell_characters_are_no_more_than_characters(tmp_path: Path, repository: Repository) -> None:
+    """In the repository's path, in the folder within it, in branches, in the profile's name; and a REF that begins
+    with a dash."""
+    odd = Repository(tmp_path / "a repo; touch $(touch pwned) 'x'")
+    inside = odd.folder / "in side"
+    inside.mkdir()
+    for name in ("repshift_cli", "gate.toml", "template.json", "factor.txt", "mood.txt"):
+        (odd.folder / name).rename(inside / name)
+    odd.commit("moved")
+    branch = """x;touch${IFS}pwned&'"$(touch${IFS}pwned)"""
+    odd.git("branch", branch)
+    odd.git("update-ref", "refs/heads/-dash", "HEAD")
+    odd.folder = inside
+    code, out, error = odd.gate("--base", branch, "--head", "-dash", "--setup", "true", "--out", "o u t")
+    assert code == 0, error
+    assert f"against {branch} (" in last(out) and odd.worktrees() == 1
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_submodules_come_by_setup(repository: Repository, tmp_path: Path) -> None:
+    """A worktree has none; what they hold is missing until the command brings it, and they leave nothing behind."""
+    parts = Repository(tmp_path / "parts")
+    local = ("-c", "protocol.file.allow=always")
+    repository.git(*local, "submodule", "--quiet", "add", str(parts.folder), "parts")
+    repository.git("rm", "-q", "factor.txt")
+    repository.write({".gitignore": "factor.txt\nrepshift-runs/\n__pycache__/\n"})
+    repository.commit("with a submodule")
+    repository.write({"factor.txt": "1.0"})
+    code, _, error = repository.gate("--base", "HEAD")
+    assert code == 5 and "nothing measured: base ended with exit code 1: FileNotFoundError" in last(error)
+    bring = "git -c protocol.file.allow=always submodule --quiet update --init && cp parts/factor.txt ."
+    code, out, error = repository.gate("--base", "HEAD", "--setup", bring)
+    assert code == 0 and "uncommitted" not in out, error
+    assert repository.is_tidy and not list((repository.folder / ".git" / "worktrees").glob("*"))
+
+
 # --- trees that must be built -----------------------------------------------------------------------------------------
 
 

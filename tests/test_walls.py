@@ -48,6 +48,7 @@ WALLS: dict[str, set[str]] = {
         "analysis",
         "machine",
         "models.inputs",
+        "models.base.text",
         "benchmark.builder",
         "benchmark.planning",
         "evaluation",
@@ -56,7 +57,7 @@ WALLS: dict[str, set[str]] = {
         "timm",
         *TENSORS,
     },
-    "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich"},
+    "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich", "PIL"},
 }
 """What each room may import besides the standard library and the package's own version: rooms, or a module of one."""
 

@@ -51,7 +51,7 @@ from repshift_cli.records import (
     UsageError,
     call,
 )
-from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.reduction.engine.hooks import Dropped, pruned
 from repshift_cli.reduction.engine.selection import listening
 from repshift_cli.sweep.plan import Backend
 
@@ -241,21 +241,28 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def eager_step(case: Case, subject: Subject) -> Step:
-    """The case on a subject that is built already: its attention bound and its tokens dropped while it is active."""
+@contextmanager
+def within(case: Case, subject: Subject, noting: bool = False) -> Iterator[Dropped]:
+    """Attention bound as the case asks and reduction applied; it gives what the last forward dropped (see `pruned`)."""
     backend, method = _backend(case.attention), _method(case.pruning)
     library = subject.eager if backend.OFFERS.library else None
-    dropped: list[Any] = []
+    with (
+        torch.inference_mode(),
+        subject.context(),
+        library() if library else nullcontext(),
+        attending(backend),
+        pruned(subject, method, case, noting) as dropped,
+    ):
+        yield dropped
+
+
+def eager_step(case: Case, subject: Subject) -> Step:
+    """The case on a subject that is built already: its attention bound and its tokens dropped while it is active."""
+    dropped: list[Dropped] = []
 
     @contextmanager
     def active() -> Iterator[None]:
-        with (
-            torch.inference_mode(),
-            subject.context(),
-            library() if library else nullcontext(),
-            attending(backend),
-            pruned(subject, method, case) as dropping,
-        ):
+        with within(case, subject) as dropping:
             dropped[:] = [dropping]
             yield
 

@@ -80,9 +80,11 @@ class Session:
     tokens: dict[Case, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        records = self.journal.run.records
-        self.done = {record.case for record in records} - self.again
-        self.failed = {record.case for record in records if record.status == "failed"}
+        for record in self.journal.records():
+            self.done.add(record.case)
+            if record.status == "failed":
+                self.failed.add(record.case)
+        self.done -= self.again
         self.tokens = {p.case: p.tokens for p in self.planned}
 
     def note(self, arrival: Arrival) -> None:
@@ -142,11 +144,11 @@ def order_of(run: Run) -> Order:
     """What a stored run was asked for."""
     kept = {f.name for f in dataclasses.fields(Manner)}
     asked = {name: value for name, value in run.options.items() if name not in kept}
+    manner = Manner(**{name: value for name, value in run.options.items() if name in kept})
     if any(case.model == OPERATORS for case in run.planned):
-        return Order(OperatorAxes.from_options(asked))
+        return Order(OperatorAxes.from_options(asked), manner)
     known = axes.names()
-    sweep = Axes.from_options({name: value for name, value in asked.items() if name in known})
-    return Order(sweep, Manner(**{name: value for name, value in run.options.items() if name in kept}))
+    return Order(Axes.from_options({name: value for name, value in asked.items() if name in known}), manner)
 
 
 # --- starting and resuming --------------------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def resume(
         raise UsageError(f"{path} has other cases than its options give now: the model or repshift changed; start anew")
     journal.run = dataclasses.replace(earlier, calibrations=equipment.choice.calibrations)
     again = frozenset(
-        r.case for r in earlier.records if retry_failed and r.status == "failed" and r.deaths < MOST_DEATHS
+        r.case for r in journal.records() if retry_failed and r.status == "failed" and r.deaths < MOST_DEATHS
     )
     settings = settings_of(order, plan.device)
     session = Session(journal, plan.planned, settings, _station(order, plan, equipment), again)
@@ -218,7 +220,7 @@ def _on_a_cpu(planned: Sequence[Planned]) -> str:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(session: Session, carrier: Carrier, observing: Observing) -> Run:
+def measure(session: Session, carrier: Carrier, observing: Observing) -> None:
     """Every comparison that is not yet in the run or has a case to measure again, each record on disk at once."""
     source = Comparisons(session)
     with observing(source.count) as observer:
@@ -229,7 +231,6 @@ def measure(session: Session, carrier: Carrier, observing: Observing) -> Run:
                 session.note(event.value)
             else:
                 session.add(event.value)
-    return session.journal.snapshot()
 
 
 def carry_out(tasks: Sequence[Task], carrier: Carrier, observing: Observing) -> list[Event]:

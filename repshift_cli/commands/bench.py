@@ -37,14 +37,6 @@ MemorySnapshot = Annotated[
         rich_help_panel=options.OUTPUT,
     ),
 ]
-TimingOnly = Annotated[
-    bool,
-    typer.Option(
-        "--timing-only",
-        help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
-        rich_help_panel=options.MEASURE,
-    ),
-]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -71,8 +63,8 @@ RetryFailed = Annotated[
 def bench(
     asked: Asked,
     memory_snapshot: MemorySnapshot = None,
-    timing_only: TimingOnly = False,
-    delay: Annotated[float, typer.Option("--delay", hidden=True)] = 0.0,
+    timing_only: options.TimingOnly = False,
+    delay: options.Delay = 0.0,
     dry_run: options.DryRun = False,
     max_cases: options.MaxCases = options.MOST_CASES,
     on: launching.On = None,
@@ -213,8 +205,9 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
         _say_how_to_go_on(session, "\ninterrupted")
         raise
     except StoreError:
+        run = session.journal.snapshot()
         session.journal.close()
-        outputs.emit(document_of(session.journal.snapshot()))
+        outputs.emit(document_of(run))
         _say_how_to_go_on(session, "stopped")
         raise
 
@@ -232,7 +225,6 @@ def _say_how_to_go_on(session: Session, what: str) -> None:
 def _say_where(session: Session) -> None:
     print(f"run file: {session.journal.path}", file=sys.stderr)
     files = session.station.snapshots
-    records = session.journal.snapshot().records
-    written = " ".join(str(files[r.case]) for r in records if r.status == "ok" and r.case in files)
+    written = " ".join(str(files[case]) for case in files if case in session.done - session.failed)
     if written:
         print(f"memory snapshots: {written} (open them at pytorch.org/memory_viz)", file=sys.stderr)

@@ -14,7 +14,7 @@ import typer
 
 from repshift_cli import registry
 from repshift_cli.benchmark import engine, signals
-from repshift_cli.benchmark.engine import Order, Session
+from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
 from repshift_cli.commands.shared import consent, launching, options
@@ -125,6 +125,8 @@ Resume = Annotated[
 @output_options("run")
 def operators(
     given: dict[str, Any],
+    timing_only: options.TimingOnly = False,
+    delay: options.Delay = 0.0,
     dry_run: options.DryRun = False,
     list_all: ListAll = False,
     case_timeout: launching.CaseTimeout = None,
@@ -140,7 +142,7 @@ def operators(
         return
     observing = as_asked(outputs.view)
     where = Where(in_process=in_process, case_timeout=case_timeout)
-    with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
+    with signals.ending_in_order(), _opened(given, Manner(timing_only, delay), out, resume) as (order, path, journal):
         outputs.check({"--out": path})
         with launching.launched(where, order) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, observing)
@@ -162,14 +164,17 @@ def operators(
 
 
 @contextlib.contextmanager
-def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Iterator[tuple[Order, Path, Any]]:
+def _opened(
+    given: dict[str, Any], manner: Manner, out: Path | None, resume: Path | None
+) -> Iterator[tuple[Order, Path, Any]]:
     """What the options come to, where it goes, and the journal of a run to go on with, which is locked."""
     if resume is None:
         path = out or store.default_path(datetime.now(UTC), [OPERATORS])
-        yield Order(_axes(given)), path, None
+        yield Order(_axes(given), manner), path, None
         return
-    if given.keys() - {"model"} or out is not None:
-        named = [f"--{name.replace('_', '-')}" for name in given if name != "model"] or ["--out"]
+    if given.keys() - {"model"} or manner != Manner() or out is not None:
+        named = [f"--{name.replace('_', '-')}" for name in given if name != "model"]
+        named += [*["--timing-only"] * manner.timing_only, "--out"]
         raise UsageError(f"--resume takes the options of the run file; leave out {named[0]}")
     with contextlib.closing(Journal.open(resume)) as journal:
         order = engine.order_of(journal.run)

@@ -153,29 +153,32 @@ class Starter:
     folder: Path
     options: dict[str, Any]
     patience: float | None = None
+    command: str = "bench"
+    """Of repshift: the one that the sweep's options belong to."""
     now: Callable[[], float] = time.monotonic
     seconds: list[float] = field(default_factory=list)
     """What each process took; the first are the surveys."""
     _help: dict[str, str] = field(default_factory=dict)
 
     def takes(self, side: Side, option: str) -> bool:
-        """Whether the side's `bench` has the option; NoBase where it does not even print its help."""
+        """Whether the side's command has the option; NoBase where it does not even print its help."""
         if side.name not in self._help:
             log = self.folder / f"{side.name}-help.log"
-            command = [side.python, "-m", "repshift_cli", "bench", "--help"]
+            command = [side.python, "-m", "repshift_cli", self.command, "--help"]
             if run(command, side.folder, {**side.environment, "COLUMNS": "200", "NO_COLOR": "1"}, log):
                 raise NoBase(f"environment mismatch: repshift does not run on {side.name}: {last_line(log)}")
             self._help[side.name] = log.read_text(encoding="utf-8", errors="replace")
         return option in self._help[side.name]
 
-    def bench(self, side: Side, name: str, *arguments: str, **changes: Any) -> Ended:
+    def measure(self, side: Side, name: str, *arguments: str, **changes: Any) -> Ended:
         """One fresh process of the side, with these `changes` of the options."""
         profile, out = self.folder / "profile.toml", self.folder / f"{name}.json"
         profile.write_text(toml({**self.options, **changes}, "what the gate measures"), encoding="utf-8")
         given = [*arguments, *side.extra]
         if self.patience is not None and self.takes(side, "--case-timeout"):
             given += ["--case-timeout", str(self.patience)]
-        command = [side.python, "-m", "repshift_cli", "bench", "--profile", str(profile), "--out", str(out), *given]
+        sweep = [self.command, "--profile", str(profile), "--out", str(out)]
+        command = [side.python, "-m", "repshift_cli", *sweep, *given]
         begun, log = self.now(), out.with_suffix(".log")
         try:
             code = run(command, side.folder, side.environment, log)

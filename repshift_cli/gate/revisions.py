@@ -49,11 +49,12 @@ def git(*arguments: str, folder: Path) -> str:
 
 
 def repository(folder: Path) -> Path:
-    """The top of the checkout that `folder` is in; NoBase where there is none."""
+    """The top of the checkout that `folder` is in; NoBase with git's words where there is none that git may use."""
     try:
         return Path(git("rev-parse", "--show-toplevel", folder=folder))
     except NoBase as error:
-        raise NoBase(f"no base: {folder} is in no git checkout, so there is no other revision to measure") from error
+        said = str(error).removeprefix("no base: ")
+        raise NoBase(f"no base: {folder} is in no git checkout to take another revision from ({said})") from error
 
 
 def commit_of(ref: str, top: Path) -> str:

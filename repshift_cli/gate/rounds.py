@@ -151,7 +151,7 @@ class BaseAndHead:
 
     def _process(self, side: Side, name: str) -> tuple[Figures, dict[Case, str]]:
         more = ["--timing-only"] if all(self.starter.takes(one, "--timing-only") for one in self.both) else []
-        ended = self.starter.bench(side, name, "--rounds", str(self.thresholds.process_rounds), *more)
+        ended = self.starter.measure(side, name, "--rounds", str(self.thresholds.process_rounds), *more)
         records = {r.case: r for r in ended.run.records} if ended.run else {}
         self._note_warnings(records.values())
         figures: Figures = {}

@@ -16,9 +16,12 @@ from repshift_cli.gate import outputs
 from repshift_cli.gate.process import Ended, Side, Starter
 from repshift_cli.gate.thresholds import OUTPUT, Thresholds
 from repshift_cli.gate.verdict import NoBase, NothingMeasured
-from repshift_cli.records import Case, Record, Run, UsageError
+from repshift_cli.records import OPERATORS, Case, Record, Run, UsageError
 
 BASE, HEAD = "base", "head"
+
+Part = tuple[tuple[str, str], ...]
+"""Options by name, each with the one value that a case stands for."""
 
 OF_INTERPRETERS = ("torch", "CUDA")
 """What may differ where the two sides have interpreters of their own."""
@@ -77,7 +80,7 @@ class Surveyor:
         return Survey(base, head, tuple(self._notes), unsteady, wandering)
 
     def _look(self, side: Side, name: str = "survey") -> Ended:
-        return self.starter.bench(side, f"{side.name}-{name}", "--rounds", "1")
+        return self.starter.measure(side, f"{side.name}-{name}", "--rounds", "1")
 
     def _base(self, head: Ended) -> Run:
         """Base may be older than what the profile names: then it is asked for each model and variant by itself."""
@@ -93,17 +96,23 @@ class Surveyor:
 
     def _narrow(self, head: Run, refusal: Ended) -> None:
         """Ask from now on for the models and variants alone that base knows."""
-        pairs = dict.fromkeys((r.case.model, r.case.variant) for r in head.records)
-        known = [pair for i, pair in enumerate(pairs) if self._knows(pair, f"base-asked-{i}")]
+        parts = dict.fromkeys(self._part(r.case) for r in head.records)
+        known = [part for i, part in enumerate(parts) if self._knows(part, f"base-asked-{i}")]
         if not known:
             raise NoBase(f"no base: base ({self.base.words}): {refusal.said}")
         self._notes.append(f"base refused part of the profile: {refusal.said}")
-        models, variants = ([*dict.fromkeys(values)] for values in zip(*known, strict=True))
-        self.starter.options = {**self.starter.options, "model": models, "variant": variants}
+        asked = {name: [*dict.fromkeys(dict(part)[name] for part in known)] for name, _ in known[0]}
+        self.starter.options = {**self.starter.options, **asked}
 
-    def _knows(self, pair: tuple[str, str], name: str) -> bool:
-        wanted: dict[str, Any] = {"model": [pair[0]], "variant": [pair[1]]}
-        return self.starter.bench(self.base, name, "--dry-run", **wanted).code == 0
+    def _part(self, case: Case) -> Part:
+        """What of the options names the case."""
+        if self.starter.command == OPERATORS:
+            return (("operator", case.attention),)
+        return ("model", case.model), ("variant", case.variant)
+
+    def _knows(self, part: Part, name: str) -> bool:
+        wanted: dict[str, Any] = {option: [value] for option, value in part}
+        return self.starter.measure(self.base, name, "--dry-run", **wanted).code == 0
 
     def _check_machines(self, base: Run, head: Run) -> None:
         found = comparison.differences(base.machine, head.machine)

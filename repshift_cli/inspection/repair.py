@@ -179,7 +179,10 @@ def _quantities(look: Look, found: Sequence[Sequence[Sequence[tuple[float, float
 def _read(quantities: Sequence[Quantity]) -> Iterator[str]:
     by_name = {q.name: dict(q.items()) for q in quantities}
     for branch in BRANCHES:
-        there = [(v, place[0]) for place, v in by_name["repaired"].items() if place[1] == branch and v is not None]
-        if there:
-            (most, at), some = max(there), mean([v for v, _ in there])
-            yield f"{branch}: {some:.0%} of the direct loss is made up for on average, {most:.0%} after block {at}"
+        clear = [place for place, v in by_name["repaired"].items() if place[1] == branch and v is not None]
+        if clear:
+            total, direct = (sum(by_name[name][place] or 0 for place in clear) for name in ("total", "direct"))
+            yield (
+                f"{branch}: of the direct losses of {len(clear)} blocks, {direct:.2f} in all, "
+                f"{1 - total / direct:.0%} is made up for"
+            )

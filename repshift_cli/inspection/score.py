@@ -14,8 +14,8 @@ from repshift_cli.inspection import Look
 from repshift_cli.inspection.base.arrays import CORRELATION, SHARE, axis, blocks, quantity, spans
 from repshift_cli.inspection.base.blocks import own_attention, own_places, real_places, visiting
 from repshift_cli.inspection.base.effects import measure_of, read_out
-from repshift_cli.inspection.base.left_out import importance, noise
-from repshift_cli.inspection.base.ranks import lower_half_weight, mean, rank_correlation, told_sign, top_share
+from repshift_cli.inspection.base.left_out import DRAWS, halves, importance, noise
+from repshift_cli.inspection.base.ranks import FEWEST, lower_half_weight, mean, rank_correlation, told_sign, top_share
 from repshift_cli.inspection.base.rows import paid, received
 from repshift_cli.inspection.base.shifts import shifts
 from repshift_cli.kernels.sdpa import AttentionCall
@@ -53,6 +53,8 @@ class Block:
     importance: Tensor | None = None
     some: Tensor | None = None
     """Which of the n tokens were left out."""
+    halves: tuple[float, float] | None = None
+    """What dropping the half of the lower, and of the higher default score costs, over a random half."""
 
 
 def answer(look: Look) -> Answer:
@@ -110,6 +112,8 @@ def _seen(look: Look, inputs: Any) -> tuple[list[Block], Any]:
 
 def _leave_out(look: Look, inputs: Any, number: int, found: Sequence[Block], reference: Tensor, what: str) -> None:
     own = own_places(look.subject, inputs)
+    if len(own) < FEWEST:
+        return
     floor = noise(look, inputs, look.settings.left_out, reference, what)
     draw = torch.Generator().manual_seed(look.settings.seed + number)
     some = torch.randperm(len(own), generator=draw)[: look.settings.left_out].sort().values
@@ -119,6 +123,8 @@ def _leave_out(look: Look, inputs: Any, number: int, found: Sequence[Block], ref
         held = found[layer - 1]
         effect = importance(look, inputs, layer, own[some], reference, what)
         held.some, held.importance = some, effect.where(effect > floor, 0)
+        if held.importance.any():
+            held.halves = halves(look, inputs, layer, next(iter(held.scores.values())), draw, reference, what)
 
 
 # --- all inputs -------------------------------------------------------------------------------------------------------
@@ -171,11 +177,21 @@ def _signs(subject: Subject, found: Found, score: str) -> Iterator[Quantity]:
     )
     yield quantity(
         "dropped_importance",
-        "dropped half's importance",
-        "mean importance of the half of the tokens with the lower shift, over that of all: below 1 dropping it costs "
-        "less than dropping a random half, above 1 more.",
+        "lower half, one by one",
+        "mean importance of the half of the tokens with the lower shift, over that of all: below 1 each of them costs "
+        "less than a random token.",
         [depth],
         [_lower_half(found, n, score) for n in layers],
+        "x",
+        low=0,
+    )
+    yield quantity(
+        "halves",
+        "at once",
+        f"what dropping the half with the lower (the higher) shift all at once costs, over the mean of {DRAWS} random "
+        "halves: above 1 a random half is the better choice. Where one by one says less, costs do not add up.",
+        [depth, axis("half", ("lower half", "higher half"))],
+        [[mean([bs[n].halves[k] if bs[n].halves else None for bs in found]) for k in (0, 1)] for n in layers],  # type: ignore[index]
         "x",
         low=0,
     )
@@ -197,12 +213,12 @@ def _correlations(subject: Subject, found: Found, score: str) -> Iterator[Quanti
     )
     yield quantity(
         "importance_correlation",
-        "importance's rank correlation",
-        "Spearman's rank correlation over tokens of importance with what else is seen of a token.",
+        "importance's",
+        "the rank correlation of importance with norm and attention: where the shift follows one of them, its "
+        "sign is that one's.",
         [depth, axis("with", (NORM, RECEIVED, READER))],
         [[mean(_with(found, n, other, IMPORTANCE)) for other in (NORM, RECEIVED, READER)] for n in layers],
         missing=NONE,
-        view="map",
         **CORRELATION,
     )
 
@@ -244,7 +260,7 @@ def _all(subject: Subject, found: Found, names: Sequence[str]) -> Iterator[Quant
     )
     yield quantity(
         "score_dropped_importance",
-        "dropped half's importance",
+        "lower half, one by one",
         "As dropped_importance, for each form of the shift.",
         [depth, scores],
         [[_lower_half(found, n, score) for score in scores.ticks] for n in layers],
@@ -291,7 +307,12 @@ def _read(quantities: Sequence[Quantity]) -> tuple[str, ...]:
     if costs:
         least, most = min(costs), max(costs)
         lines.append(
-            f"the half with the lower shift carries {least[0]:.2f}x a random half's importance after block {least[1]} "
-            f"and {most[0]:.2f}x after block {most[1]}"
+            f"the tokens of the half with the lower shift weigh {least[0]:.2f}x as much as random ones after block "
+            f"{least[1]} and {most[0]:.2f}x after block {most[1]}"
         )
+    lower = dict(by_name["halves"].items())
+    beaten = [int(place[0]) for place, v in lower.items() if place[1] == "lower half" and v is not None and v < 1]
+    if any(v is not None for v in lower.values()):
+        where = f"after block {spans(beaten)}" if beaten else "after no block"
+        lines.append(f"at once, that half costs less than a random half {where}")
     return tuple(lines)

@@ -1,8 +1,8 @@
 """A run file while it grows: a header, then a line for every record, each on the disk before the next is measured.
 
 Only at the end does the file become the JSON of one `Run`; until then `store.load` reads it line by line, and a last
-line that was cut short counts as not written. Every line costs the same however long the file is. The file is locked,
-so that no two commands write to it.
+line that was cut short counts as not written. Every line costs the same however long the file is. What is in the file
+is not kept in memory. The file is locked, so that no two commands write to it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,13 @@ except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
 
 from repshift_cli.records import Case, Machine, Record, RepshiftError, Run, UsageError, store
-from repshift_cli.records.json_codec import from_plain, to_plain
+from repshift_cli.records.json_codec import from_plain, in_pieces, to_plain
 
 FORMAT = 1
+
+
+Span = tuple[int, int]
+"""Where in the file a record's line begins, and its length in bytes."""
 
 
 class StoreError(RepshiftError):
@@ -38,18 +42,20 @@ class Journal:
     path: Path
     """As it was given; what is written goes to where it led at the start, wherever the process goes later."""
     run: Run
+    """Without its records."""
     unfinished: dict[str, int] = field(default_factory=dict)
     _real: Path = Path()
     _file: int | None = None
     _end: int = 0
     _is_journal: bool = False
-    _records: dict[str, Record] = field(default_factory=dict)
+    _records: dict[str, Record | Span] = field(default_factory=dict)
+    """By key: where it stands in the file, or the record itself where it is in no journal yet."""
 
     @classmethod
     def create(cls, path: Path, run: Run, instead: Callable[[], Path] | None = None) -> Journal:
         """A new file, never in the place of another: where there is one, `instead` names the next place to try."""
         while True:
-            journal = cls(path, run, _records={r.case.key: r for r in run.records}, _real=real(path))
+            journal = cls._of(path, run)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 store.remove_leftovers(path.parent)
@@ -77,9 +83,14 @@ class Journal:
         except UsageError:
             os.close(file)
             raise
-        journal = cls(path, run, _file=file, _records={r.case.key: r for r in run.records}, _real=real(path))
+        journal = cls._of(path, run, file)
         journal._resume()
         return journal
+
+    @classmethod
+    def _of(cls, path: Path, run: Run, file: int | None = None) -> Journal:
+        records: dict[str, Record | Span] = {r.case.key: r for r in run.records}
+        return cls(path, dataclasses.replace(run, records=()), _real=real(path), _file=file, _records=records)
 
     def begin(self, cases: Iterable[Case]) -> None:
         """Note which cases are being measured; whoever finds the note without their records knows that they crashed."""
@@ -87,8 +98,9 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """The record, in the place of an older one of the same case; StoreError where the disk does not take it."""
-        self._records[record.case.key] = record
-        self._append({"record": to_plain(record)}, durable=True)
+        key = record.case.key
+        self._records[key] = record  # until it is in the file
+        self._append({"record": to_plain(record)}, durable=True, key=key)
 
     def change(self, **fields: Any) -> None:
         """Other values for fields of the run that are not its records: machines, warnings."""
@@ -102,18 +114,26 @@ class Journal:
 
     def record_of(self, case: Case) -> Record | None:
         """The newest record of the case."""
-        return self._records.get(case.key)
+        held = self._records.get(case.key)
+        return None if held is None else self._record(held)
+
+    def records(self) -> Iterator[Record]:
+        """All that has been added, one after another."""
+        return map(self._record, self._records.values())
 
     def snapshot(self) -> Run:
         """The run with all that has been added."""
-        return dataclasses.replace(self.run, records=tuple(self._records.values()))
+        return dataclasses.replace(self.run, records=tuple(self.records()))
 
     def close(self) -> bool:
-        """Make the file one JSON document and let go of it; False where that fails and it stays as it is, readable."""
+        """Make the file one JSON document and let go of it; False where that fails and it stays as it is, readable.
+
+        What was in the file is read by `store.load` from then on.
+        """
         whole = True
         if self._is_journal:
             try:
-                store.create(self._real, self.snapshot())
+                store.write_pieces(self._real, in_pieces(self.run, map(self._plain, self._records.values())))
             except OSError:
                 whole = False
         if self._file is not None:
@@ -123,13 +143,30 @@ class Journal:
 
     # --- on the disk --------------------------------------------------------------------------------------------------
 
-    def _append(self, line: dict[str, Any], durable: bool = True) -> None:
+    def _record(self, held: Record | Span) -> Record:
+        if isinstance(held, Record):
+            return held
+        record: Record = from_plain(Record, self._plain(held), "record")
+        return record
+
+    def _plain(self, held: Record | Span) -> Any:
+        """A record as JSON values, from the file where it is there."""
+        if isinstance(held, Record):
+            return to_plain(held)
+        assert self._file is not None
+        return json.loads(os.pread(self._file, held[1], held[0]))["record"]
+
+    def _append(self, line: dict[str, Any], durable: bool = True, key: str | None = None) -> None:
+        """A line more; `key` is that of the record in it, which is in the file from then on."""
         try:
             if not self._is_journal or self._is_gone():
                 self._write_anew()
-                if "record" in line:
+                if key is not None:
                     return
+            begin = self._end
             self._extend(_line(line), durable)
+            if key is not None:
+                self._records[key] = (begin, self._end - begin)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 
@@ -153,19 +190,24 @@ class Journal:
         self._real.parent.mkdir(parents=True, exist_ok=True)
         header = {"journal": FORMAT, "run": to_plain(dataclasses.replace(self.run, records=()))}
         marks = [{"began": [key]} for key, times in self.unfinished.items() for _ in range(times)]
-        lines = [header, *({"record": to_plain(r)} for r in self._records.values()), *marks]
+        spans: dict[str, Record | Span] = {}
         with store.replacing(self._real, exclusive) as temporary:
             file = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 _lock(file, self.path)
                 with os.fdopen(os.dup(file), "wb") as out:
-                    out.writelines(map(_line, lines))
+                    end = out.write(_line(header))
+                    for key, held in self._records.items():
+                        size = out.write(_line({"record": self._plain(held)}))
+                        spans[key], end = (end, size), end + size
+                    out.writelines(map(_line, marks))
             except BaseException:
                 os.close(file)
                 raise
         if self._file is not None:
             os.close(self._file)
         self._file, self._end, self._is_journal = file, os.fstat(file).st_size, True
+        self._records = spans
 
     def _is_gone(self) -> bool:
         """Whether the name leads elsewhere now: the file was deleted or replaced under us."""
@@ -180,12 +222,25 @@ class Journal:
         assert self._file is not None
         with os.fdopen(os.dup(self._file), "rb") as file:
             file.seek(0)
-            text = file.read()
-        if not text.startswith(store.JOURNAL.encode()):
-            return
-        self._is_journal, self._end = True, text.rfind(b"\n") + 1
+            header = file.readline()
+            if not header.startswith(store.JOURNAL.encode()):
+                return
+            self._is_journal, self._end = True, len(header)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._take_up(json.loads(line), (self._end, len(line)))
+                self._end += len(line)
         os.ftruncate(self._file, self._end)
-        self.unfinished = _unfinished(text[: self._end].decode("utf-8").split("\n")[:-1])
+
+    def _take_up(self, line: dict[str, Any], span: Span) -> None:
+        """A line of an earlier command: where a record stands; how often each case was begun since it was recorded."""
+        for key in line.get("began", ()):
+            self.unfinished[key] = self.unfinished.get(key, 0) + 1
+        if "record" in line:
+            key = from_plain(Case, line["record"]["case"]).key
+            self.unfinished.pop(key, None)
+            self._records[key] = span
 
 
 def real(path: Path) -> Path:
@@ -196,18 +251,6 @@ def real(path: Path) -> Path:
 def exists_already(path: Path) -> UsageError:
     """The refusal of a new run file where there is a file."""
     return UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
-
-
-def _unfinished(lines: list[str]) -> dict[str, int]:
-    """How often each case was begun since it was last recorded, from a journal's lines."""
-    begun: dict[str, int] = {}
-    for line in lines[1:]:
-        plain = json.loads(line)
-        for key in plain.get("began", ()):
-            begun[key] = begun.get(key, 0) + 1
-        if "record" in plain:
-            begun.pop(from_plain(Case, plain["record"]["case"]).key, None)
-    return begun
 
 
 def _line(value: dict[str, Any]) -> bytes:

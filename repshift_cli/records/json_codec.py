@@ -7,7 +7,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, get_args, get_origin
 
 from repshift_cli.records import SCHEMA_VERSION, Case, Measurement, Record, Run, case, run, visible
@@ -49,6 +49,25 @@ def escaped(text: str) -> str:
     """JSON whose strings hold nothing raw that could steer a terminal or a log; it says the same to whoever parses."""
     text = UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return text.replace("##[", "#\\u0023[")  # in a log of GitHub's runner `##[error]` is a command
+
+
+def in_pieces(run: Any, records: Iterable[Any]) -> Iterator[str]:
+    """The text that `to_json` gives of a run with these records, piece by piece, so that they are never all in memory.
+
+    `records` are plain values or records; the run's own are left aside.
+    """
+    head, tail = to_json(dataclasses.replace(run, records=())).split(NO_RECORDS)
+    yield head
+    empty = True
+    for record in records:
+        text = to_json(record).rstrip("\n").replace("\n", "\n  ")
+        yield ('\n "records": [\n  ' if empty else ",\n  ") + text
+        empty = False
+    yield (NO_RECORDS if empty else "\n ]") + tail
+
+
+NO_RECORDS = '\n "records": []'
+"""How a run's text has an empty list of them; one space of indentation is the top level."""
 
 
 def from_plain(kind: Any, value: Any, where: str = "run") -> Any:

@@ -57,7 +57,7 @@ def run(
         process.ending_in_order(),
         both_sides(asked.base, asked.head, *asked.pythons, asked.setup, folder, options) as (old, new),
     ):
-        starter = process.Starter(folder / "rounds", options, patience)
+        starter = process.Starter(folder / "rounds", options, patience, profiles.command_of(options))
         survey = Surveyor(old, new, starter, limits, say).survey()
         sides = BaseAndHead(old, new, limits, starter, survey, say)
         if mode == "learn":
@@ -92,7 +92,7 @@ def profile_options(
     if not limits.judges:
         raise UsageError(f"profile {name} gates nothing: name a metric in its [thresholds], like latency = 0.01")
     options = axes.merge(loaded, {"device": device})
-    axes.Axes.from_options(options)
+    profiles.sweep_of(options, {})
     for key in ("weights", "data"):
         if key in options and Path(options[key]).exists():
             options[key] = str(Path(options[key]).resolve())

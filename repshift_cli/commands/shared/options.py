@@ -204,6 +204,16 @@ MaxCases = Annotated[
     int,
     typer.Option(metavar="N", min=1, help="Refuse a sweep of more cases than this.", rich_help_panel=MEASURE),
 ]
+TimingOnly = Annotated[
+    bool,
+    typer.Option(
+        "--timing-only",
+        help="Measure time alone: no memory, MACs, HBM or fidelity, and attention is not verified.",
+        rich_help_panel=MEASURE,
+    ),
+]
+Delay = Annotated[float, typer.Option("--delay", hidden=True)]
+"""Share by which every forward takes longer: for the gate's self-test."""
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="List the cases and the impossible ones, measure nothing.", rich_help_panel=MEASURE),

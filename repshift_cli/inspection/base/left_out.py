@@ -20,18 +20,25 @@ MOST_TOKENS = 4096
 """Tokens of all copies together that one forward runs on."""
 
 
-class _WithoutOne(Method):
-    """Drops another token in each copy of one sample: those at `places` (B,), of which the first can be `first`."""
+DRAWS = 4
+"""Random halves that a half is compared with."""
 
-    def __init__(self, places: Tensor, first: int) -> None:
-        self._places, self._first = places, first
+
+class _ByScores(Method):
+    """Keeps what has the highest of given `scores` (B, n), another row in each copy of one sample.
+
+    `own` (n,) are the places of the tokens that may go, `first` how many protected ones stand ahead of all scores.
+    """
+
+    def __init__(self, scores: Tensor, own: Tensor, first: int) -> None:
+        self._given, self._places = scores, own - first
         self.needs, self.choose, self.score = nothing, None, self._scores
 
     def _scores(self, seen: Seen, case: Case) -> Tensor:
-        """0 for what stays and -1 for the one: (B, N), without protected ends."""
+        """The scores among all tokens of the block, protected ends apart: (B, N)."""
         rows = seen["rows"]
-        scores = torch.zeros(rows.shape[:2], device=rows.device)
-        scores[torch.arange(len(rows)), self._places - self._first] = -1
+        scores = torch.zeros(rows.shape[:2], dtype=self._given.dtype, device=rows.device)
+        scores[:, self._places] = self._given.to(rows.device)
         return scores
 
 
@@ -40,8 +47,23 @@ def importance(look: Look, inputs: Any, layer: int, places: Tensor, reference: T
 
     `inputs` are those of one sample, `reference` (1, K) its output untouched. Copies of the sample run side by side.
     """
+    own = own_places(look.subject, inputs)
+    scores = -(places.unsqueeze(1) == own).double()
     step = max(1, MOST_TOKENS // entering(look.subject))
-    return torch.cat([_changes(look, inputs, layer, some, reference, what) for some in places.split(step)])
+    keep = 1 - 1.5 / len(own)  # of n tokens int(1.5) go
+    return torch.cat([_changes(look, inputs, layer, some, keep, reference, what) for some in scores.split(step)])
+
+
+def halves(
+    look: Look, inputs: Any, layer: int, score: Tensor, draw: torch.Generator, reference: Tensor, what: str
+) -> tuple[float, float] | None:
+    """What dropping the half with the lower `score` (n,) after a block, all at once, changes, and the one with the
+    higher, each over the mean of random halves; None where dropping a random half changes nothing."""
+    random = torch.rand(DRAWS, len(score), generator=draw, dtype=score.dtype)
+    scores = torch.cat((score.unsqueeze(0), -score.unsqueeze(0), random))
+    lower, higher, *others = _changes(look, inputs, layer, scores, 0.5, reference, what).tolist()
+    usual = sum(others) / DRAWS
+    return (lower / usual, higher / usual) if usual else None
 
 
 def noise(look: Look, inputs: Any, count: int, reference: Tensor, what: str) -> float:
@@ -50,12 +72,12 @@ def noise(look: Look, inputs: Any, count: int, reference: Tensor, what: str) -> 
     return 10 * float(change(reference, read_out(look.subject, look.run(copies(inputs, step))), what).max())
 
 
-def _changes(look: Look, inputs: Any, layer: int, places: Tensor, reference: Tensor, what: str) -> Tensor:
+def _changes(look: Look, inputs: Any, layer: int, scores: Tensor, keep: float, reference: Tensor, what: str) -> Tensor:
+    """The change of the output for each row of `scores` (B, n) by which tokens stay after a block: (B,)."""
     subject = look.subject
-    keep = 1 - 1.5 / len(own_places(subject, inputs))  # of n tokens int(1.5) go
-    case = replace(look.case, pruning="without-one", keep=keep, layers=(layer,))
-    with pruned(subject, _WithoutOne(places, subject.prefix), case):
-        return change(reference, read_out(subject, look.run(copies(inputs, len(places)))), what).cpu()
+    case = replace(look.case, pruning="by-scores", keep=keep, layers=(layer,))
+    with pruned(subject, _ByScores(scores, own_places(subject, inputs), subject.prefix), case):
+        return change(reference, read_out(subject, look.run(copies(inputs, len(scores)))), what).cpu()
 
 
 def copies(inputs: Any, count: int) -> Any:

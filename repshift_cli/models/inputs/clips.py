@@ -42,8 +42,12 @@ def load_clips(
     A clip of n frames is cut into `frames` equal segments and gives the frame at the centre of each (`centres`).
     UsageError for a file that cannot be decoded, has no pictures, or has fewer frames than asked for.
     """
-    pixels = np.stack([_one(file, frames, size) for file in clip_files(place)])
-    return normalised(pixels, mean, std)
+    return normalised(clip_pixels(place, frames, size), mean, std)
+
+
+def clip_pixels(place: str, frames: int, size: int) -> np.ndarray:
+    """The same before they are normalised: (M, frames, size, size, 3) of 0 to 255."""
+    return np.stack([_one(file, frames, size) for file in clip_files(place)])
 
 
 def centres(count: int, frames: int) -> list[int]:

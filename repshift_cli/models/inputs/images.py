@@ -41,7 +41,12 @@ def load_images(
     place: str, size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Tensor:
     """All images of a file or folder as (M, 3, size, size): short side resized (bicubic), centre crop, normalised."""
-    return normalised(np.stack([_one(file, size) for file in image_files(place)]), mean, std)
+    return normalised(image_pixels(place, size), mean, std)
+
+
+def image_pixels(place: str, size: int) -> np.ndarray:
+    """The same before they are normalised: (M, size, size, 3) of 0 to 255."""
+    return np.stack([_one(file, size) for file in image_files(place)])
 
 
 def normalised(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,6 +73,12 @@ def encoded(checkpoint: str, place: str, length: int | None, most: int) -> Encod
     padded = tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=longest, return_tensors="pt")
     cut = sum(len(all_of) > len(row) for all_of, row in zip(whole, rows, strict=True))
     return Encoded(padded["input_ids"], _checked(padded["attention_mask"]), cut, length or most)
+
+
+def pieces(checkpoint: str, ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token as the text that it stands for, by the checkpoint's own tokenizer, spaces included."""
+    tokenizer = tokenizer_of(checkpoint)
+    return tuple(str(tokenizer.decode([number])) for number in ids)
 
 
 def tokenizer_of(checkpoint: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.page.embedded import LARGEST_PACKED, embedded
-from repshift_cli.renderers.page.markup import Markup, join, tag
+from repshift_cli.renderers.page.markup import Child, Markup, join, tag
 from repshift_cli.renderers.page.sections import section
 
 HERE = Path(__file__).parent
@@ -17,6 +17,11 @@ HERE = Path(__file__).parent
 
 def page(documents: Sequence[Document], title: str) -> Markup:
     """The documents one below the other, with what links to them above where there are several."""
+    return whole(title, [_main(documents)], _contents(documents))
+
+
+def whole(title: str, body: Sequence[Child], contents: Markup | None = None) -> Markup:
+    """A page of its own with this in it."""
     style, script = (HERE.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     head = tag(
         "head",
@@ -27,10 +32,9 @@ def page(documents: Sequence[Document], title: str) -> Markup:
         tag("title", title),
         tag("style", Markup(style)),
     )
-    body = tag(
-        "body", tag("header", tag("h1", title), _contents(documents)), _main(documents), tag("script", Markup(script))
-    )
-    return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), Markup("\n"))
+    top = tag("header", tag("h1", title), contents)
+    held = tag("body", top, *body, tag("script", Markup(script)))
+    return join(Markup("<!doctype html>\n"), tag("html", head, held, lang="en"), Markup("\n"))
 
 
 def _policy(script: str) -> str:

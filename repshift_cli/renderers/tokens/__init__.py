@@ -1,0 +1,1 @@
+"""Which tokens stayed, to look at: a picture, a page, lines of a terminal."""
