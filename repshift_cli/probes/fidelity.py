@@ -94,9 +94,11 @@ class FidelityProbe:
 
     def __init__(self, subject: Subject) -> None:
         with torch.inference_mode():
-            outputs = [call(subject.module, i) for i in subject.evaluation]
-            self._reference = [_outputs(subject, output) for output in outputs]
-            self._each = [_each(subject, output) for output in outputs]
+            self._reference, self._each = [], []
+            for given in subject.evaluation:
+                output = call(subject.module, _fresh(given))
+                self._reference.append(_outputs(subject, output))
+                self._each.append(_each(subject, output))
         self._classifies = self._reference[0][0] is not None
 
     def measure(self, step: Step) -> tuple[Measurement, ...]:
@@ -105,7 +107,7 @@ class FidelityProbe:
         with step.active():
             variant, each, kept = [], [], []
             for given in step.subject.evaluation:
-                output = step.run(given)  # a graph's is overwritten by the next
+                output = step.run(_fresh(given))  # a graph's is overwritten by the next
                 variant.append(_outputs(step.subject, output))
                 each.append(_each(step.subject, output))
                 kept.append(step.kept() if step.kept else None)
@@ -145,6 +147,13 @@ def at_places(rows: Tensor, places: Tensor | None) -> Tensor:
 def _each(subject: Subject, output: Any) -> Any:
     """The logits of every token in fp32 on the CPU, or None where there are no such."""
     return None if subject.each is None else subject.each(output).float().cpu()
+
+
+def _fresh(inputs: Any) -> Any:
+    """Copies, for a model that changes its inputs in place would be compared on others."""
+    named = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
+    copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in named}
+    return copies if isinstance(inputs, dict) else tuple(copies.values())
 
 
 def _of_classes(reference: Tensor, other: Tensor, step: Step) -> tuple[Measurement, Measurement]:
