@@ -36,6 +36,7 @@ from repshift_cli.machine.device import free_memory
 from repshift_cli.models.base.subjects import protecting
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
+from repshift_cli.models.inputs.more import with_more_inputs
 from repshift_cli.probes import Context, Counter
 from repshift_cli.profiling import kineto
 from repshift_cli.records import (
@@ -152,7 +153,7 @@ class StepBuilder:
             self.inputs = Inputs(())
             free_memory()
             try:
-                subject = _built(case)
+                subject = with_more_inputs(_built(case), case)
             except (UsageError, KeyboardInterrupt):
                 raise
             except BaseException as error:
@@ -262,14 +263,23 @@ def within(case: Case, subject: Subject, noting: bool = False) -> Iterator[Dropp
 
 def eager_step(case: Case, subject: Subject) -> Step:
     """The case on a subject that is built already: its attention bound and its tokens dropped while it is active."""
+    dropped: list[Dropped] = []
 
     @contextmanager
     def active() -> Iterator[None]:
-        with within(case, subject):
+        with within(case, subject) as dropping:
+            dropped[:] = [dropping]
             yield
 
     module, inputs = subject.module, subject.inputs
-    return Step(case, subject, active, lambda: call(module, inputs), lambda given: call(module, given))
+    return Step(
+        case,
+        subject,
+        active,
+        lambda: call(module, inputs),
+        lambda given: call(module, given),
+        kept=lambda: next(iter(dropped[0].kept[-1:]), None),
+    )
 
 
 def _verified(step: Step) -> str:

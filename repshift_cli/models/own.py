@@ -96,6 +96,7 @@ def build(case: Case) -> Subject:
         prefix=at.prefix,
         suffix=at.suffix,
         warnings=at.warnings,
+        each=read.each,
     )
 
 
