@@ -81,10 +81,10 @@ def _hook(
     needed = needs(method, case)
     for name in needed:
         if name != "resid_post":
-            yield _watch(site, name, subject, seen)
+            yield _watch(site, name, dropped, seen)
 
     def choose(hidden: Tensor) -> Cut:
-        seen["rows"] = next(iter(seen.values())) if seen else _free(hidden, subject)
+        seen["rows"] = next(iter(seen.values())) if seen else dropped.free(hidden)
         length = hidden.shape[1]
         check_heard(method, seen, case)
         cut, dropped.roles = chosen(subject, method, case, seen, length, dropped.roles, share)
@@ -106,7 +106,7 @@ def _hook(
         if chosen_early and hidden.shape[1] == chosen_early[0].stay:
             return None
         if "resid_post" in needed:
-            seen["resid_post"] = _free(hidden, subject)
+            seen["resid_post"] = dropped.free(hidden)
         cut = chosen_early[0] if chosen_early else choose(hidden)
         with part("cut"):
             return with_tokens(output, hidden, cut.rows(hidden))
@@ -118,14 +118,14 @@ def _hook(
     yield site.block.register_forward_hook(at_end)
 
 
-def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
+def _watch(site: Site, name: str, dropped: Dropped, seen: Seen) -> Any:
     """Hook that keeps one tensor of the block, without protected ends: an input (`resid_...`) or an output."""
 
     def see_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[name] = _free(tokens_of((*args, *kwargs.values())), subject)
+        seen[name] = dropped.free(tokens_of((*args, *kwargs.values())))
 
     def see_output(module: Any, args: Any, output: Any) -> None:
-        seen[name] = _free(tokens_of(output), subject)
+        seen[name] = dropped.free(tokens_of(output))
 
     if name in ("resid_pre", "resid_mid"):
         owner = site.block if name == "resid_pre" else site.middle

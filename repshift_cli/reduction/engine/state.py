@@ -14,7 +14,7 @@ from repshift_cli.kernels.along import along, biased_along
 from repshift_cli.kernels.sdpa import Answer, AttentionCall
 from repshift_cli.records import Subject
 from repshift_cli.reduction.engine.merging import Reduction
-from repshift_cli.reduction.engine.selection import Cut
+from repshift_cli.reduction.engine.selection import Cut, ends_protected
 
 
 class Traced(NamedTuple):
@@ -44,7 +44,14 @@ class Dropped:
         """Pre-hook of the whole model."""
         self._cuts, self._lengths, self._done, self._grids = [], [], [], []
         if self._subject.roles is not None:
-            self.roles = self._subject.roles(dict(zip(_names(module.__class__.forward), args, strict=False)) | kwargs)
+            given = dict(zip(_names(module.__class__.forward), args, strict=False)) | kwargs
+            self.roles = ends_protected(self._subject.roles(given), self._subject)
+
+    def free(self, hidden: Tensor) -> Tensor:
+        """Without the leading and trailing tokens that stay anyway, a view; whole where roles name what stays."""
+        if self.roles is not None:
+            return hidden
+        return hidden[:, self._subject.prefix : hidden.shape[1] - self._subject.suffix]
 
     def add(self, cut: Cut | Reduction, hidden: Tensor) -> None:
         """One more reduction, of the tokens of `hidden` (B, N, C)."""
