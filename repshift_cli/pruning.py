@@ -159,7 +159,7 @@ def _facts(subject: Subject) -> Facts:
         operations=subject.sites[0].operations,
         attention=False,
         removals=REMOVALS if subject.grid else (),
-        row=subject.roles is None and not subject.central,
+        row=not subject.marked and not subject.central,
         along=(lambda keep, layers: ()) if subject.grid else None,
     )
 

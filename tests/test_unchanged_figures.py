@@ -211,7 +211,9 @@ def measured(family: Family, folder: Path) -> tuple[Figures, dict[str, str]]:
         lines = (f"{name} = {json.dumps(value)}\n" for name, value in {**options, **family.options}.items())
         Path("figures.toml").write_text("".join(lines))
         with places_kept() as places, contextlib.redirect_stdout(io.StringIO()) as out:
-            code = cli.run(["bench", "--profile", "figures.toml", "--rounds", "1", "--json", "-"], debug=True)
+            code = cli.run(
+                ["bench", "--profile", "figures.toml", "--rounds", "1", "--in-process", "--json", "-"], debug=True
+            )
     finally:
         os.chdir(was)
         sys.path[:] = path

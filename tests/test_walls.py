@@ -48,6 +48,7 @@ WALLS: dict[str, set[str]] = {
         "analysis",
         "machine",
         "models.inputs",
+        "models.base.text",
         "benchmark.builder",
         "benchmark.planning",
         "evaluation",

@@ -24,7 +24,7 @@ from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
-from repshift_cli.records import UsageError, store
+from repshift_cli.records import RepshiftError, UsageError, store
 from repshift_cli.records.journal import Journal, StoreError, exists_already
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep.axes import Axes
@@ -101,11 +101,13 @@ def bench(
                 engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
-        outputs.emit(document_of(run))
-        if not outputs.view.quiet:
-            _say_where(session)
-        if timing:
-            print(launching.spent_in_words(carrier.spent, time.monotonic() - begun), file=sys.stderr)
+        try:
+            outputs.emit(document_of(run))
+        finally:
+            if not outputs.view.quiet:
+                _say_where(session)
+            if timing:
+                print(launching.spent_in_words(carrier.spent, time.monotonic() - begun), file=sys.stderr)
     raise typer.Exit(engine.exit_code(run))
 
 
@@ -215,8 +217,9 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
         raise
     except StoreError:
         run = session.journal.snapshot()
-        session.journal.close()
-        outputs.emit(document_of(run))
+        session.close()
+        with contextlib.suppress(RepshiftError):  # no room for its files either
+            outputs.emit(document_of(run))
         _say_how_to_go_on(session, "stopped")
         raise
 

@@ -44,6 +44,17 @@ OPTIONS: dict[str, Any] = {
     ),
     "task": _option(str, "NAME", "What is asked of the model (--list). (default: classification)"),
     "split": _option(str, "NAME", "Which split of the data is evaluated, where it has several."),
+    "train": _option(str, "SPLIT|PATH", "What --task probe is fitted on: a split of the data, or other data."),
+    "refit": Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="Fit the probe on each variant's own features: could a head learn to do with what is left? "
+            "(default: on the unpruned model's: is what is left the same?)",
+            rich_help_panel=EVALUATION,
+        ),
+    ],
+    "neighbours": _option(int, "N", "Neighbours of the k-NN probe. (default: 20)", min=1),
     "variant": Annotated[
         list[str] | None,
         typer.Option(

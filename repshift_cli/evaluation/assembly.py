@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from repshift_cli import registry
 from repshift_cli.benchmark import builder
 from repshift_cli.benchmark.planning import plan_cases
@@ -20,6 +22,7 @@ from repshift_cli.evaluation.samples import LABEL, Sample, renamed, stratified
 from repshift_cli.evaluation.tasks import Context
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.cores import choose_threads, set_threads
+from repshift_cli.models.base.text import sentence_subject
 from repshift_cli.models.inputs.preprocessing import Preprocessing
 from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Record, Subject, UsageError
 from repshift_cli.sweep.plan import Planned
@@ -33,11 +36,10 @@ BUILT_WITH = 2
 
 @dataclass(frozen=True)
 class Data:
-    """What is evaluated: `samples` in the order in which it happens, `count` of them before any limit."""
+    """What is evaluated: `samples` in the order in which that happens."""
 
     samples: Sequence[Sample]
     training: Sequence[Sample]
-    count: int
     format: str
 
 
@@ -63,12 +65,12 @@ def read(order: Order) -> Data:
     kind, found = datasets.read(order.data, order.split)
     samples = renamed(found, order.columns)
     labels = [sample.columns.get(LABEL) for sample in samples]
-    places = stratified(labels, order.sweep.seed)[: order.limit]
+    places = stratified(labels, order.sweep.seed)
     training: list[Sample] = []
     if order.train is not None:
         place, split = (order.train, None) if os.path.exists(order.train) else (order.data, order.train)
         training = renamed(datasets.read(place, split)[1], order.columns)
-    return Data([samples[i] for i in places], training, len(samples), kind)
+    return Data([samples[i] for i in places], training, kind)
 
 
 def planned(order: Order, device: str) -> list[Planned]:
@@ -100,11 +102,12 @@ def assemble(order: Order) -> Assembled:
     possible = [cell for cell in cells if cell.refused is None]
     cases = [cell.case for cell in possible]
     first = next(case for case in cases if reference_of(case, cases) is None)
-    subject = builder.lone_step(replace(first, input="random", batch=min(first.batch, BUILT_WITH))).subject
+    subject = _subject(first)
     contenders = [Contender(c.case, c.tokens, builder.eager_step(c.case, subject)) for c in possible]
     family = registry.load(registry.resolve_model(first.model))
     names = family.class_names(first.model)
-    context = Context(subject, first, cases, data.samples, data.training, names, device, order.task_options)
+    asked = {"neighbours": order.neighbours, "refit": order.refit}
+    context = Context(subject, first, cases, data.samples, data.training, names, device, asked)
     feed, how = _feed(order, subject, first, family)
     decode = Decode(how, first.frames) if how else None
     decoder = Decoder(decode, _workers(order, len(data.samples)))
@@ -112,6 +115,17 @@ def assemble(order: Order) -> Assembled:
     notes = tuple(dict.fromkeys(subject.warnings))
     every = tuple(cell.case for cell in cells)
     return Assembled(device, every, contenders, refused, data, context, feed, decoder, how, notes, threads)
+
+
+def _subject(case: Case) -> Subject:
+    """The built model; a text encoder's blocks looked at once more with padding, whose mask is cut along."""
+    subject = builder.lone_step(replace(case, input="random", batch=BUILT_WITH)).subject
+    if not tasks.is_text(subject.inputs) or tasks.is_decoder(subject.inputs):
+        return subject
+    mask = torch.ones_like(subject.inputs["input_ids"])
+    mask[-1, -1] = 0
+    padded = {**subject.inputs, "attention_mask": mask}
+    return sentence_subject(subject.module, (padded,), subject.warnings)
 
 
 def _feed(order: Order, subject: Subject, case: Case, family: Any) -> tuple[Feed, Preprocessing | None]:
@@ -126,7 +140,7 @@ def _feed(order: Order, subject: Subject, case: Case, family: Any) -> tuple[Feed
         return Pixels(subject, how), how
     if order.preprocess is not None:
         raise UsageError(f"--preprocess applies to images, and {case.model} takes text")
-    if "use_cache" in subject.inputs:
+    if tasks.is_decoder(subject.inputs):
         return Prompts(subject), None
     if not case.model.startswith("hf:"):
         raise UsageError(f"{case.model} has random weights and no tokenizer; name a checkpoint, --model hf:FOLDER")

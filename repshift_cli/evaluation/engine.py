@@ -17,6 +17,7 @@ from repshift_cli.evaluation import results, tasks
 from repshift_cli.evaluation.assembly import Assembled, assemble
 from repshift_cli.evaluation.loop import TRAINING, Contender, Loop
 from repshift_cli.evaluation.order import Order
+from repshift_cli.evaluation.samples import Sample, stratified
 from repshift_cli.evaluation.shards import Shards
 from repshift_cli.evaluation.tasks import Judge
 from repshift_cli.machine.describe import describe
@@ -43,6 +44,7 @@ class Session:
     ready: Assembled
     judge: Judge
     metrics: tuple[Metric, ...]
+    samples: Sequence[Sample]
     loop: Loop
     observe: Observe
     began: float = 0.0
@@ -54,7 +56,7 @@ class Session:
         try:
             if self.judge.trains:
                 self._train()
-            self.loop.run(self.ready.contenders, self.ready.data.samples, told=self._told)
+            self.loop.run(self.ready.contenders, self.samples, told=self._told)
         except (KeyboardInterrupt, SystemExit):
             self.stopped_by = INTERRUPTED
             self._record()
@@ -82,7 +84,7 @@ class Session:
         return False
 
     def _told(self, done: int, contenders: Sequence[Contender]) -> bool:
-        samples = self.ready.data.samples
+        samples = self.samples
         made = self._records()
         self._say(_running(made, self.metrics[0]), done, len(samples))
         if self.order.until is None or done < LEAST or done >= len(samples):
@@ -99,8 +101,8 @@ class Session:
         self.observe(Progress("evaluating", done / count, spent / done * (count - done), f"{text} · {done}/{count}"))
 
     def _records(self) -> list[Record]:
-        data, seed = self.ready.data, self.order.sweep.seed
-        return results.records(self.ready.contenders, data.samples, self.judge, self.metrics, seed, self.stopped_by)
+        seed = self.order.sweep.seed
+        return results.records(self.ready.contenders, self.samples, self.judge, self.metrics, seed, self.stopped_by)
 
     def _record(self) -> None:
         """What is known of every variant, into the run file; nothing where no shard is done."""
@@ -121,7 +123,7 @@ class Session:
         data, how = self.ready.data, self.ready.preprocessing
         return {
             "samples": count,
-            "of": data.count,
+            "of": len(self.judge.samples or data.samples),
             "format": data.format,
             "images": how.words if how else None,
             "notes": list(self.judge.notes),
@@ -153,7 +155,15 @@ def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe) 
     batch = order.sweep.batch[0]
     shards = Shards(journal.path, _identity(order, ready))
     loop = Loop(judge, ready.feed, ready.decoder, shards, batch, max(1, SHARD // batch) * batch)
-    return Session(order, journal, ready, judge, task.METRICS, loop, observe)
+    samples = order_of(judge, ready.data.samples, order)[: order.limit]
+    return Session(order, journal, ready, judge, task.METRICS, samples, loop, observe)
+
+
+def order_of(judge: Judge, samples: Sequence[Sample], order: Order) -> Sequence[Sample]:
+    """What is evaluated, in order: the data's samples, or what the task has made of them, drawn by the seed."""
+    if judge.samples is None:
+        return samples
+    return [judge.samples[i] for i in stratified([None] * len(judge.samples), order.sweep.seed)]
 
 
 def _identity(order: Order, ready: Assembled) -> Any:

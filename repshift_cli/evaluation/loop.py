@@ -81,7 +81,7 @@ class Loop:
             kept = known[contender.case]
             if kept is None or len(kept) != len(piece):
                 assert items is not None
-                kept = self._evaluated(contender, piece, items, number)
+                kept = self._evaluated(contender, piece, items, role, number)
                 if kept is None:
                     continue
                 self.shards.save(contender.case, role, number, kept)
@@ -105,11 +105,11 @@ class Loop:
         return decoded, damaged
 
     def _evaluated(
-        self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], number: int
+        self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int
     ) -> np.ndarray | None:
         """What the judge keeps of a shard under a variant (n, items, d); None where the variant fails."""
         try:
-            return self._rows(contender, piece, items, number)
+            return self._rows(contender, piece, items, role, number)
         except Exception as error:
             if isinstance(error, NotFinite):
                 contender.failure = f"{error}, first in samples {number * self.shard + 1} and on"
@@ -118,7 +118,7 @@ class Loop:
             return None
 
     def _rows(
-        self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], number: int
+        self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int
     ) -> np.ndarray:
         flat = [(place, item) for place, own in enumerate(items) for item in own]
         width = max(map(len, items), default=1) or 1
@@ -126,7 +126,7 @@ class Loop:
         for count, rows in enumerate(self.feed.batches([item for _, item in flat], self.batch)):
             torch.manual_seed(zlib.crc32(f"{contender.case.seed} {number} {count}".encode()))
             samples = [piece[flat[row][0]] for row in rows]
-            found |= zip(rows, self._batch(contender, [flat[row][1] for row in rows], samples), strict=True)
+            found |= zip(rows, self._batch(contender, [flat[row][1] for row in rows], samples, role), strict=True)
         depth = len(next(iter(found.values()))) if found else 1
         kept = np.full((len(piece), width, depth), np.nan, dtype=np.float32)
         position = 0
@@ -136,9 +136,10 @@ class Loop:
                 position += 1
         return kept
 
-    def _batch(self, contender: Contender, items: Sequence[Any], samples: Sequence[Sample]) -> np.ndarray:
+    def _batch(self, contender: Contender, items: Sequence[Any], samples: Sequence[Sample], role: str) -> np.ndarray:
         """What the judge keeps of one full batch."""
         assert contender.step is not None
         with contender.step.active():
             output = contender.step.run(self.feed.inputs(items))
-        return self.judge.read(contender.case, output, samples)
+        kept = self.judge.features if role == TRAINING else self.judge.read
+        return kept(contender.case, output, samples)

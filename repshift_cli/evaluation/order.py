@@ -21,7 +21,7 @@ ONE = ("model", "batch", "dtype", "image_size", "frames", "tokens")
 
 @dataclass(frozen=True)
 class Order:
-    """`columns` rename the data's columns (ours -> theirs); `task_options` are those that tasks read by name."""
+    """`columns` rename the data's columns (ours -> theirs)."""
 
     sweep: Axes
     data: str
@@ -35,7 +35,8 @@ class Order:
     seeds: int = 1
     workers: int | None = None
     bench: bool = False
-    task_options: Mapping[str, Any] = field(default_factory=dict)
+    neighbours: int | None = None
+    refit: bool = False
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> Order:

@@ -202,10 +202,11 @@ def _correlations(subject: Subject, found: Found, score: str) -> Iterator[Quanti
     depth, layers = blocks(len(subject.sites)), range(len(subject.sites))
     yield quantity(
         "correlation",
-        "rank correlation",
-        "Spearman's, over tokens, of the shift with: importance, the change of the output when that token alone is "
-        "left out after this block; the attention that the token receives; the attention which the token read out (the "
-        "class token, or the last of a causal model) pays to it; the norm of its state; its own shift one block on.",
+        "shift ~",
+        "Spearman's rank correlation, over tokens, of the shift with: importance, the change of the output when that "
+        "token alone is left out after this block; the attention that the token receives; the attention which the "
+        "token read out (the class token, or the last of a causal model) pays to it; the norm of its state; its own "
+        "shift one block on.",
         [depth, axis("with", BESIDE)],
         [[mean(_with(found, n, score, other)) for other in BESIDE] for n in layers],
         missing=NONE,
@@ -213,9 +214,8 @@ def _correlations(subject: Subject, found: Found, score: str) -> Iterator[Quanti
     )
     yield quantity(
         "importance_correlation",
-        "importance's",
-        "the rank correlation of importance with norm and attention: where the shift follows one of them, its "
-        "sign is that one's.",
+        "importance ~",
+        "that of importance with norm and attention: where the shift follows one of them, its sign is that one's.",
         [depth, axis("with", (NORM, RECEIVED, READER))],
         [[mean(_with(found, n, other, IMPORTANCE)) for other in (NORM, RECEIVED, READER)] for n in layers],
         missing=NONE,

@@ -18,7 +18,7 @@ from repshift_cli.records.case import (
     option_order,
     written,
 )
-from repshift_cli.records.errors import CaseBroken, RepshiftError, UsageError
+from repshift_cli.records.errors import CaseBroken, RepshiftError, Unbuildable, UsageError
 from repshift_cli.records.option import Option
 from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Output, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
@@ -51,6 +51,7 @@ __all__ = [
     "Site",
     "Step",
     "Subject",
+    "Unbuildable",
     "UsageError",
     "Value",
     "call",

@@ -99,7 +99,8 @@ class Subject:
 
     Protected tokens stay whatever their score: `prefix` leading ones, `suffix` trailing ones, `central` ones that stand
     in the middle and are put back there (0 or 1), and `marked` ones in each sample, which `roles(inputs)` names: from
-    the model's own inputs it gives (B, N), +inf for a protected token, -inf for padding, 0 for one that may go.
+    the model's own inputs it gives (B, N), +inf for a protected token, -inf for padding, 0 for one that may go; or None
+    where the inputs name none. Leading and trailing ones are counted without the padding then.
     `companions` are the arguments of a block that belong to tokens and are cut with them (masks, rotary embeddings), by
     name, with `spread` (see `kernels.along`); `readers` the modules behind the blocks that take such a thing too (a
     mask to pool by).
@@ -135,6 +136,8 @@ class Subject:
     """What the probes of an attention operator need beside the module."""
     grid: bool = False
     """Whether the sites put out (B, C, H, W), whose lines are cut (a CNN), instead of (B, N, C)."""
+    each: Callable[[Any], Any] | None = None
+    """`each(output)` gives the logits (B, N, classes) of every token, where the model puts out such."""
 
     @property
     def protected(self) -> int:
@@ -163,6 +166,9 @@ class Step:
     run: Callable[[Any], Any]
     eager: Step | None = None
     built: tuple[Measurement, ...] = ()
+    kept: Callable[[], Any] | None = None
+    """Which tokens the last forward kept to its end, (B | 1, k) places among those that entered, or None where it
+    dropped none; no such function where that cannot be told."""
 
     @property
     def operators(self) -> Step:

@@ -13,6 +13,7 @@ from repshift_cli.records import (
     Facts,
     Offers,
     Option,
+    Unbuildable,
     UsageError,
     Value,
     protection,
@@ -43,6 +44,8 @@ class Planned:
     case: Case
     tokens: tuple[int, ...] = ()
     refused: str | None = None
+    failed: bool = False
+    """Whether the model's own code failed, instead of being refused."""
 
 
 def expand(
@@ -55,8 +58,8 @@ def expand(
     """Every cell of the sweep, unpruned variants of a group first, then schedule by schedule.
 
     `axes.variant` must name keys of `backends` and `methods`. UsageError for what no cell can have: a layer beyond a
-    model's depth, a batch or data beside the user's own inputs. A model that is refused is one refused case where
-    others are not.
+    model's depth, a batch or data beside the user's own inputs. A model that is refused, or that cannot be built, is
+    one such case where others are not.
     """
     planned: list[Planned] = []
     refusals: list[UsageError] = []
@@ -69,7 +72,8 @@ def expand(
             refusals.append(refusal)
             sketch = Facts(0, 0, 0, image_size=size, frames=frames, length=length, weights=axes.weights or "random")
             base = next(_bases(axes, model, sketch, device))
-            planned.append(Planned(_with(base, attention=_split(axes.variant[0])[0]), refused=str(refusal)))
+            case = _with(base, attention=_split(axes.variant[0])[0])
+            planned.append(Planned(case, refused=str(refusal), failed=isinstance(refusal, Unbuildable)))
             continue
         _check_layers(axes, model, facts)
         _check_removal(axes, model, facts)

@@ -12,6 +12,10 @@ from typing import Any, Protocol
 from repshift_cli.records import Case, Machine, Progress
 
 
+class Stopped(BaseException):
+    """The command wants no more: the running round was the last."""
+
+
 class Observer(Protocol):
     """Who is told how far the work is; a progress bar, or nobody."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repshift_cli.evaluation.samples import Sample
-from repshift_cli.records import Case, Metric, Subject
+from repshift_cli.records import Case, Metric, Subject, UsageError
 
 ROOM = "evaluation.tasks"
 
@@ -42,8 +42,15 @@ class Context:
 
     @property
     def column(self) -> str:
-        """What the model is given of a sample: `image`, or `text`."""
+        """What the model is given of a sample: `image`, or `text`; UsageError for a decoder, which has others."""
+        if self.is_decoder:
+            raise UsageError(f"{self.case.model} is a decoder: its tasks are next_token and multiple_choice")
         return "text" if is_text(self.subject.inputs) else "image"
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether the model puts out the logits of a prompt's next token."""
+        return is_decoder(self.subject.inputs)
 
 
 class Judge:
@@ -53,11 +60,17 @@ class Judge:
     """What must be said of how it judges: how labels were matched, what was fitted on."""
     figures: Mapping[str, Callable[[Rows], float]] = {}
     """Of metrics that are no mean over samples (statistic `bootstrap`): the figure from the rows of some samples."""
+    samples: Sequence[Sample] | None = None
+    """What is evaluated in the place of the data's own samples (windows of its texts), or None."""
     trains = False
     """Whether it learns from the training samples first: `fit` is called for every variant that `taught_by` names."""
 
     def items(self, sample: Sample) -> Sequence[Any]:
         """What the model is given of one sample: media or texts, as many of every sample."""
+        raise NotImplementedError
+
+    def features(self, case: Case, output: Any, samples: Sequence[Sample]) -> np.ndarray:
+        """What is kept of each row (B, d) of a batch of training samples, for `fit`."""
         raise NotImplementedError
 
     def read(self, case: Case, output: Any, samples: Sequence[Sample]) -> np.ndarray:
@@ -90,6 +103,11 @@ class Task(Protocol):
 def is_text(inputs: Any) -> bool:
     """Whether a model is given token ids."""
     return isinstance(inputs, dict) and "input_ids" in inputs
+
+
+def is_decoder(inputs: Any) -> bool:
+    """Whether a model is given prompts, whose next token it tells."""
+    return is_text(inputs) and "use_cache" in inputs
 
 
 def finite(tensor: Tensor) -> Tensor:

@@ -34,13 +34,14 @@ FEW = 5
 
 def begin(context: Context) -> Judge:
     """Match labels to the model's classes; UsageError where the model has none."""
+    column = context.column
     with torch.inference_mode():
         logits = context.subject.logits(call(context.subject.module, context.subject.inputs))
     if logits is None:
         raise UsageError(
             f"{context.case.model} has no head that tells classes apart; --task probe fits one on its features"
         )
-    need(context.samples, (context.column, LABEL), "the task classification")
+    need(context.samples, (column, LABEL), "the task classification")
     return Classification(context, int(logits.shape[-1]))
 
 

@@ -19,7 +19,7 @@ from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine import grid
 from repshift_cli.reduction.engine.fused_add import awaiting
 from repshift_cli.reduction.engine.seen import Seen, needs
-from repshift_cli.reduction.engine.selection import Cut, chosen
+from repshift_cli.reduction.engine.selection import Cut, chosen, ends_protected
 
 
 @contextmanager
@@ -59,7 +59,14 @@ class Dropped:
         """Pre-hook of the whole model."""
         self._cuts, self._done, self._grids = [], [], []
         if self._subject.roles is not None:
-            self.roles = self._subject.roles(dict(zip(_names(module.__class__.forward), args, strict=False)) | kwargs)
+            given = dict(zip(_names(module.__class__.forward), args, strict=False)) | kwargs
+            self.roles = ends_protected(self._subject.roles(given), self._subject)
+
+    def free(self, hidden: Tensor) -> Tensor:
+        """Without the leading and trailing tokens that stay anyway, a view; whole where roles name what stays."""
+        if self.roles is not None:
+            return hidden
+        return hidden[:, self._subject.prefix : hidden.shape[1] - self._subject.suffix]
 
     def add(self, cut: Cut, hidden: Tensor) -> None:
         """One more cut, of the tokens of `hidden` (B, N, C)."""
@@ -148,10 +155,10 @@ def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dro
     needed = needs(method, case)
     for name in needed:
         if name != "resid_post":
-            yield _watch(site, name, subject, seen)
+            yield _watch(site, name, dropped, seen)
 
     def choose(hidden: Tensor) -> Cut:
-        seen["rows"] = next(iter(seen.values())) if seen else _free(hidden, subject)
+        seen["rows"] = next(iter(seen.values())) if seen else dropped.free(hidden)
         length = hidden.shape[1]
         cut, dropped.roles = chosen(subject, method, case, seen, length, dropped.roles, share)
         dropped.add(cut, hidden)
@@ -172,7 +179,7 @@ def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dro
         if chosen_early and hidden.shape[1] == chosen_early[0].stay:
             return None
         if "resid_post" in needed:
-            seen["resid_post"] = _free(hidden, subject)
+            seen["resid_post"] = dropped.free(hidden)
         cut = chosen_early[0] if chosen_early else choose(hidden)
         with part("cut"):
             shorter = cut.rows(hidden)
@@ -185,14 +192,14 @@ def _hook(site: Site, subject: Subject, method: Method, case: Case, dropped: Dro
     yield site.block.register_forward_hook(at_end)
 
 
-def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
+def _watch(site: Site, name: str, dropped: Dropped, seen: Seen) -> Any:
     """Hook that keeps one tensor of the block, without protected ends: an input (`resid_...`) or an output."""
 
     def see_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[name] = _free(tokens_of((*args, *kwargs.values())), subject)
+        seen[name] = dropped.free(tokens_of((*args, *kwargs.values())))
 
     def see_output(module: Any, args: Any, output: Any) -> None:
-        seen[name] = _free(tokens_of(output), subject)
+        seen[name] = dropped.free(tokens_of(output))
 
     if name in ("resid_pre", "resid_mid"):
         owner = site.block if name == "resid_pre" else site.middle
@@ -201,11 +208,6 @@ def _watch(site: Site, name: str, subject: Subject, seen: Seen) -> Any:
     if branch is None:
         raise UsageError(f"the blocks of this model have no {operation} branch, which the method scores by")
     return branch.register_forward_hook(see_output)
-
-
-def _free(hidden: Tensor, subject: Subject) -> Tensor:
-    """Without the leading and trailing tokens that stay anyway: a view."""
-    return hidden[:, subject.prefix : hidden.shape[1] - subject.suffix]
 
 
 def tokens_of(value: Any) -> Tensor:

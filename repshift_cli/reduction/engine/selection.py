@@ -104,14 +104,24 @@ def marked(scores: Tensor, roles: Tensor, subject: Subject, share: Share) -> tup
     Every sample keeps its share of its own tokens, so that its result is that of the sample alone. The shape is what a
     sample without padding needs; where another needs less, more of its padding fills the rest, which its mask hides.
     """
-    length = scores.shape[1]
-    stay = subject.marked + left(length - subject.marked, *share)
+    length, fixed = scores.shape[1], subject.protected
+    stay = fixed + left(length - fixed, *share)
     ranked = torch.where(roles == 0, scores, roles).sort(dim=1, descending=True, stable=True).indices[:, :stay]
     free = (roles == 0).sum(1)
-    enough = _counts(length, share, scores.device)[free] + subject.marked
+    enough = _counts(length, share, scores.device)[free] + fixed
     stays = torch.arange(stay, device=scores.device) < enough.unsqueeze(1)
     indices = torch.where(stays, ranked, roles.argmin(1, keepdim=True)).sort(dim=1).values
     return _gathering(0, indices), roles.gather(1, indices)
+
+
+def ends_protected(roles: Tensor | None, subject: Subject) -> Tensor | None:
+    """The roles (B, N) with the leading and trailing tokens that stay, counted in each sample without its padding."""
+    if roles is None or not subject.prefix + subject.suffix:
+        return roles
+    real = roles != float("-inf")
+    place = real.cumsum(1)
+    ends = (place <= subject.prefix) | (place > place[:, -1:] - subject.suffix)
+    return roles.masked_fill(real & ends, float("inf"))
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,50 @@
+"""A dataset saved on disk by the package `datasets`, or hub:NAME where the hub can be reached (extra `eval`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from repshift_cli.evaluation.datasets import chosen_split, missing
+from repshift_cli.evaluation.datasets.csv import of_rows
+from repshift_cli.evaluation.samples import Sample
+from repshift_cli.records import UsageError
+
+RANK = 5
+MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
+HUB = "hub:"
+
+
+def unavailable() -> str | None:
+    """Why it cannot be read here, or None."""
+    return missing("datasets", "datasets", "eval")
+
+
+def takes(place: str) -> bool:
+    """A folder that `save_to_disk` has written, or a name of the hub."""
+    return place.startswith(HUB) or any((Path(place) / mark).is_file() for mark in MARKS)
+
+
+def read(place: str, split: str | None) -> Sequence[Sample]:
+    """Its rows, pictures as the bytes or the paths that they are stored as, labels by their names."""
+    import datasets
+
+    try:
+        on_the_hub = place.startswith(HUB)
+        load: Any = datasets.load_dataset if on_the_hub else datasets.load_from_disk
+        found: Any = load(place.removeprefix(HUB))
+    except Exception as error:  # whatever the hub, the disk or the format may say
+        raise UsageError(f"cannot load {place}: {' '.join(str(error).split())[:200]}") from error
+    if isinstance(found, datasets.DatasetDict):
+        found = found[chosen_split(place, list(found), split)]
+    elif split is not None:
+        raise UsageError(f"--split {split}: {place} has no splits")
+    names = {}
+    for name, feature in found.features.items():
+        if isinstance(feature, (datasets.Image, datasets.Video)):
+            found = found.cast_column(name, type(feature)(decode=False))
+        elif isinstance(feature, datasets.ClassLabel):
+            names[name] = feature.names
+    rows = [{n: names[n][v] if n in names and v >= 0 else v for n, v in row.items()} for row in found]
+    return of_rows(f"{place}/row", rows, None, lambda number: f"row {number}")
