@@ -52,6 +52,7 @@ class Manner:
     timing_only: bool = False
     delay: float = 0.0
     memory_snapshot: str | None = None
+    case_timeout: float | None = None
 
     def as_options(self) -> dict[str, Any]:
         """What is set, by name."""

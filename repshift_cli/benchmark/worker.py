@@ -39,6 +39,7 @@ class Reporter:
     cases: tuple[Any, ...] = ()
     _count: int = 0
     _spoken: float = 0.0
+    _building_since: float | None = None
 
     def phase(self, text: str) -> None:
         self.link.send(("phase", text))
@@ -54,6 +55,11 @@ class Reporter:
 
     def at(self, case: Any) -> None:
         place = self.cases.index(case) if case in self.cases else BUILDING
+        if place == BUILDING:
+            self._building_since = time.monotonic()
+        elif self._building_since is not None:
+            self.link.send(("spent", "building", time.monotonic() - self._building_since))
+            self._building_since = None
         self._step(place)
 
     def next(self) -> None:
@@ -67,7 +73,7 @@ class Reporter:
 
     def begin(self, cases: tuple[Any, ...]) -> None:
         """A task with these cases starts; the last one is over."""
-        self.cases = cases
+        self.cases, self._building_since = cases, None
         self._step(NOTHING)
 
     def _step(self, place: int | None = None) -> None:
@@ -98,9 +104,10 @@ def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
     setup: Setup = link.recv()
     if setup.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, setup.cores)
+    begun = time.monotonic()
     from repshift_cli.benchmark import builder  # noqa: F401  (the heavy imports, once)
 
-    link.send(("ready",))
+    link.send(("ready", time.monotonic() - begun))
     with contextlib.suppress(EOFError, Stopped):
         while (task := link.recv()) is not None:
             reporter.begin(task.subjects)

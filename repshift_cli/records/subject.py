@@ -181,9 +181,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Progress:
-    """A word from the runner while it works: the phase, the share done of this block (0 to 1), the live estimate."""
+    """A word from the runner while it works: the phase, the share done of this block (0 to 1), the live estimate.
+
+    Of several `workers` that measure at once, `share` is the sum of all theirs.
+    """
 
     phase: str
     share: float
     seconds_left: float | None = None
     estimate: str = ""
+    workers: int = 1
