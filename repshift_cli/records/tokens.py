@@ -69,24 +69,30 @@ def removals(text: str, layers: int) -> tuple[int, ...]:
 
 def shares_of(case: Case) -> dict[int, tuple[int, int]]:
     """What leaves at each layer where anything does, as `left` takes it."""
-    if case.remove is not None:
-        counts = removals(case.remove, len(case.layers))
-        return {layer: (count, 0) for layer, count in zip(case.layers, counts, strict=True) if count}
-    return dict.fromkeys(case.layers, dropped_share(case.keep)) if case.keep < 1 else {}
+    return _shares(case.keep, case.layers, case.remove)
 
 
-def tokens_along(facts: Facts, case: Case, appends: int = 0) -> tuple[int, ...]:
+def _shares(keep: float, layers: tuple[int, ...], remove: str | None) -> dict[int, tuple[int, int]]:
+    if remove is not None:
+        counts = removals(remove, len(layers))
+        return {layer: (count, 0) for layer, count in zip(layers, counts, strict=True) if count}
+    return dict.fromkeys(layers, dropped_share(keep)) if keep < 1 else {}
+
+
+def tokens_along(
+    facts: Facts, keep: float, layers: tuple[int, ...], remove: str | None = None, appends: int = 0
+) -> tuple[int, ...]:
     """Tokens, protected ones too, at the input and after each cut: (197, 158, 127, 102) for DeiT at 0.8, 1, 4, 7.
 
     A method that appends tokens at each layer has that many more, which may go at the next. UsageError where more are
     to leave than there are.
     """
     if facts.along is not None:
-        return facts.along(case.keep, case.layers)
-    counts, shares = [facts.tokens], shares_of(case)
-    for layer in case.layers:
+        return facts.along(keep, layers)
+    counts, shares = [facts.tokens], _shares(keep, layers, remove)
+    for layer in layers:
         number, of = shares.get(layer, (0, 0))
         if not of and number >= counts[-1]:
-            raise UsageError(f"--remove {case.remove}: {number} of the {counts[-1]} tokens cannot leave at {layer}")
+            raise UsageError(f"--remove {remove}: {number} of the {counts[-1]} tokens cannot leave at {layer}")
         counts.append(left(counts[-1], number, of) + (appends if layer in shares else 0))
     return tuple(n + facts.prefix for n in counts)

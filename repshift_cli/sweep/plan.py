@@ -263,7 +263,7 @@ def _with(base: Case, **changes: object) -> Case:
 
 def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend], traits: Traits) -> Planned:
     try:
-        tokens = tokens_along(facts, case, traits.appends)
+        tokens = tokens_along(facts, case.keep, case.layers, case.remove, traits.appends)
     except UsageError as error:
         return Planned(case, refused=str(error))
     backend = backends[case.attention]
