@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from rivals import EXACT, METHODS
 from tiny import FAMILIES, Plain, case, one_thread  # noqa: F401
 from torch import Tensor
 
+from repshift_cli import registry
 from repshift_cli.attention import flash, math, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.kernels.sdpa import AttentionCall, heard_by, watched_by
-from repshift_cli.records import Case, call
+from repshift_cli.records import Case, Facts, call, removals
 from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.plan import Backend, expand, traits_of
 
 
 def run(plain: Plain, name: str, attention: Any = vanilla, **changes: Any) -> tuple[Tensor, Any]:
@@ -98,3 +102,74 @@ def test_the_same_tokens_stay_under_every_back_end_and_their_ends_add_up(name: s
         assert torch.equal(one.places[:, :2], torch.tensor([0, 1]).expand(len(stay), -1)), "protected ones lead"
     if "merges" in METHODS[name].method.TRAITS:
         assert (first.traced[-1].ends >= 0).all(), "no token is lost"
+
+
+@pytest.mark.parametrize("name", ["tome", "evit", "vid_tldr"])
+def test_compiled_code_reduces_alike_without_a_break(name: str) -> None:
+    import torch._dynamo as dynamo
+
+    plain = FAMILIES["vit"]()
+    subject = tiny.subject(plain.module, plain.inputs)
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    with torch.inference_mode(), attending(flash), pruned(subject, METHODS[name].method, given(name)):
+        out = plain.compared(torch.compile(lambda x: call(plain.module, x), backend="eager")(plain.inputs))
+    assert not dynamo.utils.counters["graph_break"]
+    torch.testing.assert_close(out, run(plain, name, flash)[0], **EXACT)
+
+
+# --- what is refused, and why -----------------------------------------------------------------------------------------
+
+VIT = Facts(depth=12, tokens=196, prefix=1, head_dim=64)
+
+
+def the_reason(facts: Facts, variant: str, device: str = "cpu", **axes: Any) -> str | None:
+    backend, method = registry.find_variant(variant)
+    assert method is not None
+    backends = {backend.name: Backend(registry.load(backend).OFFERS)}
+    sweep = Axes.from_options({"variant": f"{backend.name}+{method.name}", "model": "x", **axes})
+    options, traits = registry.options_of(method), traits_of(method)
+    (only,) = expand(sweep, device, lambda *_: facts, backends, {method.name: options}, {method.name: traits})
+    return only.refused
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "said"),
+    [
+        (VIT, {"variant": "vanilla+tome", "keep": 0.4}, "at most half of the tokens of a layer: 117 of 196"),
+        (VIT, {"variant": "eager+tome"}, "which its library's own does not show"),
+        (
+            VIT,
+            {"variant": "flash+tome", "device": "cuda", "proportional": "on", "dtype": "bf16"},
+            "flash takes no bias",
+        ),
+        (VIT, {"variant": "vanilla+fastv"}, "only in a causal model"),
+        (replace(VIT, prefix=0), {"variant": "vanilla+evit"}, "column-attention needs none"),
+        (replace(VIT, prefix=0), {"variant": "vanilla+cls-attention", "protect": "first:2"}, "x has none"),
+        (replace(VIT, causal=True), {"variant": "vanilla+tome"}, "x is causal"),
+        (replace(VIT, row=False), {"variant": "vanilla+pitome"}, "places of their own in each sample"),
+        (replace(VIT, removals=("line",)), {"variant": "vanilla+dart"}, "are a grid"),
+        (VIT, {"variant": "vanilla+random", "remove": "200"}, "200 of the 196 tokens cannot leave at 3"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(facts: Facts, asked: dict[str, Any], said: str) -> None:
+    assert said in (the_reason(facts, **asked) or "")
+
+
+def test_where_no_bias_is_taken_the_row_says_that_it_ran_without() -> None:
+    taken = {}
+    for device in ("cpu", "cuda"):
+        backend, method = registry.find_variant("flash+tome")
+        assert method is not None
+        backends = {"flash": Backend(registry.load(backend).OFFERS)}
+        axes = Axes(variant=("flash+tome",))
+        (only,) = expand(axes, device, lambda *_: VIT, backends, {"tome": registry.options_of(method)})
+        taken[device] = only.case.option("proportional")
+    assert taken == {"cpu": "on", "cuda": "off"}
+
+
+def test_fixed_counts_are_those_of_tomes_schedules() -> None:
+    assert removals("16", 3) == (16, 16, 16)
+    assert removals("30:0", 12) == (30, 27, 24, 21, 19, 16, 13, 10, 8, 5, 2, 0)
+    assert run(FAMILIES["vit"](), "tome", remove="3:1")[1].kept[-1].shape[1] == 17 - 3 - 1
+    assert Axes.from_options({"layers": "all"}).as_options()["layers"] == ["all"]
