@@ -69,9 +69,9 @@ def test_a_decoder_is_reduced_as_written(subject: Subject, name: str) -> None:  
     outs, lengths = [], []
     for backend in (vanilla, flash):
         calls: list[AttentionCall] = []
-        with pruning(subject, method, pruned_case(name, 0.6, (1, 2)).with_options(**options), backend):
-            with heard_by(calls.append):
-                out = call(subject.module, subject.inputs)
+        asked = pruned_case(name, 0.6, (1, 2)).with_options(**options)
+        with pruning(subject, method, asked, backend), heard_by(calls.append):
+            out = call(subject.module, subject.inputs)
         outs.append(next_logits(out))
         lengths = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
     with torch.no_grad():
@@ -86,9 +86,9 @@ def test_a_merged_token_keeps_its_destinations_rotation() -> None:
     made = tiny.subject(plain.module, plain.inputs)
     method = registry.load(registry.find("reduction", "tome"))
     calls: list[AttentionCall] = []
-    with pruning(made, method, tiny.case(pruning="tome", keep=0.7, layers=(1, 2)).with_options(proportional="off")):
-        with heard_by(calls.append):
-            out = plain.compared(call(plain.module, plain.inputs))
+    asked = tiny.case(pruning="tome", keep=0.7, layers=(1, 2)).with_options(proportional="off")
+    with pruning(made, method, asked), heard_by(calls.append):
+        out = plain.compared(call(plain.module, plain.inputs))
     x, sizes = plain.embed(plain.inputs), None
     places = torch.arange(x.shape[1]).expand(len(x), -1)
     with torch.no_grad():

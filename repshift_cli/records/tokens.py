@@ -6,7 +6,6 @@ from decimal import Decimal
 from math import isqrt
 
 from repshift_cli.records.case import Case
-from repshift_cli.records.errors import UsageError
 from repshift_cli.records.subject import Facts
 
 
@@ -26,9 +25,9 @@ def kept(tokens: int, keep: float) -> int:
 def left(tokens: int, number: int, of: int) -> int:
     """`kept` with its share worked out before: whole numbers only, so that torch.compile can follow it.
 
-    `of` 0 drops a fixed `number`.
+    `of` 0 drops a fixed `number`, but no more than half, as ToMe's authors have it: so that all methods can.
     """
-    return max(1, tokens - (tokens * number // of if of else number))
+    return max(1, tokens - (tokens * number // of if of else min(number, tokens // 2)))
 
 
 def lines_left(lines: int, number: int, of: int) -> int:
@@ -84,15 +83,11 @@ def tokens_along(
 ) -> tuple[int, ...]:
     """Tokens, protected ones too, at the input and after each cut: (197, 158, 127, 102) for DeiT at 0.8, 1, 4, 7.
 
-    A method that appends tokens at each layer has that many more, which may go at the next. UsageError where more are
-    to leave than there are.
+    A method that appends tokens at each layer has that many more, which may go at the next.
     """
     if facts.along is not None:
         return facts.along(keep, layers)
     counts, shares = [facts.tokens], _shares(keep, layers, remove)
     for layer in layers:
-        number, of = shares.get(layer, (0, 0))
-        if not of and number >= counts[-1]:
-            raise UsageError(f"--remove {remove}: {number} of the {counts[-1]} tokens cannot leave at {layer}")
-        counts.append(left(counts[-1], number, of) + (appends if layer in shares else 0))
+        counts.append(left(counts[-1], *shares.get(layer, (0, 0))) + (appends if layer in shares else 0))
     return tuple(n + facts.prefix for n in counts)
