@@ -409,6 +409,16 @@ def test_the_subjects_own_warnings_come_along() -> None:
     assert record.warnings == ("random weights",)
 
 
+def test_what_torch_picks_and_the_librarys_own_are_compared_with_where_they_are_measured() -> None:
+    sdpa, eager = replace(FLASH, attention="sdpa"), replace(FLASH, attention="eager")
+    records = by_case(Bench({FLASH: 30.0, sdpa: 25.0, eager: 50.0, PRUNED: 20.0}).run(exactly(6)))
+    assert samples(records[PRUNED], "speedup_vs_sdpa") == (1.25,) * 6
+    assert samples(records[PRUNED], "speedup_vs_eager") == (2.5,) * 6
+    assert why(records[sdpa], "speedup_vs_sdpa") == "reference: this is sdpa itself"
+    (alone,) = Bench({FLASH: 30.0}).run(exactly(6))
+    assert alone.measurement("speedup_vs_sdpa") is None, "nobody asked for it"
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
