@@ -52,9 +52,11 @@ from repshift_cli.records import (
     Unbuildable,
     UsageError,
     call,
+    shares_of,
 )
-from repshift_cli.reduction.engine.hooks import Dropped, pruned
+from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.selection import listening
+from repshift_cli.reduction.engine.state import Dropped
 from repshift_cli.sweep.plan import Backend
 
 BEHIND_A_PROFILER = (
@@ -305,7 +307,7 @@ def _looked(step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
         listening(lambda scores: found.append(not_finite(scores).sum())),
     ):
         step.operators.forward()
-    counts = [(layer, int(count)) for layer, count in zip(step.case.layers, found, strict=False)]
+    counts = [(layer, int(count)) for layer, count in zip(shares_of(step.case), found, strict=False)]
     words = (
         f"{count} scores after block {layer} are not finite: such tokens count as highest and stay"
         for layer, count in counts

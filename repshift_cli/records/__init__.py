@@ -23,7 +23,16 @@ from repshift_cli.records.option import Option
 from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Output, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
 from repshift_cli.records.text import one_line, printable, printable_line, visible
-from repshift_cli.records.tokens import dropped_share, kept, left, lines_left, protection, tokens_along
+from repshift_cli.records.tokens import (
+    dropped_share,
+    kept,
+    left,
+    lines_left,
+    protection,
+    removals,
+    shares_of,
+    tokens_along,
+)
 
 __all__ = [
     "DTYPES",
@@ -65,6 +74,8 @@ __all__ = [
     "printable",
     "printable_line",
     "protection",
+    "removals",
+    "shares_of",
     "tokens_along",
     "visible",
     "written",

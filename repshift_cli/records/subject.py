@@ -37,6 +37,8 @@ class Facts:
     removals: tuple[str, ...] = ()
     row: bool = True
     along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
+    causal: bool = False
+    """Whether a token sees only those before it."""
     mask: str | None = None
     """What attention needs a mask for, or None where it needs none."""
     eager: bool = False
@@ -68,7 +70,7 @@ class Site:
     x in the shape of the output.
 
     Branches that stand side by side, x^ = x + A(LN(x)) + M(LN(x)), have no state between them: `middle` is the block
-    itself then, so that resid_mid is x.
+    itself then, so that resid_mid is x. `post_norm` blocks norm their sums.
     """
 
     block: Any
@@ -76,6 +78,7 @@ class Site:
     middle: Any = None
     mlp: Any = None
     origin: Any = None
+    post_norm: bool = False
 
     @property
     def parallel(self) -> bool:

@@ -27,7 +27,7 @@ def show_cases(planned: tuple[Planned, ...]) -> None:
     for heading in ("model", "variant", "keep", "layers", "tokens", "setting", ""):
         table.add_column(heading, overflow="fold")
     for p in planned:
-        cut = (f"{p.case.keep:g}", ",".join(map(str, p.case.layers))) if p.case.layers else ("", "")
+        cut = (p.case.rate, ",".join(map(str, p.case.layers))) if p.case.layers else ("", "")
         tokens = " → ".join(map(str, p.tokens))
         refusal = f"{'fails' if p.failed else 'refused'}: {p.refused}" if p.refused else ""
         table.add_row(*map(printable_line, (p.case.model, p.case.variant, *cut, tokens, _setting(p.case), refusal)))

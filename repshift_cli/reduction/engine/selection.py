@@ -18,7 +18,7 @@ from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine.seen import Seen, scores_of
 
 Share = tuple[int, int]
-"""What one cut drops of the tokens, as a fraction."""
+"""What one cut drops of the tokens, as a fraction; of 0: that many."""
 Choose = Callable[[int, int], Sequence[int]]
 """A method's `choose`."""
 
@@ -34,6 +34,16 @@ class Cut(NamedTuple):
     added: Callable[[Tensor, Tensor], Tensor]
     stay: int
     view: bool = False
+
+    def places(self, places: Tensor) -> Tensor:
+        """Where the rows stand: (1 | B, N, 1) -> (1 | B, k, 1)."""
+        return self.rows(places)
+
+    def ends(self, length: int, device: torch.device) -> Tensor:
+        """Which row each of `length` rows ended in, -1 for one that was dropped: (1 | B, N)."""
+        stay = self.rows(torch.arange(length, device=device).view(1, -1, 1)).squeeze(-1)
+        ended = torch.full((len(stay), length), -1, device=device)
+        return ended.scatter_(1, stay, torch.arange(stay.shape[1], device=device).expand_as(stay))
 
 
 def fixed(chosen: Sequence[int], subject: Subject, length: int) -> Cut:
@@ -162,6 +172,8 @@ def chosen(
     if method.choose is not None and roles is None:
         free = length - subject.protected
         return fixed(method.choose(free, left(free, *share)), subject, length), None
+    seen.prefix, seen.suffix = (subject.prefix, subject.suffix) if roles is None else (0, 0)
+    seen.stay = left(length - subject.protected, *share)
     with part("score"):
         if method.choose is not None and roles is not None:
             scores = marked_choice(method.choose, roles, share)
