@@ -177,6 +177,26 @@ def test_compiled_code_follows(model: Any) -> None:
     torch.testing.assert_close(compiled(**x).logits, whole)
 
 
+@pytest.mark.gpu
+def test_a_cuda_graph_replays_the_pruned_model_on_other_inputs() -> None:
+    module, x = vit()
+    module, pixels = module.cuda(), x["pixel_values"].cuda()
+    with torch.inference_mode(), prune(module, keep=0.5, layers=[1, 3], inputs={"pixel_values": pixels}) as handle:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            module(pixels)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = module(pixels).logits
+        pixels.copy_(torch.randn_like(pixels))
+        graph.replay()
+        replayed = captured.clone()
+        torch.testing.assert_close(replayed, module(pixels).logits)
+        assert [k.shape for k in handle.kept] == [(2, 9), (2, 5)]
+
+
 def test_padding_goes_first_and_each_sentence_is_as_if_alone() -> None:
     from transformers import BertConfig, BertModel
 

@@ -140,7 +140,10 @@ def _whole_axis(value: Any) -> tuple[int, ...]:
 
 def _batch_axis(value: Any) -> tuple[int, ...]:
     words = [word for text in _texts(value) for word in _split(text)]
-    return _unique([n for word in words for n in ((LARGEST,) if word == "max" else _whole_axis(word))])
+    try:
+        return _unique([n for word in words for n in ((LARGEST,) if word == "max" else _whole_axis(word))])
+    except ValueError as error:
+        raise ValueError(f"{error}; max is the largest that fits") from error
 
 
 def _keep_axis(value: Any) -> tuple[float, ...]:
