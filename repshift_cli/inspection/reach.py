@@ -15,8 +15,8 @@ from repshift_cli.inspection.base.arrays import axis, blocks, quantity
 from repshift_cli.inspection.base.blocks import entering, own_places, visiting
 from repshift_cli.inspection.base.left_out import MOST_TOKENS, copies
 from repshift_cli.records.inspection import Answer, Quantity
-from repshift_cli.reduction.engine.hooks import tokens_of
 from repshift_cli.reduction.engine.seen import Seen
+from repshift_cli.reduction.engine.state import tokens_of
 
 RANK = 5
 STEP = 0.01
