@@ -11,6 +11,7 @@ from pathlib import Path
 from repshift_cli.analysis import stats
 from repshift_cli.analysis.crossing import crossing
 from repshift_cli.records import Case, Record, Run, store
+from repshift_cli.records.inspection import Inspection
 from repshift_cli.renderers import document_of, markdown
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines"
@@ -209,8 +210,38 @@ def on_device(table: Callable[[], str], name: str) -> Callable[[], str]:
     return whole
 
 
+def inspections() -> str:
+    """By model and block: the default shift's correlations, and what half of the tokens costs over a random half."""
+    heads = (
+        "model",
+        "block",
+        "keep",
+        "shift ~ importance",
+        "shift ~ norm",
+        "importance ~ norm",
+        "one by one",
+        "at once",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in ("dinov2-s", "minilm", "smollm2"):
+        stored = store.load_any(FOLDER / "cpu" / "inspection" / f"{name}.json")
+        assert isinstance(stored, Inspection)
+        found = {q.name: dict(q.items()) for q in stored.answer("score").quantities}
+        for (block,), sign in found["sign"].items():
+            if sign is None or found["correlation"][block, "importance"] is None:
+                continue
+            along = [found["correlation"][block, "importance"], found["correlation"][block, "norm"]]
+            along.append(found["importance_correlation"][block, "norm"])
+            costs = [found["dropped_importance"][block,], found["halves"][block, "lower half"]]
+            cells = [*(f"{v:+.2f}" for v in along if v is not None), *(f"{v:.2f}x" for v in costs if v is not None)]
+            word = {1: "highest", -1: "lowest"}.get(int(sign), "neither")
+            lines.append(f"| {' | '.join([name, block, word, *cells])} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
+    "inspections": inspections,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
