@@ -59,6 +59,26 @@ def deit_methods() -> str:
     return "\n".join(lines)
 
 
+def deit_rivals() -> str:
+    """Time against flash and the oracle, and peak memory: methods down."""
+    lines = ["| method | tokens | over flash | time / oracle | MACs | peak memory |", "|---|---|---|---|---|---|"]
+    for record in pruned("cpu/deit-s-rivals"):
+        tokens, peak = " → ".join(map(str, record.tokens)), f"{value(record, 'memory_peak_allocated') / 2**20:.0f} MiB"
+        times = (_interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
+        cells = (record.case.pruning, tokens, *times, f"{value(record, 'macs') / 1e9:.1f} G", peak)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def dinov2_rivals() -> str:
+    """Cosine: methods down."""
+    lines = ["| method | tokens | cosine |", "|---|---|---|"]
+    for record in pruned("cpu/dinov2-s-rivals"):
+        tokens, cosine = " → ".join(map(str, record.tokens)), f"{value(record, 'fidelity_cosine'):.4f}"
+        lines.append(f"| {record.case.pruning} | {tokens} | {cosine} |")
+    return "\n".join(lines)
+
+
 def smollm2_prompts() -> str:
     """Same top-1, KL and speed-up over flash."""
 
@@ -224,6 +244,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "inspections": inspections,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
+    "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
+    "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),
