@@ -145,6 +145,13 @@ def test_attention_received_is_a_mean_over_the_queries_that_see_the_key() -> Non
     torch.testing.assert_close(rows.received(call, asking, most=20), expected, rtol=0, atol=1e-12)
 
 
+def test_a_mask_that_hides_what_comes_makes_attention_causal_as_the_flag_does() -> None:
+    plain, flagged = CALLS["plain"](), CALLS["causal"]()
+    lower = torch.ones(9, 9, dtype=torch.bool).tril()
+    assert rows.causal(flagged) and rows.causal(plain._replace(attn_mask=lower))
+    assert not rows.causal(plain) and not rows.causal(CALLS["masked"]())
+
+
 class Largest(TorchDispatchMode):
     """The elements of the largest tensor that any operator gives."""
 

@@ -16,7 +16,7 @@ from repshift_cli.inspection.base.blocks import own_attention, own_places, real_
 from repshift_cli.inspection.base.effects import measure_of, read_out
 from repshift_cli.inspection.base.left_out import DRAWS, halves, importance, noise
 from repshift_cli.inspection.base.ranks import FEWEST, lower_half_weight, mean, rank_correlation, told_sign, top_share
-from repshift_cli.inspection.base.rows import paid, received
+from repshift_cli.inspection.base.rows import causal, paid, received
 from repshift_cli.inspection.base.shifts import shifts
 from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.records import Subject
@@ -97,10 +97,11 @@ def _seen(look: Look, inputs: Any) -> tuple[list[Block], Any]:
     def hear(layer: int, call: AttentionCall) -> None:
         if not own_attention(call, len(real)):
             return
-        reader = int(real.nonzero()[-1]) if call.is_causal else 0
+        forward_only = causal(call)
+        reader = int(real.nonzero()[-1]) if forward_only else 0
         held = found[layer - 1].beside
         held[RECEIVED] = received(call, real.to(call.query.device))[0].mean(0)[own].double().cpu()
-        if call.is_causal or subject.prefix or subject.marked:
+        if forward_only or subject.prefix or subject.marked:
             held[READER] = paid(call, reader)[0, own].double().cpu()
 
     with visiting(subject, visit, hear):
