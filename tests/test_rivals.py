@@ -173,3 +173,11 @@ def test_fixed_counts_are_those_of_tomes_schedules() -> None:
     assert run(FAMILIES["vit"](), "tome", remove="3:1")[1].kept[-1].shape[1] == 17 - 3 - 1
     assert tokens_along(VIT, 1.0, tuple(range(1, 13)), "16")[-3:] == (37, 21, 11), "at most half, as in their code"
     assert Axes.from_options({"layers": "all"}).as_options()["layers"] == ["all"]
+
+
+@pytest.mark.parametrize("name", ["tome", "pitome", "vid_tldr", "evit"])
+def test_down_to_one_token_and_no_further(name: str) -> None:
+    dropped = run(FAMILIES["vit"](), name, remove="15", layers=(1, 2, 3))[1]
+    assert [places.shape[1] for places in dropped.kept] == ([9, 5, 3] if name != "evit" else [10, 7, 5])
+    small = run(FAMILIES["vit"](), name, keep=0.97, layers=(1,))[1]
+    assert small.kept[0].shape[1] == 17, "3% of 16 tokens are none"

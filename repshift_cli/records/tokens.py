@@ -89,5 +89,6 @@ def tokens_along(
         return facts.along(keep, layers)
     counts, shares = [facts.tokens], _shares(keep, layers, remove)
     for layer in layers:
-        counts.append(left(counts[-1], *shares.get(layer, (0, 0))) + (appends if layer in shares else 0))
+        stay = left(counts[-1], *shares.get(layer, (0, 0)))
+        counts.append(stay + (appends if stay < counts[-1] else 0))
     return tuple(n + facts.prefix for n in counts)

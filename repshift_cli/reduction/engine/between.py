@@ -28,20 +28,24 @@ def hooks(site: Site, model: str, reduce: Reduce) -> Iterator[Any]:
         raise UsageError(
             f"the method reduces tokens between attention and MLP, and the blocks of {model} have no state there"
         )
-    whole: list[int] = []
+    early: list[bool] = []
     beside: list[Tensor] = []
 
     def at_attention(module: Any, args: Any, output: Any) -> Any:
         branch = tokens_of(output)
-        whole[:], beside[:] = [branch.shape[1]], []
+        early[:], beside[:] = [], []
         if torch.compiler.is_compiling() or type(branch) is not Tensor:
             return None
-        return with_tokens(output, branch, awaiting_sum(branch, lambda middle, added: reduce(middle + added)))
+        return with_tokens(output, branch, awaiting_sum(branch, summed))
+
+    def summed(middle: Tensor, branch: Tensor) -> Tensor:
+        early.append(True)
+        return reduce(middle + branch)
 
     def at_middle(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden = tokens_of((*args, *kwargs.values()))
-        if hidden.shape[1] != whole[0]:
+        if early:
             return None
+        hidden = tokens_of((*args, *kwargs.values()))
         if site.post_norm:
             raise UsageError(f"{model} norms its sums, so that its x' is not seen in compiled code; measure it eager")
         beside.append(reduce(hidden))

@@ -13,6 +13,7 @@ from repshift_cli.records import Case, Site, Subject, UsageError, left
 from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine import between
 from repshift_cli.reduction.engine.heard import Hearing, check_heard
+from repshift_cli.reduction.engine.merging import Reduction
 from repshift_cli.reduction.engine.seen import Seen
 from repshift_cli.reduction.engine.selection import Share
 from repshift_cli.reduction.engine.state import Dropped, tokens_of, with_tokens
@@ -42,6 +43,11 @@ class Reducer:
         method, subject, seen, hearing = self._method, self._subject, self._seen, self._hearing
         assert method.reduce is not None
         check_heard(method, seen, self._case)
+        free = hidden.shape[1] - subject.protected
+        if left(free, *self._share) == free:  # one token is left, or too few for the share
+            places = torch.arange(hidden.shape[1], device=hidden.device)
+            self._dropped.add(Reduction(places.expand(len(hidden), -1)), hidden)
+            return hidden
         seen.prefix, seen.suffix, seen.sizes = subject.prefix, subject.suffix, hearing.sizes
         seen.stay = left(hidden.shape[1] - subject.protected, *self._share)
         seen["rows"] = hidden
