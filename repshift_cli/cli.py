@@ -31,6 +31,7 @@ from repshift_cli.commands.operators import operators
 from repshift_cli.commands.profile import profile
 from repshift_cli.commands.profiles import profiles
 from repshift_cli.commands.report import report
+from repshift_cli.commands.shared import streams
 from repshift_cli.commands.shared.output import METAVAR, with_stdout
 from repshift_cli.commands.show import show
 from repshift_cli.commands.tokens import tokens
@@ -106,16 +107,9 @@ def main() -> None:
     """The console script: every error becomes one line on stderr and an exit code; --debug shows the traceback."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler chatters on stderr otherwise
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # so does its allocator, of blocks older than a profile
+    streams.prepare()
     arguments, debug = debug_first(sys.argv[1:])
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    code = run(arguments, debug)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    streams.end(run(arguments, debug))
 
 
 def run(arguments: list[str], debug: bool) -> int:
@@ -126,7 +120,7 @@ def run(arguments: list[str], debug: bool) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # of a file that is a pipe
         return 1
     except Exception as error:
         return _report(error, debug)

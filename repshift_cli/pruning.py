@@ -21,11 +21,12 @@ from repshift_cli.models.base.subjects import protecting
 from repshift_cli.models.discovery.recognised import recognised
 from repshift_cli.records import REMOVALS, Case, Facts, Subject, UsageError, Value
 from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.reduction.engine.state import Traced
 from repshift_cli.sweep import axes, plan, profiles
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.parsing import own_options
 
-OPTIONS = ("keep", "layers", "removal", "protect")
+OPTIONS = ("keep", "remove", "layers", "removal", "protect")
 """What of a profile says how to prune, beside the methods' own options."""
 METHOD = "repshift"
 
@@ -53,9 +54,17 @@ class Pruned:
 
         Places count the tokens that entered the first block, class token and the like included; in a CNN they count
         those of the stage's own grid, row by row. One row stands for all samples where the method chooses alike in all.
-        Empty before the first forward, and at keep 1, where nothing is dropped.
+        A merged token has the place of the one that it was merged into, and one that a method appended has -1. Empty
+        before the first forward, and at keep 1, where nothing is dropped.
         """
         return self._dropped.kept
+
+    @property
+    def traced(self) -> tuple[Traced, ...]:
+        """What became of the tokens at each layer of the last forward: `places` as in `kept`, and `ends` (batch,
+        tokens), which says for each token that entered the first block in which row it is now, its own or the one that
+        it was merged into; -1 where it was dropped. Of a CNN's grid nothing."""
+        return self._dropped.traced
 
     def remove(self) -> None:
         """Make the model whole again; once is enough, and twice does no harm."""
@@ -79,7 +88,8 @@ def prune(
     *,
     inputs: Mapping[str, Any] | tuple[Any, ...] | Tensor,
     keep: float | None = None,
-    layers: Sequence[int] | int | None = None,
+    remove: str | int | None = None,
+    layers: Sequence[int] | int | str | None = None,
     method: str | None = None,
     profile: str | Path | None = None,
     protect: str | None = None,
@@ -90,15 +100,16 @@ def prune(
 
     `inputs` is one example, keyword arguments or a tuple, for finding the blocks; afterwards any batch and size will
     do. `keep` is the share of the tokens that stays at each of `layers`, which count blocks from 1 (default: 0.6, and
-    one layer at a quarter of the depth). `method` is a name of `repshift methods` (default: repshift); `options` are
-    its own, like form="update". `profile` is a workload profile, by name or TOML file, that says the same; what is
-    given beside it goes first. `protect` ("first:3,last:1") names tokens that stay beside the model's own protected
-    ones, `adapter` the paths of blocks that cannot be found, as for `repshift explain`.
+    one layer at a quarter of the depth); "all" is all blocks. `remove` stands in the place of `keep`: how many tokens
+    leave at each layer, 16, or "30:0" for fewer at each. `method` is a name of `repshift methods` (default: repshift);
+    `options` are its own, like form="update". `profile` is a workload profile, by name or TOML file, that says the
+    same; what is given beside it goes first. `protect` ("first:3,last:1") names tokens that stay beside the model's own
+    protected ones, `adapter` the paths of blocks that cannot be found, as for `repshift explain`.
 
     `repshift_cli.UsageError` says what cannot be and what to do instead. Compile a model (torch.compile) while it is
     pruned, or leave it to torch: code that was compiled before is forgotten, here and at `remove()`.
     """
-    given = {"keep": keep, "layers": _schedule(layers), "protect": protect, **options}
+    given = {"keep": keep, "remove": remove, "layers": _schedule(layers), "protect": protect, **options}
     own = (*own_options(), "removal")
     if unknown := set(options) - set(own):
         raise UsageError(f"prune() has no option {sorted(unknown)[0]!r}; methods take {', '.join(own)}")
@@ -111,7 +122,9 @@ def prune(
     return Pruned(protecting(subject, case.protect, case.model), case)
 
 
-def _schedule(layers: Sequence[int] | int | None) -> list[list[int]] | None:
+def _schedule(layers: Sequence[int] | int | str | None) -> list[list[int]] | str | None:
+    if isinstance(layers, str):
+        return layers
     return None if layers is None else [[layers] if isinstance(layers, int) else list(layers)]
 
 
@@ -127,7 +140,8 @@ def _case(
     taken = {option for options in offered.values() for option in options}
     if idle := given.keys() & own_options().keys() - taken:
         raise UsageError(f"{min(idle)} applies to methods that take it (`repshift methods`), not to {methods[0]}")
-    planned = plan.expand(sweep, "cpu", lambda *_: _facts(subject), {"none": plan.Backend(None)}, offered)
+    traits = {m: plan.traits_of(registry.find("reduction", m)) for m in methods}
+    planned = plan.expand(sweep, "cpu", lambda *_: _facts(subject), {"none": plan.Backend(None)}, offered, traits)
     cases = [p for p in planned if p.case.layers]
     if len(cases) != 1:
         said = ", ".join(f"{key} {value}" for key, value in chosen.items())
@@ -159,7 +173,7 @@ def _facts(subject: Subject) -> Facts:
         operations=subject.sites[0].operations,
         attention=False,
         removals=REMOVALS if subject.grid else (),
-        row=subject.roles is None and not subject.central,
+        row=not subject.marked and not subject.central,
         along=(lambda keep, layers: ()) if subject.grid else None,
     )
 

@@ -23,7 +23,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from repshift_cli.machine.packages import find_spec
-from repshift_cli.records import Option, RepshiftError, UsageError, one_line
+from repshift_cli.records import Option, RepshiftError, UsageError, one_line, option_order
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -43,7 +43,7 @@ class Room(NamedTuple):
 
 ROOMS = {
     "attention": Room("attention back end", "repshift backends", "Backend"),
-    "reduction": Room("pruning method", "repshift methods", "Method", one_of=("score", "choose")),
+    "reduction": Room("pruning method", "repshift methods", "Method", one_of=("score", "choose", "reduce")),
     "models": Room("model family", "repshift models", "Family"),
     "operators": Room("attention operator", "repshift operators --list", "Operator"),
     "counters": Room("counter", "repshift doctor --counters", "Instrument"),
@@ -169,22 +169,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def method_options() -> dict[str, Option]:
     """The options that belong to reduction methods, by name, as the methods' files declare them.
 
-    The tool's own come first; what is declared wrongly is left out, and its method is refused when it is loaded.
+    They come in the order that they have everywhere; what is declared wrongly is left out, and its method is refused
+    when it is loaded.
     """
     found: dict[str, Option] = {}
     for part in sorted(parts("reduction").values(), key=lambda part: not part.target.startswith("repshift_cli.")):
         for name, told in _declared(part):
             if isinstance(told, Option) and found.setdefault(name, told) == told:
                 found[name] = replace(found[name], methods=(*found[name].methods, part.name))
-    return found
+    return {name: found[name] for name in option_order(found)}
 
 
 def options_of(method: Part) -> dict[str, Option]:
     """The options that one method takes; RepshiftError says what is wrong with its declarations."""
     if faults := list(_option_faults(method)):
         raise RepshiftError(f"the pruning method {method.name!r} cannot be used: {'; '.join(faults)}")
-    known = method_options()
-    return {name: known[name] for name, _ in _declared(method)}
+    known, own = method_options(), method.constants.get("DEFAULTS", {})
+    return {name: replace(known[name], default=own.get(name, known[name].default)) for name, _ in _declared(method)}
 
 
 def _declared(method: Part) -> Iterator[tuple[str, Option | str]]:

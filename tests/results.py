@@ -11,6 +11,7 @@ from pathlib import Path
 from repshift_cli.analysis import stats
 from repshift_cli.analysis.crossing import crossing
 from repshift_cli.records import Case, Record, Run, store
+from repshift_cli.records.inspection import Inspection
 from repshift_cli.renderers import document_of, markdown
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines"
@@ -55,6 +56,26 @@ def deit_methods() -> str:
         modelled = f"{value(record, 'hbm_modelled') / 2**30:.3f} GiB"
         cells = (record.case.pruning, _interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
         lines.append(f"| {' | '.join((*cells, modelled))} |")
+    return "\n".join(lines)
+
+
+def deit_rivals() -> str:
+    """Time against flash and the oracle, and peak memory: methods down."""
+    lines = ["| method | tokens | over flash | time / oracle | MACs | peak memory |", "|---|---|---|---|---|---|"]
+    for record in pruned("cpu/deit-s-rivals"):
+        tokens, peak = " → ".join(map(str, record.tokens)), f"{value(record, 'memory_peak_allocated') / 2**20:.0f} MiB"
+        times = (_interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
+        cells = (record.case.pruning, tokens, *times, f"{value(record, 'macs') / 1e9:.1f} G", peak)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def dinov2_rivals() -> str:
+    """Cosine: methods down."""
+    lines = ["| method | tokens | cosine |", "|---|---|---|"]
+    for record in pruned("cpu/dinov2-s-rivals"):
+        tokens, cosine = " → ".join(map(str, record.tokens)), f"{value(record, 'fidelity_cosine'):.4f}"
+        lines.append(f"| {record.case.pruning} | {tokens} | {cosine} |")
     return "\n".join(lines)
 
 
@@ -189,10 +210,42 @@ def on_device(table: Callable[[], str], name: str) -> Callable[[], str]:
     return whole
 
 
+def inspections() -> str:
+    """By model and block: the default shift's correlations, and what half of the tokens costs over a random half."""
+    heads = (
+        "model",
+        "block",
+        "keep",
+        "shift ~ importance",
+        "shift ~ norm",
+        "importance ~ norm",
+        "one by one",
+        "at once",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in ("dinov2-s", "minilm", "smollm2"):
+        stored = store.load_any(FOLDER / "cpu" / "inspection" / f"{name}.json")
+        assert isinstance(stored, Inspection)
+        found = {q.name: dict(q.items()) for q in stored.answer("score").quantities}
+        for (block,), sign in found["sign"].items():
+            if sign is None or found["correlation"][block, "importance"] is None:
+                continue
+            along = [found["correlation"][block, "importance"], found["correlation"][block, "norm"]]
+            along.append(found["importance_correlation"][block, "norm"])
+            costs = [found["dropped_importance"][block,], found["halves"][block, "lower half"]]
+            cells = [*(f"{v:+.2f}" for v in along if v is not None), *(f"{v:.2f}x" for v in costs if v is not None)]
+            word = {1: "highest", -1: "lowest"}.get(int(sign), "neither")
+            lines.append(f"| {' | '.join([name, block, word, *cells])} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
+    "inspections": inspections,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
+    "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
+    "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),

@@ -32,7 +32,7 @@ HALF: dict[str, Any] = {"keep": 0.5, "layers": (1,), "operation": "mlp", "distan
 def step(plain: tiny.Plain, attention: str, **changes: Any) -> Step:
     """A step as `bench` makes it of a tiny model."""
     subject = replace(tiny.subject(plain.module, plain.inputs), eager=partial(eager_attention, plain.module))
-    return builder._eager(case(attention=attention, **changes), subject)
+    return builder.eager_step(case(attention=attention, **changes), subject)
 
 
 def ran(made: Step, plain: tiny.Plain) -> Tensor:

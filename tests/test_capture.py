@@ -44,7 +44,7 @@ def of_tokens(family: str) -> tuple[Any, dict[str, Tensor]]:
 def eager(family: str, **changes: Any) -> Step:
     plain = FAMILIES[family]() if family in FAMILIES else None
     module, inputs = (plain.module, plain.inputs) if plain else of_tokens(family)
-    return builder._eager(case(**{"attention": "flash", **changes}), tiny.subject(module, inputs))
+    return builder.eager_step(case(**{"attention": "flash", **changes}), tiny.subject(module, inputs))
 
 
 def output(step: Step) -> Tensor:
@@ -213,6 +213,11 @@ class Crew:
 
     def __init__(self, spent: bool) -> None:
         self.spent, self.hired, self.ended = spent, 0, 0
+        self.free = [0]
+
+    def arrived(self) -> list[int]:
+        free, self.free = self.free, []
+        return free
 
     def hire(self, place: int) -> Crew:
         self.hired += 1

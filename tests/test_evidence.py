@@ -27,7 +27,7 @@ def evidence(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["1", "2", "3", "4", "5", "7"])
+@pytest.mark.parametrize("stage", ["1", "2", "3", "4", "5", "7", "8"])
 def test_every_stage_runs_on_a_cpu(stage: str, tmp_path: Path) -> None:
     done = evidence("--stage", stage, "--tiny", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compiled(given: Case, subject: Subject) -> Step:
-    return execution.compiled(builder._eager(given, subject))
+    return execution.compiled(builder.eager_step(given, subject))
 
 
 def subject_of(family: str) -> Subject:
@@ -108,8 +108,8 @@ def test_compiling_again_within_the_measurements_is_an_error(quick: None) -> Non
 
 def test_compiled_attention_is_verified() -> None:
     """The calls of the eager twin, the operators of the compiled forward."""
-    step = builder._eager(case(attention="flash"), subject_of("vit"))
-    other = builder._eager(case(attention="math"), subject_of("vit"))
+    step = builder.eager_step(case(attention="flash"), subject_of("vit"))
+    other = builder.eager_step(case(attention="math"), subject_of("vit"))
     flash = builder._backend("flash")
 
     def pretended(forward: Step) -> Step:
@@ -151,10 +151,10 @@ def test_what_the_record_says_of_scores_and_paths() -> None:
     plain = FAMILIES["vit"]()
     given = case(attention="flash", pruning="repshift", keep=0.5, layers=(1, 2), form="update")
     subject = tiny.subject(plain.module, plain.inputs)
-    paths, words = builder._looked(builder._eager(given, subject))
+    paths, words = builder._looked(builder.eager_step(given, subject))
     assert (paths, words) == (("cut:torch", "score:torch", "select:torch"), ())
     broken = subject.sites[1].mlp.register_forward_hook(lambda m, a, o: o.index_fill(1, torch.tensor([3]), torch.inf))
-    paths, words = builder._looked(builder._eager(given, subject))
+    paths, words = builder._looked(builder.eager_step(given, subject))
     broken.remove()
     assert words == ("3 scores after block 2 are not finite: such tokens count as highest and stay",)
 
@@ -195,6 +195,6 @@ def test_pruning_never_waits_for_the_device(family: str, method: str) -> None:
         ]
     subject = subject_of(family)
     for chosen in options:
-        step = builder._eager(given.with_options(**chosen), subject)
+        step = builder.eager_step(given.with_options(**chosen), subject)
         with step.active(), Waits():
             step.forward()

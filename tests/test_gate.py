@@ -237,6 +237,18 @@ def test_a_regression_is_confirmed() -> None:
     assert judged.reason == "confirmed in fresh processes: +4.1% (+4.0% to +4.1%)"
 
 
+def test_a_failure_ends_it_whatever_else_is_open() -> None:
+    """12 rounds and 12 of the confirmation; the other case would have asked for 24 before."""
+    other, given_out = dataclasses.replace(ONE, metric="throughput"), [0]
+
+    def measure() -> Round:
+        given_out[0] += 1
+        return {ONE: SLOW[(given_out[0] - 1) % 12], other: WIDE[(given_out[0] - 1) % 12]}
+
+    judged = decide([ONE, other], measure, 12, 24)
+    assert (judged[ONE].verdict, judged[other].verdict, given_out) == (FAIL, INCONCLUSIVE, [24])
+
+
 def test_what_is_not_confirmed_is_open() -> None:
     measure, _ = script(SLOW, SAME)
     judged = decide([ONE], measure, 12, 24)[ONE]

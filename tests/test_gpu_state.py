@@ -199,7 +199,7 @@ def tiny_step() -> Step:
     from repshift_cli.benchmark import builder
 
     plain = tiny.vit()
-    return builder._eager(tiny.case(attention="flash"), tiny.subject(plain.module, plain.inputs))
+    return builder.eager_step(tiny.case(attention="flash"), tiny.subject(plain.module, plain.inputs))
 
 
 def test_each_kind_of_memory_has_its_name_or_its_reason() -> None:

@@ -189,7 +189,7 @@ def step(**changes: Any) -> Step:
 
     plain = tiny.vit()
     module, inputs = plain.module.float(), {name: value.float() for name, value in plain.inputs.items()}
-    return builder._eager(tiny.case(attention="flash", **changes), tiny.subject(module, inputs))
+    return builder.eager_step(tiny.case(attention="flash", **changes), tiny.subject(module, inputs))
 
 
 def test_the_parts_add_up_to_the_whole() -> None:

@@ -10,6 +10,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from repshift_cli.commands.shared.output import Outputs, rendered
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, Outcome
 from repshift_cli.profiling import digest
 from repshift_cli.records import Case, Run, store, visible
+from repshift_cli.records.inspection import Answer, Axis, Inspection, Quantity
 from repshift_cli.records.json_codec import from_plain, to_json, to_plain
 from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
 from repshift_cli.renderers import Document, document_of, table, takes
@@ -129,7 +131,7 @@ def hostile_run(text: str) -> Run:
 
 
 def hostile_outcome(text: str) -> Outcome:
-    case = hostile_run(text).planned[2]
+    case = replace(hostile_run(text).planned[2], attention=text)
     slower = Finding(
         case, text, text, text, "lower", False, 1.0, 1.2, Estimate(1.2, 1.1, 1.3), WORSE, 0.01, FAIL, 9, text
     )
@@ -161,7 +163,13 @@ def hostile_profile(text: str, tmp_path: Path) -> ProfileRun:
 def documents(text: str, tmp_path: Path) -> list[Document]:
     profile = hostile_profile(text, tmp_path)
     views = [replace(profile, options=profile.options | {"by": by, "diff": True}) for by in ("part", "kernel", "op")]
-    return [document_of(hostile_run(text)), gate_sheets.document_of(hostile_outcome(text)), *map(document_of, views)]
+    run = hostile_run(text)
+    axis, seen = Axis(text, (text,)), Answer(text, text, reason=text, reading=(text,))
+    array = Quantity(text, text, text, text, (axis, replace(axis, name=f"{text}2")), (-1.0,), words={"-1": text})
+    answers = (replace(seen, quantities=(array, replace(array, view="map"))), replace(seen, status="failed"))
+    inspection = Inspection(run.machine, {}, run.planned[2], 16, 4, answers, (text,))
+    gated = gate_sheets.document_of(hostile_outcome(text))
+    return [document_of(run), gated, *map(document_of, views), document_of(inspection)]
 
 
 @TEXTS
@@ -267,6 +275,39 @@ def test_markdown_shows_it_as_text(text: str, tmp_path: Path) -> None:
     assert any(flat(text) in t for t in plain), plain[-3:]
 
 
+# --- HTML ---
+
+
+class Tags(HTMLParser):
+    """The tags of a page with the names of their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[tuple[str, ...]] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add((tag, *(name for name, value in attrs)))
+        assert not any(name.startswith("on") or (value or "").startswith("javascript:") for name, value in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Tags]:
+    return [Tags(rendered("html", d)) for d in documents("plain", tmp_path_factory.mktemp("plain"))[:-1]]
+
+
+@TEXTS
+def test_a_page_shows_it_as_text(text: str, plain: list[Tags], tmp_path: Path) -> None:
+    for document, as_plain in zip(documents(text, tmp_path)[:-1], plain, strict=True):
+        page = Tags(rendered("html", document))
+        assert page.tags <= as_plain.tags
+        assert flat(text) in " ".join(unescaped(page.text).split())
+
+
 # --- JUnit ------------------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +396,7 @@ COMMANDS = [
     "show RUN --markdown -",
     "compare RUN OTHER --all",
     "compare RUN OTHER --json -",
+    "compare RUN OTHER --metric nothing",
     "compare RUN OTHER --markdown -",
     "history RUN OTHER",
     "history RUN --markdown -",
@@ -396,6 +438,6 @@ def test_no_command_lets_a_file_steer_the_terminal(
 ) -> None:
     code = cli.run([files.get(word, word) for word in command.split()], False)
     out, said = capsys.readouterr()
-    assert code in ((2,) if "history RUN --csv" in command else (0,)), said
+    assert code == (2 if "nothing" in command or "history RUN --csv" in command else 0), said
     check_harmless(out)
     check_harmless(said)

@@ -26,13 +26,17 @@ from repshift_cli.attention import sliding, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.cli import app
 from repshift_cli.commands.analyze import inspection_schema
-from repshift_cli.inspection import Look, Settings, heads, reach, repair, score, sinks
-from repshift_cli.inspection.base import effects, ranks, rows
+from repshift_cli.inspection import Look, Settings, cache, heads, reach, repair, score, sinks
+from repshift_cli.inspection.base import effects, left_out, ranks, rows
 from repshift_cli.inspection.base.blocks import own_places
 from repshift_cli.inspection.base.left_out import halves, importance
 from repshift_cli.kernels.sdpa import AttentionCall
-from repshift_cli.records import Subject, UsageError, store
-from repshift_cli.renderers import document_of
+from repshift_cli.models.base.decoder import next_logits
+from repshift_cli.models.discovery.blocks import find_sites
+from repshift_cli.records import Subject, UsageError, call, store
+from repshift_cli.records.inspection import Answer
+from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.renderers import document_of, table
 
 WIDTH, HEADS, TOKENS = 12, 3, 12
 SINK, IMPORTANT = 3, 8
@@ -87,7 +91,7 @@ def look_of(subject: Subject, settings: Settings = ALL, attention: Any = vanilla
             yield
 
     def row(value: Any, n: int) -> Any:
-        return value[n : n + 1]
+        return value[n : n + 1] if isinstance(value, Tensor) else value
 
     given = subject.inputs
     size = len(next(iter(given.values())) if isinstance(given, dict) else given[0])
@@ -139,6 +143,13 @@ def test_attention_received_is_a_mean_over_the_queries_that_see_the_key() -> Non
     asking = torch.arange(9) < 8
     expected = whole[:, :, :8].sum(2) / torch.tensor([8, 7, 6, 5, 4, 3, 2, 1, 1], dtype=torch.float64)
     torch.testing.assert_close(rows.received(call, asking, most=20), expected, rtol=0, atol=1e-12)
+
+
+def test_a_mask_that_hides_what_comes_makes_attention_causal_as_the_flag_does() -> None:
+    plain, flagged = CALLS["plain"](), CALLS["causal"]()
+    lower = torch.ones(9, 9, dtype=torch.bool).tril()
+    assert rows.causal(flagged) and rows.causal(plain._replace(attn_mask=lower))
+    assert not rows.causal(plain) and not rows.causal(CALLS["masked"]())
 
 
 class Largest(TorchDispatchMode):
@@ -289,6 +300,14 @@ def test_show_renders_it_again_and_csv_holds_every_value(inspected: Path) -> Non
     assert len(lines) == sum(len(q.values) for a in found.answers for q in a.quantities)
     assert {"block", "score", "value"} <= lines[0].keys()
     assert document_of(found).kind == "inspection"
+
+
+def test_what_could_not_be_asked_is_shown_with_its_reason(inspected: Path) -> None:
+    found: Any = store.load_any(inspected)
+    refused = Answer("score", "What the score sees", "skipped", "it is a grid")
+    with io.StringIO() as out:
+        table.render(document_of(replace(found, answers=(refused,))), out)
+        assert "skipped: it is a grid" in out.getvalue()
 
 
 def test_the_published_schema_is_the_one_that_holds() -> None:
@@ -475,8 +494,90 @@ def test_reach_of_a_linear_model_is_its_closed_form(monkeypatch: pytest.MonkeyPa
     assert found.quantity("reach").values[0] == 2
 
 
+def test_inputs_of_different_lengths_are_averaged_by_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = iter([5, TOKENS])
+    monkeypatch.setattr(reach, "own_places", lambda subject, inputs: torch.arange(1, 1 + next(lengths)))
+    found = reach.answer(planted(2)).quantity("influence")
+    assert len(found.axes[1].ticks) == TOKENS and None not in found.values
+
+
 def test_reach_is_the_distance_within_which_the_share_lies() -> None:
     profile = torch.tensor([5.0, 0.5, 0.3, 0.1, 0.1])
     assert reach.reach(profile, 0.9) == 3 and reach.reach(profile, 0.5) == 1
     assert reach.reach(torch.tensor([1.0, 0, 0])) is None
     assert reach.farthest(torch.tensor([1.0, 0.2, 0, 1e-9])) == 1
+
+
+# --- cache ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Look:
+    """A tiny Llama with grouped heads, its prompt one shorter than its ids."""
+    from test_decoders import config
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    module: Any = tiny.roughen(AutoModelForCausalLM.from_config(config("llama"))).double()
+    ids = torch.randint(50, (1, 21), generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids[:, :20], "use_cache": True, "logits_to_keep": 1}
+    found = find_sites(module, {**inputs, "use_cache": False})
+    subject = Subject(
+        module,
+        inputs,
+        (inputs,),
+        found.sites,
+        prefix=0,
+        tokens=19,
+        units="prompt",
+        logits=next_logits,
+        pooled=next_logits,
+        suffix=1,
+        companions=found.companions,
+        spread=found.spread,
+    )
+    look = look_of(subject)
+    return replace(look, inputs=({**inputs, "input_ids": ids[:, :20]}, ids))
+
+
+def test_a_token_behind_a_pruned_cache_is_the_last_of_a_pruned_prompt(decoder: Look) -> None:
+    ids = decoder.inputs[1]
+    inputs = decoder.inputs[0]
+    scores = torch.randperm(19, generator=torch.Generator().manual_seed(3)).double()
+    short = decoder.subject
+    whole = replace(short, tokens=19, suffix=2)
+    cut = replace(decoder.case, pruning="given", keep=0.5, layers=(2,))
+    method = left_out._ByScores(scores.unsqueeze(0), torch.arange(19), 0)
+    with decoder.active():
+        with pruned(whole, method, cut):
+            expected = next_logits(call(whole.module, {**inputs, "input_ids": ids}))
+        with pruned(short, method, cut):
+            behind = decoder.run(inputs).past_key_values
+        counts = [len(keys[0, 0]) for keys, _ in cache.tensors_of(behind)]
+        found = next_logits(cache.decode(decoder, ids[:, -1:], behind))
+    assert counts == [20, 20, 11, 11]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_cache_is_measured_and_follows_the_formula(decoder: Look) -> None:
+    look = replace(decoder, inputs=decoder.inputs[:1])
+    assert cache.unanswerable(look) is None and "no decoder" in str(cache.unanswerable(planted(1)))
+    found = cache.answer(look)
+    sizes = cache.Sizes(4, 4, 2, 8, 8)
+    assert {**found.settings, **vars(sizes)} == found.settings
+    whole, shorter = (round(2**20 * value) for value in found.quantity("held").values if value is not None)
+    assert whole == cache.cache_bytes("grouped", 20, sizes)
+    assert shorter == whole - 2 * 2 * 8 * 8 * 3 * 9, "9 of 20 rows less behind the first block"
+    assert cache.cache_bytes("pruned", 100, sizes) == 2 * 2 * 8 * 8 * (100 + 3 * 50)
+    assert cache.cache_bytes("multi-head", 100, sizes) == 2 * cache.cache_bytes("grouped", 100, sizes)
+    assert cache.cache_bytes("slim", 100, sizes) == cache.cache_bytes("grouped", 100, sizes)
+    assert cache.cache_bytes("MLA", 100, sizes) == 36 * 100 * 4 * 8
+    assert cache.cache_bytes("paged", 100, sizes) == cache.cache_bytes("grouped", 112, sizes)
+    assert len(found.quantity("times").values) == len(cache.TIMES)
+
+
+def test_times_are_medians_of_the_runs_behind_the_first() -> None:
+    ticks = iter([0.0, 1.0, 1.0, 3.0, 3.0, 6.0, 6.0, 16.0, 16.0, 16.5])
+    runs: list[int] = []
+    assert cache.timed(lambda: runs.append(1), "cpu", lambda: next(ticks)) == 2000
+    assert len(runs) == 1 + cache.REPEATS

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import pytest
 from synthetic import small_run
 
 from repshift_cli.records import Record, Run, UsageError, store
+from repshift_cli.records import journal as journals
 from repshift_cli.records.journal import Journal, StoreError
 from repshift_cli.records.json_codec import to_json
 
@@ -158,22 +162,23 @@ def test_a_full_disk_leaves_what_was_written(tmp_path: Path, monkeypatch: pytest
 
 def test_every_write_that_can_fail_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As SQLite's tests do: fault n of each call in turn; whatever was acknowledged is in the file afterwards."""
-    for call in ("pwrite", "fsync", "replace", "link", "open", "ftruncate"):
-        real: Any = getattr(os, call)
+    calls = ("pwrite", "pread", "fsync", "replace", "link", "open", "ftruncate", "unlink", "mkdir")
+    for owner, call in [*((os, name) for name in calls), (fcntl, "flock"), (journals, "to_plain")]:
+        real: Any = getattr(owner, call)
         for number in range(8):
             folder = tmp_path / f"{call}-{number}"
             counted = 0
 
-            def faulty(*arguments: Any, real: Any = real, number: int = number, **more: Any) -> Any:
+            def faulty(*arguments: Any, real: Any = real, number: int = number, owner: Any = owner, **more: Any) -> Any:
                 nonlocal counted
                 counted += 1
                 if counted == number + 1:
-                    raise OSError(errno.EIO, "Input/output error")
+                    raise MemoryError if owner is journals else OSError(errno.EIO, "Input/output error")
                 return real(*arguments, **more)
 
             acknowledged: list[Record] = []
             with monkeypatch.context() as patch:
-                patch.setattr(os, call, faulty)
+                patch.setattr(owner, call, faulty)
                 try:
                     journal = Journal.create(folder / "run.json", EMPTY)
                 except StoreError:
@@ -189,7 +194,7 @@ def test_every_write_that_can_fail_fails_once(tmp_path: Path, monkeypatch: pytes
                     assert [r for r in stored if r in acknowledged] == acknowledged
                 journal.close()
             assert [r for r in store.load(journal.path).records if r in acknowledged] == acknowledged, (call, number)
-            assert [p.name for p in folder.iterdir()] == ["run.json"], (call, number)
+            assert call == "unlink" or [p.name for p in folder.iterdir()] == ["run.json"], (call, number)
 
 
 def test_a_deleted_folder_is_made_again_with_all_that_was_measured(tmp_path: Path) -> None:
@@ -215,14 +220,31 @@ def test_a_relative_path_stays_where_it_was_given(tmp_path: Path, monkeypatch: p
     assert store.load(tmp_path / "run.json").records == FULL.records[:1]
 
 
+@pytest.mark.parametrize("now", [0.0, 1e12])
+def test_a_clock_that_jumps_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: float) -> None:
+    monkeypatch.setattr(store.time, "time", lambda: now)
+    (tmp_path / f".x.json.elsewhere.{os.getpid()}.tmp").touch()
+    journal = begun(tmp_path)
+    journal.add(FULL.records[0])
+    assert store.load(journal.path).records == FULL.records[:1]
+    journal.close()
+    assert len(list(tmp_path.iterdir())) == 2, "what belongs to a process that runs stays"
+
+
 def test_leftovers_of_the_dead_go(tmp_path: Path) -> None:
-    old, new, mine = (tmp_path / f".{n}.json.{p}.tmp" for n, p in (("a", 999999), ("b", 999999), ("c", os.getpid())))
-    for file in (old, new, mine):
-        file.touch()
-    for file in (old, mine):
-        os.utime(file, (0, 0))
-    begun(tmp_path).close()
-    assert {p.name for p in tmp_path.iterdir()} == {"run.json", new.name, mine.name}
+    here = re.sub(r"\W+", "-", platform.node())[:40]
+    dead = ["a.json.elsewhere.999999", f"b.json.{here}.999999", "c.json.999999"]
+    alive = ["d.json.elsewhere.999999", f"e.json.{here}.{os.getpid()}", f"f.json.elsewhere.{os.getpid()}"]
+    for name in (*dead, *alive):
+        (tmp_path / f".{name}.tmp").touch()
+    for name in (dead[0], dead[2], *alive[1:]):
+        os.utime(tmp_path / f".{name}.tmp", (0, 0))
+    journal = begun(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"run.json", *(f".{name}.tmp" for name in alive)}
+    journal.close()
+    (tmp_path / f".{dead[1]}.tmp").touch()
+    Journal.open(tmp_path / "run.json").close()
+    assert not (tmp_path / f".{dead[1]}.tmp").exists(), "going on with a run tidies up too"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Known(nn.Module):
 
 
 def operators(subject: Subject, **changes: Any) -> int:
-    return count_operators(builder._eager(case(**changes), subject))
+    return count_operators(builder.eager_step(case(**changes), subject))
 
 
 def test_views_do_not_count() -> None:
@@ -44,7 +44,7 @@ def test_what_pruning_adds_shows() -> None:
 
 def test_the_probe_counts_the_eager_twin_on_a_cpu() -> None:
     plain = FAMILIES["vit"]()
-    step = builder._eager(case(attention="flash"), tiny.subject(plain.module, plain.inputs))
+    step = builder.eager_step(case(attention="flash"), tiny.subject(plain.module, plain.inputs))
     replay = Step(step.case, step.subject, step.active, lambda: None, lambda _: None, eager=step)
     (found,) = LaunchProbe().measure(replay)
     assert (found.metric, found.samples) == ("operators", (float(count_operators(step)),))
@@ -53,5 +53,5 @@ def test_the_probe_counts_the_eager_twin_on_a_cpu() -> None:
 @pytest.mark.gpu
 def test_kernels_are_counted_on_cuda() -> None:
     subject = Subject(Known(), (torch.randn(4, 6, device="cuda"),), (), (), 0, 0, "sample", None, None)  # type: ignore[arg-type]
-    found = LaunchProbe().measure(builder._eager(case(attention="none", device="cuda:0"), subject))
+    found = LaunchProbe().measure(builder.eager_step(case(attention="none", device="cuda:0"), subject))
     assert {m.metric: m.samples for m in found} == {"operators": (3.0,), "kernels": (3.0,)}

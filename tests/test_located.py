@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from repshift_cli.attention import vanilla
 from repshift_cli.attention.base.swap import attending
+from repshift_cli.benchmark import builder
 from repshift_cli.models import hf, own
 from repshift_cli.models.base.outputs import reading_of
 from repshift_cli.models.discovery.adapter import Adapter
 from repshift_cli.models.discovery.blocks import NoSites
 from repshift_cli.models.discovery.located import Located, located
+from repshift_cli.probes.fidelity import FidelityProbe
 from repshift_cli.records import Case, Subject, UsageError, call
 from repshift_cli.reduction import repshift
 from repshift_cli.reduction.engine.hooks import pruned
@@ -175,6 +178,31 @@ def test_your_own_decoder_is_compared_at_its_last_token(own_model: Callable[...,
     with torch.inference_mode(), attending(vanilla), pruned(subject, repshift, given):
         torch.testing.assert_close(subject.logits(call(module, subject.inputs)), expected, rtol=0, atol=1e-10)
     assert expected.shape == (2, 23)
+
+
+def test_your_own_decoder_is_compared_at_every_token_that_both_have_too(own_model: Callable[..., str]) -> None:
+    name = own_model("decoder")
+    given = case(model=name, input="own", weights="own", layers=(1, 2), batch=2, **HALF)
+    step = builder.lone_step(given)
+    with torch.inference_mode():
+        whole = call(step.subject.module, step.subject.inputs).log_softmax(-1)
+        with step.active():
+            other = step.forward().log_softmax(-1)
+        assert step.kept is not None
+        places = step.kept()
+        rows = torch.stack([row[p] for row, p in zip(whole, places, strict=True)])
+    assert places.shape == (2, 6) and places[:, -1].tolist() == [19, 19], "the last token stays"
+    found = {m.metric: m for m in FidelityProbe(step.subject).measure(step)}
+    expected = (rows.exp() * (rows - other)).sum(-1).clamp_min(0)
+    assert found["fidelity_kl_each"].samples[0] == pytest.approx(float(expected.mean()), rel=1e-4)
+    assert found["fidelity_kl"].samples[0] == pytest.approx(float(expected[:, -1].mean()), rel=1e-4)
+    same = (rows.argmax(-1) == other.argmax(-1)).float()
+    assert found["fidelity_top1_each"].samples[0] == pytest.approx(100 * float(same.mean()))
+    plain = builder.lone_step(replace(given, pruning="none", keep=1.0, layers=()))
+    untouched = {m.metric: m for m in FidelityProbe(plain.subject).measure(plain)}
+    assert untouched["fidelity_kl_each"].samples[0] < 1e-6 and untouched["fidelity_top1_each"].samples == (100.0,)
+    hidden = {m.metric: m for m in FidelityProbe(step.subject).measure(replace(step, kept=None))}
+    assert "eager row" in str(hidden["fidelity_kl_each"].reason)
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

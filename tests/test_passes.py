@@ -24,7 +24,7 @@ def context(device: str = "cpu") -> Context:
 
 def step() -> Step:
     plain = tiny.vit()
-    return builder._eager(tiny.case(attention="flash"), tiny.subject(plain.module, plain.inputs))
+    return builder.eager_step(tiny.case(attention="flash"), tiny.subject(plain.module, plain.inputs))
 
 
 def raises(error: BaseException) -> Any:

@@ -466,6 +466,19 @@ def test_cosine_by_hand() -> None:
     torch.testing.assert_close(cosine(a, b), torch.tensor([0.0, 0.96], dtype=torch.float64))
 
 
+def test_no_input_is_compared_that_the_model_has_changed_before() -> None:
+    class Spoils(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(-3).relu() + 1
+
+    x, y = torch.randn(2, 6, 5)
+    made = step(Spoils(), (x,), evaluation=((x,), (y,)))
+    before = x.clone(), y.clone()
+    found = {m.metric: m.samples for m in FidelityProbe(made.subject).measure(made)}
+    assert found["fidelity_cosine"] == (pytest.approx(1, abs=1e-12),)
+    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+
+
 @pytest.mark.parametrize("classifies", [True, False])
 def test_the_untouched_model_is_like_itself(classifies: bool) -> None:
     x = torch.randn(6, 5)
@@ -504,7 +517,7 @@ def test_fidelity_is_the_mean_over_all_evaluation_inputs() -> None:
         made.subject,
         made.active,
         made.forward,
-        lambda i: SimpleNamespace(logits=i[0] if i[0] is first else -i[0]),
+        lambda i: SimpleNamespace(logits=i[0] if torch.equal(i[0], first) else -i[0]),
     )
     measured = probe.measure(turned)
     assert measured[0].metric == "fidelity_top1" and measured[0].samples == (100.0, 100.0, 0.0, 0.0)

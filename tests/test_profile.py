@@ -61,7 +61,7 @@ def repshift(*arguments: object) -> int:
 
 
 def step_of(plain: Plain, given: Case) -> Step:
-    return builder._eager(given, tiny.subject(plain.module, plain.inputs))
+    return builder.eager_step(given, tiny.subject(plain.module, plain.inputs))
 
 
 def recorded(step: Step, folder: Path, steps: int = 2) -> tuple[Breakdown, list[dict[str, Any]]]:

@@ -177,6 +177,26 @@ def test_compiled_code_follows(model: Any) -> None:
     torch.testing.assert_close(compiled(**x).logits, whole)
 
 
+@pytest.mark.gpu
+def test_a_cuda_graph_replays_the_pruned_model_on_other_inputs() -> None:
+    module, x = vit()
+    module, pixels = module.cuda(), x["pixel_values"].cuda()
+    with torch.inference_mode(), prune(module, keep=0.5, layers=[1, 3], inputs={"pixel_values": pixels}) as handle:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            module(pixels)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = module(pixels).logits
+        pixels.copy_(torch.randn_like(pixels))
+        graph.replay()
+        replayed = captured.clone()
+        torch.testing.assert_close(replayed, module(pixels).logits)
+        assert [k.shape for k in handle.kept] == [(2, 9), (2, 5)]
+
+
 def test_padding_goes_first_and_each_sentence_is_as_if_alone() -> None:
     from transformers import BertConfig, BertModel
 
@@ -189,6 +209,33 @@ def test_padding_goes_first_and_each_sentence_is_as_if_alone() -> None:
         both = module(ids, attention_mask=mask).pooler_output
         alone = module(ids[1:, :7]).pooler_output
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("protect", [None, "first:2,last:1"])
+def test_a_padded_prompt_is_as_if_alone_and_its_last_token_stays(side: str, protect: str | None) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    module = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=50, max_position_embeddings=32)).eval()
+    ids, mask = torch.randint(5, 50, (2, 12)), torch.ones(2, 12, dtype=torch.long)
+    own = slice(5, 12) if side == "left" else slice(0, 7)
+    mask[1] = 0
+    mask[1, own] = 1
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad(), prune(module, keep=0.5, layers=[1], inputs={"input_ids": ids}, protect=protect) as handle:
+        both = module(ids, attention_mask=mask, position_ids=places, use_cache=False).logits
+        kept = handle.kept[0]
+        alone = module(ids[1:, own], use_cache=False).logits
+        expected = [place + own.start for place in handle.kept[0][0].tolist()]
+        whole = module(ids[:1], use_cache=False).logits
+        masked = module(ids[:1], attention_mask=torch.ones(1, 12), use_cache=False).logits
+    found = [i for i, place in enumerate(kept[1].tolist()) if mask[1, place]]
+    assert [kept[1, i].item() for i in found] == expected and expected[-1] == own.stop - 1
+    torch.testing.assert_close(both[1, found], alone[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(masked, whole)
+    torch.testing.assert_close(both[:1], whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_profile_says_how(model: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ README = PAGES["README.md"]
 CONTRIBUTING = PAGES[".github/CONTRIBUTING.md"]
 MAIN = "repshift bench --model vit_b --keep 0.6"
 LONGEST_README = 200
-OTHER_TOOLS = {"--no-deps", "--write", "--unshallow", "--logdir"}
+OTHER_TOOLS = {"--no-deps", "--init", "--write", "--unshallow", "--logdir"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 everywhere = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
@@ -60,6 +60,21 @@ def test_every_command_runs_in_order(page: Page, folder: Path, of_the_readme: li
     for block in page.blocks("text exact"):
         missing = [line for line in block.splitlines() if line.rstrip() not in printed]
         assert not missing, f"{page.name} shows what no command of it prints: {missing}"
+
+
+def test_the_tables_that_are_shown_stem_from_stored_runs() -> None:
+    """Each line behind `$ repshift show profiles/...` stands in what that prints, to the digit, and in its order."""
+    stored = [block for block in README.blocks("console") if block.startswith("$ repshift show profiles/")]
+    assert stored, "the first table"
+    for block in stored:
+        command, _, shown = block.removeprefix("$ ").partition("\n")
+        done = run(command, ROOT, columns=115)
+        header, table, answer = shown.strip().split("\n\n")
+        printed = [line.rstrip() for line in done.out.splitlines()]
+        places = [printed.index(line.rstrip()) for line in [header, *table.splitlines()]]
+        assert done.code == 0 and places == sorted(places) and len(places) > 4
+        assert " ".join(answer.split()) in " ".join(done.out.split())
+        assert not re.search(r"\bKL\b|cosine|top-1", shown) or "weights random" not in shown
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ GOOD = {
     "models": "ALIASES = {'a': 1}\ndef facts(*given): ...\ndef build(case): ...\n",
     "attention": "from contextlib import nullcontext as session\nfrom repshift_cli.records import Offers\n"
     "OFFERS, OPS, KERNELS, attend = Offers({}), (), '', None\ndef unavailable(device): ...\n",
-    "reduction": "OPTIONS = {'margin': {'type': 'float', 'help': 'Margin.'}}\ndef score(seen, case): ...\n",
+    "reduction": "OPTIONS = {'border': {'type': 'float', 'help': 'Border.'}}\ndef score(seen, case): ...\n",
     "counters": "LABEL, RANK = 'counter', 9\ndef unavailable(d): ...\ndef identity(): ...\ndef command(w, f): ...\n"
     "def collect(c, f, r): ...\ndef counting(d): ...\n",
 }
@@ -149,7 +149,7 @@ def test_a_part_with_all_of_its_contract_is_loaded(loaded: Any, room: str) -> No
     [
         ("models", "", r"it lacks facts, build \(see Family in repshift_cli.models\)$"),
         ("attention", "", "it lacks OFFERS, OPS, KERNELS, attend, session, unavailable "),
-        ("reduction", "", "it lacks score or choose "),
+        ("reduction", "", "it lacks score or choose or reduce "),
         ("counters", "", "it lacks LABEL, RANK, unavailable, identity, command, collect, counting "),
         ("models", "ALIASES = ['a']\ndef build(case): ...", "it lacks facts .*; its ALIASES is list, not Mapping$"),
         ("models", GOOD["models"] + "build = 3", "used: its build is int, not Callable$"),
@@ -158,7 +158,7 @@ def test_a_part_with_all_of_its_contract_is_loaded(loaded: Any, room: str) -> No
         ("reduction", "score = 'high'", "used: its score is str, not Callable or None$"),
         (
             "reduction",
-            GOOD["reduction"] + "OPTIONS = OPTIONS | {'more': OPTIONS['margin']}",
+            GOOD["reduction"] + "OPTIONS = OPTIONS | {'more': OPTIONS['border']}",
             "OPTIONS cannot be read from the source",
         ),
         ("models", "1 / 0", "cannot be imported from strange_models_[0-9]+: division by zero$"),
@@ -179,6 +179,9 @@ def test_a_method_may_leave_out_what_has_a_default(loaded: Any) -> None:
 # --- the options of methods -------------------------------------------------------------------------------------------
 
 
+OURS = ["operation", "distance", "form", "early", "map", "margin", "pivots", "proportional"]
+
+
 def options(loaded: Any, declared: str) -> dict[str, Option]:
     loaded("reduction", f"OPTIONS = {declared}\ndef score(seen, case): ...\n")
     return registry.options_of(next(p for name, p in parts("reduction").items() if name.startswith("strange")))
@@ -195,12 +198,12 @@ def test_options_are_read_from_the_source_without_importing() -> None:
 
 
 def test_a_methods_options_are_its_own_and_what_it_shares(loaded: Any) -> None:
-    margin = {"type": "float", "default": 0.75, "least": 0, "most": 1, "help": "Margin."}
-    found = options(loaded, repr({"margin": margin, "distance": "repshift"}))
-    assert found["margin"] == Option("margin", "float", "Margin.", 0.75, least=0, most=1)
-    assert found["margin"].text == "Margin. (default: 0.75)"
+    border = {"type": "float", "default": 0.75, "least": 0, "most": 1, "help": "Border."}
+    found = options(loaded, repr({"border": border, "distance": "repshift"}))
+    assert found["border"] == Option("border", "float", "Border.", 0.75, least=0, most=1)
+    assert found["border"].text == "Border. (default: 0.75)"
     assert found["distance"].methods[:2] == ("lowest", "repshift") and len(found["distance"].methods) == 3
-    assert list(registry.method_options()) == ["operation", "distance", "form", "margin"]
+    assert list(registry.method_options()) == [*OURS[:3], "border", *OURS[3:]]
 
 
 def test_the_older_tuple_of_names_means_those_of_repshift(loaded: Any) -> None:
@@ -215,27 +218,27 @@ def test_the_choices_of_operation_are_those_of_the_sites() -> None:
     ("declared", "said"),
     [
         ({"keep": {"type": "int", "help": ""}}, "'keep' is what every case has; call the option otherwise"),
-        ({"Margin": {"type": "int", "help": ""}}, "'Margin' is no name for an option; write it in small letters"),
-        ({"margin": {"type": "int"}}, "margin is declared by a dict with type, help and, where needed, default"),
-        ({"margin": {"type": "int", "help": "", "colour": 1}}, "margin is declared by a dict"),
-        ({"margin": {"type": "complex", "help": ""}}, "margin: type is one of str, int, float, bool"),
-        ({"margin": {"type": "float", "help": "", "default": 1}}, "margin: 1 is no float"),
-        ({"margin": {"type": "int", "help": "", "default": True}}, "margin: True is no int"),
-        ({"margin": {"type": "str", "help": "", "choices": ("a",), "default": "b"}}, "unknown value 'b'"),
-        ({"margin": {"type": "int", "help": "", "default": 7, "most": 3}}, "7 is too large; it must be at most 3"),
-        ({"margin": {"type": "int", "help": "", "least": "a"}}, "margin: least and most are numbers"),
-        ({"margin": {"type": "int", "help": "", "choices": 3}}, "'int' object is not iterable"),
-        ({"margin": "no_such_method"}, "margin is declared by a dict"),
-        ({"margin": "repshift"}, "margin is declared by a dict"),
+        ({"Border": {"type": "int", "help": ""}}, "'Border' is no name for an option; write it in small letters"),
+        ({"border": {"type": "int"}}, "border is declared by a dict with type, help and, where needed, default"),
+        ({"border": {"type": "int", "help": "", "colour": 1}}, "border is declared by a dict"),
+        ({"border": {"type": "complex", "help": ""}}, "border: type is one of str, int, float, bool"),
+        ({"border": {"type": "float", "help": "", "default": 1}}, "border: 1 is no float"),
+        ({"border": {"type": "int", "help": "", "default": True}}, "border: True is no int"),
+        ({"border": {"type": "str", "help": "", "choices": ("a",), "default": "b"}}, "unknown value 'b'"),
+        ({"border": {"type": "int", "help": "", "default": 7, "most": 3}}, "7 is too large; it must be at most 3"),
+        ({"border": {"type": "int", "help": "", "least": "a"}}, "border: least and most are numbers"),
+        ({"border": {"type": "int", "help": "", "choices": 3}}, "'int' object is not iterable"),
+        ({"border": "no_such_method"}, "border is declared by a dict"),
+        ({"border": "repshift"}, "border is declared by a dict"),
         ({"distance": {"type": "str", "help": "Mine."}}, "--distance is declared otherwise by lowest, repshift"),
-        (("margin",), "margin is declared by a dict"),
+        (("border",), "border is declared by a dict"),
         (3, "its OPTIONS is int, not Mapping or tuple"),
     ],
 )
 def test_a_wrong_declaration_is_refused_with_its_method_and_left_out(loaded: Any, declared: Any, said: str) -> None:
     with pytest.raises(RepshiftError, match=said):
         options(loaded, repr(declared))
-    assert list(registry.method_options()) == ["operation", "distance", "form"]
+    assert list(registry.method_options()) == OURS
     (part,) = (p for name, p in parts("reduction").items() if name.startswith("strange"))
     if isinstance(declared, dict):
         with pytest.raises(RepshiftError, match=said):

@@ -314,9 +314,14 @@ def test_noise_is_learnt_stored_with_a_date_and_used(repository: Repository) -> 
     assert "the noise of this runner, learnt 20" in out
 
 
-def test_the_self_test_passes_where_the_delay_arrives(repository: Repository) -> None:
-    code, out, error = repository.gate("--self-test")
+def test_the_self_test_passes_where_the_delay_arrives(repository: Repository, tmp_path: Path) -> None:
+    """One survey, and both gates in the same rounds: 25 processes, where two gates would have started 36."""
+    log = tmp_path / "log"
+    code, out, error = repository.gate("--self-test", SHAM_LOG=str(log))
     assert code == 0, error
+    assert "8 rounds of 3 processes, about " in error
+    started = [line.split()[0] for line in log.read_text().splitlines()]
+    assert "".join(name[0] for name in started) == "h" + "bhddhb" * 4
     lines = out.splitlines()
     assert lines[-3].startswith("A/A: PASS") and lines[-2].startswith("with 5% added: FAIL")
     assert lines[-1] == "PASS: the gate lets A/A through and catches 5% here"

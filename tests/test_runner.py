@@ -271,6 +271,20 @@ def test_the_budget_stops_what_is_not_precise() -> None:
     assert records[1].warnings[0] == "the time budget ended before ±1.0% was reached; --budget raises it"
 
 
+@pytest.mark.parametrize("hours", [1, 10**6])
+def test_a_clock_that_jumps_ends_the_rounds_and_costs_no_figure(hours: int) -> None:
+    """A machine that slept: the wall clock has no part in it, and the monotonic one only goes on."""
+
+    def jumping(round: int, call: int) -> float:
+        bench.seconds += 3600 * hours if round == 3 else 0
+        return 30.0
+
+    bench = Bench({FLASH: jumping, PRUNED: alternating(20.0, 40.0)})
+    records = bench.run(Settings(precision=0.01, budget=0.6))
+    assert [(r.status, r.rounds, r.stopped_by) for r in records] == [("ok", runner.LEAST_ROUNDS, "budget")] * 2
+    assert all(set(r.measurement("latency").samples) <= {20.0, 30.0, 40.0} for r in records)  # type: ignore[union-attr]
+
+
 def test_the_budget_leaves_rounds_enough_for_an_interval() -> None:
     records = Bench({FLASH: 30.0, PRUNED: alternating(20.0, 40.0)}).run(Settings(precision=0.01, budget=0.001))
     assert [(r.rounds, r.stopped_by) for r in records] == [(runner.LEAST_ROUNDS, "budget")] * 2
@@ -393,6 +407,16 @@ def test_outliers_are_flagged_and_kept() -> None:
 def test_the_subjects_own_warnings_come_along() -> None:
     (record,) = Bench({FLASH: 30.0}, warnings=("random weights",)).run(PRECISE)
     assert record.warnings == ("random weights",)
+
+
+def test_what_torch_picks_and_the_librarys_own_are_compared_with_where_they_are_measured() -> None:
+    sdpa, eager = replace(FLASH, attention="sdpa"), replace(FLASH, attention="eager")
+    records = by_case(Bench({FLASH: 30.0, sdpa: 25.0, eager: 50.0, PRUNED: 20.0}).run(exactly(6)))
+    assert samples(records[PRUNED], "speedup_vs_sdpa") == (1.25,) * 6
+    assert samples(records[PRUNED], "speedup_vs_eager") == (2.5,) * 6
+    assert why(records[sdpa], "speedup_vs_sdpa") == "reference: this is sdpa itself"
+    (alone,) = Bench({FLASH: 30.0}).run(exactly(6))
+    assert alone.measurement("speedup_vs_sdpa") is None, "nobody asked for it"
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from repshift_cli.kernels.select import top
 from repshift_cli.records import Subject, dropped_share
 from repshift_cli.reduction import stride
-from repshift_cli.reduction.engine.hooks import Dropped
 from repshift_cli.reduction.engine.selection import Cut, fixed, marked, marked_choice, scored
+from repshift_cli.reduction.engine.state import Dropped
 
 NAN = float("nan")
 

@@ -165,7 +165,7 @@ def places_kept() -> Iterator[dict[str, list[Any]]]:
 
     No command prints them, so that this, alone in this file, reaches into the package: a cut of tokens is made by
     `chosen(subject, method, case, seen, length, ...)`, which gives the rows that stay; a cut of a grid by
-    `picked(grid, places, size)`, within the hooks that `hooks(site, method, case, note)` sets.
+    `picked(grid, places, size)`, within the hooks that `hooks(site, method, case, ...)` sets.
     """
     from repshift_cli.reduction.engine import grid as grid_cuts
     from repshift_cli.reduction.engine import hooks as token_cuts
@@ -185,9 +185,9 @@ def places_kept() -> Iterator[dict[str, list[Any]]]:
         note(case, cut.rows(torch.arange(length).view(1, -1, 1)).squeeze(-1))
         return cut, roles
 
-    def noting_hooks(site: Any, method: Any, case: Any, note: Any) -> Any:
+    def noting_hooks(site: Any, method: Any, case: Any, *rest: Any) -> Any:
         active[:] = [case]
-        return hooks(site, method, case, note)
+        return hooks(site, method, case, *rest)
 
     def noting_picked(grid: Any, places: Any, size: Any) -> Any:
         note(active[0], places)
@@ -211,7 +211,9 @@ def measured(family: Family, folder: Path) -> tuple[Figures, dict[str, str]]:
         lines = (f"{name} = {json.dumps(value)}\n" for name, value in {**options, **family.options}.items())
         Path("figures.toml").write_text("".join(lines))
         with places_kept() as places, contextlib.redirect_stdout(io.StringIO()) as out:
-            code = cli.run(["bench", "--profile", "figures.toml", "--rounds", "1", "--json", "-"], debug=True)
+            code = cli.run(
+                ["bench", "--profile", "figures.toml", "--rounds", "1", "--in-process", "--json", "-"], debug=True
+            )
     finally:
         os.chdir(was)
         sys.path[:] = path

@@ -204,7 +204,7 @@ def test_pictures_are_fed_and_the_librarys_own_attention_is_there(checkpoint: tu
     assert len(made.evaluation) == 2 and made.evaluation[1]["pixel_values"].dtype == torch.bfloat16
     rotary = made.module.model.language_model.rotary_emb
     assert rotary.inv_freq.dtype == torch.float32, "rounded frequencies would turn tokens by other angles"
-    step = builder._eager(vlm_case(folder, attention="eager"), made)
+    step = builder.eager_step(vlm_case(folder, attention="eager"), made)
     assert builder._verified(step).startswith("softmax ×") and eager.OFFERS.library
 
 

@@ -185,7 +185,7 @@ def test_every_other_way_to_misbehave(here: Path) -> None:
     ways = "exit_3,exit_0,sys_exit,hangs,hangs_in_c,eats,dies_while_built,raises_when_built_again,ok"
     done = run(command(ways, "--case-timeout", 15))
     found = rows(the_run())
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr and the_run().options["case_timeout"] == 15
     reasons = {
         "exit_3": "the process ended with exit code 3",
         "exit_0": "the process ended with exit code 0; the model ended it",
@@ -342,13 +342,39 @@ def test_two_workers_measure_what_one_does(here: Path) -> None:
     more = [*command("ok,prints")[1:], "--hbm", "model"]
     more = [a for a in more if a != "--timing-only"]
     made = {}
-    for name, where in (("one", ["--in-process"]), ("worker", []), ("two", ["--on", "local:0,1"])):
+    for name, where in (("one", ["--in-process"]), ("worker", ["--timing"]), ("two", ["--parallel", "2"])):
         made[name] = run([sys.executable, *[f"{name}.json" if a == "run.json" else a for a in more], *where])
         assert made[name].returncode == 0, made[name].stderr
     one, worker, two = (store.load(Path(f"{name}.json")) for name in made)
-    assert {r.place for r in two.records} == {"local:0", "local:1"} and {r.place for r in worker.records} == {None}
+    assert {r.place for r in two.records} == {"cpu:0", "cpu:1"} and {r.place for r in worker.records} == {None}
+    assert {m.cores for m in two.machines.values()} == {len(os.sched_getaffinity(0)) // 2}, "each has its own"
+    assert "timing: " in made["worker"].stderr and "; 1 worker started, ready after " in made["worker"].stderr
+    assert "models built 2 times in 2 comparisons" in made["worker"].stderr
     assert deterministic(one) == deterministic(worker) == deterministic(two)
     assert any(metric == "macs" for record in deterministic(one).values() for metric, _ in record[3:])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
+def test_two_that_share_a_core_are_noticed(here: Path) -> None:
+    """What `--parallel` keeps apart: without cores of their own both lose time, and say so instead of a speed-up."""
+    core = min(os.sched_getaffinity(0))
+    options = ["--model", "vit_t", "--image-size", "64", "--device", "cpu", "--variant", "flash,flash+random"]
+    options += ["--timing-only", "--rounds", "100", "--out"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "repshift_cli", "bench", *options, f"{n}.json"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+        for n in range(2)
+    ]
+    assert all(p.communicate(timeout=250)[1] is not None and p.returncode == 0 for p in started)
+    for n in range(2):
+        records = store.load(Path(f"{n}.json")).records
+        assert all(any("the machine was busy" in w for w in r.warnings) and r.unfit for r in records)
 
 
 def deterministic(stored: Run) -> dict[str, tuple[Any, ...]]:

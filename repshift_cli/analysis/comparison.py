@@ -206,6 +206,15 @@ def _of_samples(base: Measurement, head: Measurement) -> Estimate | None:
 # --- machines ---------------------------------------------------------------------------------------------------------
 
 
+def differences_of(old: Run, new: Run) -> dict[str, str]:
+    """As `differences`, of all machines that two runs were measured on."""
+    found: dict[str, str] = {}
+    first = old.measured_on[0]
+    for machine in (*old.measured_on[1:], *new.measured_on):
+        found |= differences(first, machine)
+    return found
+
+
 def fingerprint(machine: Machine) -> dict[str, str]:
     """What must agree before two times may be judged against each other."""
     on_gpu = machine.device.startswith("cuda")

@@ -60,8 +60,8 @@ def series(runs: Sequence[Run], metrics: Sequence[str]) -> list[Series]:
     """One series per machine, case and metric (by name or label), in the order in which they first appear."""
     found: dict[tuple[object, ...], tuple[Case, Measurement, str, list[Point]]] = {}
     for run in sorted(runs, key=lambda run: run.created):
-        machine = fingerprint(run.machine)
         for record in run.records:
+            machine = fingerprint(run.machine_of(record))
             for m in record.measurements:
                 figure = stats.estimate(m) if m.metric in metrics or m.label in metrics else None
                 if figure is None:

@@ -154,6 +154,12 @@ def hodges_lehmann(ratios: Sequence[float], confidence: float = CONFIDENCE) -> E
 
     Hodges and Lehmann 1963, "Estimates of location based on rank tests". Fewer than 6 ratios give no 95% interval.
     """
+    return _typical(tuple(ratios), confidence)
+
+
+@lru_cache(maxsize=16384)
+def _typical(ratios: tuple[float, ...], confidence: float) -> Estimate:
+    """Kept, for one figure stands in several tables and charts."""
     logs = sorted(math.log(r) for r in ratios)
     averages = len(logs) * (len(logs) + 1) // 2
     middle = (_walsh(logs, (averages + 1) // 2) + _walsh(logs, averages // 2 + 1)) / 2

@@ -99,12 +99,14 @@ class Agent:
 
 NEWS = ("result", "done", "died", "refused")
 """What the command must hear at once."""
+PROGRESS = ("phase", "update")
+"""Of what the newest is enough."""
 
 
 def _newest(words: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """The words without those of progress that others have overtaken."""
-    last = max((i for i, word in enumerate(words) if word[0] not in NEWS), default=None)
-    return (word for i, word in enumerate(words) if word[0] in NEWS or i == last)
+    last = max((i for i, word in enumerate(words) if word[0] in PROGRESS), default=None)
+    return (word for i, word in enumerate(words) if word[0] not in PROGRESS or i == last)
 
 
 def share_of_cores(share: int, shares: int) -> tuple[int, ...]:

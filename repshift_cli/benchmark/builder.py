@@ -19,6 +19,7 @@ from repshift_cli.benchmark.contenders import Derived
 from repshift_cli.benchmark.delay import delayed
 from repshift_cli.benchmark.derived import paced_by_host, rates
 from repshift_cli.benchmark.execution import compiled, graph
+from repshift_cli.benchmark.inputs import Inputs
 from repshift_cli.benchmark.operators import measures, steps
 from repshift_cli.benchmark.outputs import output_of
 from repshift_cli.benchmark.passes import Pass, passes
@@ -35,6 +36,7 @@ from repshift_cli.machine.device import free_memory
 from repshift_cli.models.base.subjects import protecting
 from repshift_cli.models.inputs.clips import clip_files
 from repshift_cli.models.inputs.images import image_files
+from repshift_cli.models.inputs.more import with_more_inputs
 from repshift_cli.probes import Context, Counter
 from repshift_cli.profiling import kineto
 from repshift_cli.records import (
@@ -47,11 +49,14 @@ from repshift_cli.records import (
     RepshiftError,
     Step,
     Subject,
+    Unbuildable,
     UsageError,
     call,
+    shares_of,
 )
-from repshift_cli.reduction.engine.hooks import Dropped, pruned
+from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.selection import listening
+from repshift_cli.reduction.engine.state import Dropped
 from repshift_cli.sweep.plan import Backend
 
 BEHIND_A_PROFILER = (
@@ -80,10 +85,10 @@ def facts_of(
     extra = {option: value for option, value in given.items() if value is not None and option in taken}
     try:
         facts: Facts = family.facts(name, image_size, frames, weights, **extra)
-    except RepshiftError:
+    except (RepshiftError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        raise UsageError(f"{name} cannot be built or run: {reason_of(error)}") from error
+    except BaseException as error:
+        raise Unbuildable(f"{name} cannot be built or run: {reason_of(error)}") from error
     return facts
 
 
@@ -120,8 +125,9 @@ class StepBuilder:
         self._watch = CpuWatch(torch.get_num_threads()) if device == "cpu" else nvml.Watch(device)
         self._group: tuple[Any, ...] | None = None
         self._subject: Subject | None = None
-        self._broken: tuple[tuple[Any, ...], Exception] | None = None
+        self._broken: tuple[tuple[Any, ...], BaseException] | None = None
         self._behind: tuple[str, ...] = ()
+        self.inputs = Inputs(())
         self._before: tuple[Pass, ...] = ()
         self._after: tuple[Pass, ...] = ()
         self.parts = Parts(
@@ -146,14 +152,16 @@ class StepBuilder:
             raise self._broken[1]
         if self._group != case.group:
             self._subject, self._before, self._after, self._group = None, (), (), None
+            self.inputs = Inputs(())
             free_memory()
             try:
-                subject = _built(case)
-            except UsageError:
+                subject = with_more_inputs(_built(case), case)
+            except (UsageError, KeyboardInterrupt):
                 raise
-            except Exception as error:
+            except BaseException as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
+            self.inputs = Inputs(subject.inputs)
             self._before, self._after = self._passes(case, self._context(subject, case.device))
             self._subject, self._group = subject, case.group
         assert self._subject is not None
@@ -257,14 +265,23 @@ def within(case: Case, subject: Subject, noting: bool = False) -> Iterator[Dropp
 
 def eager_step(case: Case, subject: Subject) -> Step:
     """The case on a subject that is built already: its attention bound and its tokens dropped while it is active."""
+    dropped: list[Dropped] = []
 
     @contextmanager
     def active() -> Iterator[None]:
-        with within(case, subject):
+        with within(case, subject) as dropping:
+            dropped[:] = [dropping]
             yield
 
     module, inputs = subject.module, subject.inputs
-    return Step(case, subject, active, lambda: call(module, inputs), lambda given: call(module, given))
+    return Step(
+        case,
+        subject,
+        active,
+        lambda: call(module, inputs),
+        lambda given: call(module, given),
+        kept=lambda: next(iter(dropped[0].kept[-1:]), None),
+    )
 
 
 def _verified(step: Step) -> str:
@@ -290,7 +307,7 @@ def _looked(step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
         listening(lambda scores: found.append(not_finite(scores).sum())),
     ):
         step.operators.forward()
-    counts = [(layer, int(count)) for layer, count in zip(step.case.layers, found, strict=False)]
+    counts = [(layer, int(count)) for layer, count in zip(shares_of(step.case), found, strict=False)]
     words = (
         f"{count} scores after block {layer} are not finite: such tokens count as highest and stay"
         for layer, count in counts

@@ -52,6 +52,18 @@ OVER_VANILLA = Metric(
     *_RATIO,
     "How many times as fast as the unpruned model on materialised attention, from the ratios within each round.",
 )
+OVER_SDPA = Metric(
+    "speedup_vs_sdpa",
+    "vs sdpa",
+    *_RATIO,
+    "How many times as fast as the unpruned model on what torch's attention picks by itself, where that is measured.",
+)
+OVER_EAGER = Metric(
+    "speedup_vs_eager",
+    "vs eager",
+    *_RATIO,
+    "How many times as fast as the unpruned model on its library's own attention, where that is measured.",
+)
 OVER_UNPRUNED = Metric(
     "speedup_vs_unpruned",
     "vs unpruned",
@@ -84,10 +96,14 @@ SET_ASIDE = Metric(
     gateable=False,
     detail=True,
 )
-METRICS = (LATENCY, THROUGHPUT, OVER_FLASH, OVER_VANILLA, OVER_UNPRUNED, OVER_DECODE, OVER_ORACLE, SET_ASIDE)
+METRICS = (
+    *(LATENCY, THROUGHPUT, OVER_FLASH, OVER_VANILLA, OVER_SDPA, OVER_EAGER),
+    *(OVER_UNPRUNED, OVER_DECODE, OVER_ORACLE, SET_ASIDE),
+)
 
-BASELINES = {"flash": OVER_FLASH, "vanilla": OVER_VANILLA, WITHOUT_ATTENTION: OVER_UNPRUNED}
-"""The unpruned variants that others are compared with."""
+MEASURED_ONLY = {"sdpa": OVER_SDPA, "eager": OVER_EAGER}
+BASELINES = {"flash": OVER_FLASH, "vanilla": OVER_VANILLA, **MEASURED_ONLY, WITHOUT_ATTENTION: OVER_UNPRUNED}
+"""The unpruned variants that others are compared with, `MEASURED_ONLY` where they are among the cases."""
 
 
 def baselines(case: Case) -> dict[str, Metric]:
@@ -200,7 +216,7 @@ def _timings(contender: Contender, contenders: list[Contender]) -> Iterator[Meas
     for name, metric in baselines(contender.case).items():
         if name in by_name:
             yield metric.of(*stats.paired_ratios(by_name[name].medians, contender.medians))
-        else:
+        elif name not in MEASURED_ONLY or any(_is_reference(c.case, name, contender.case) for c in contenders):
             own = contender.case.variant == name
             yield metric.missing(_why_unpaired(name, contender, contenders), reference=own)
     if "oracle" in by_name:

@@ -52,6 +52,7 @@ class Manner:
     timing_only: bool = False
     delay: float = 0.0
     memory_snapshot: str | None = None
+    case_timeout: float | None = None
 
     def as_options(self) -> dict[str, Any]:
         """What is set, by name."""
@@ -78,6 +79,7 @@ class Session:
     done: set[Case] = field(default_factory=set)
     failed: set[Case] = field(default_factory=set)
     tokens: dict[Case, tuple[int, ...]] = field(default_factory=dict)
+    unwritten: Case | None = None
 
     def __post_init__(self) -> None:
         for record in self.journal.records():
@@ -99,18 +101,35 @@ class Session:
 
     def add(self, record: Record) -> None:
         """The record in the run and on the disk."""
+        self.unwritten = record.case
+        self.journal.add(record)
+        self.unwritten = None
         self.done.add(record.case)
         (self.failed.add if record.status == "failed" else self.failed.discard)(record.case)
-        self.journal.add(record)
+
+    def close(self) -> None:
+        """Let go of the file; where it is whole, what did not fit into it before is in it now."""
+        if self.journal.close() and self.unwritten is not None:
+            self.done.add(self.unwritten)
 
 
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
 def plan_sweep(sweep: Axes | OperatorAxes, carrier: Carrier, observing: Observing) -> Plan:
-    """The sweep's cells, `sweep.variant` being full names; UsageError where a model cannot be planned."""
-    plan: Plan = _asked(Planning(sweep), carrier, observing)
-    return plan
+    """The sweep's cells, `sweep.variant` being full names; UsageError where none can be planned.
+
+    A model that takes the process with it is planned as failed, in another process.
+    """
+    died: dict[str, str] = {}
+    while True:
+        (event,) = carry_out([Planning(sweep, died)], carrier, observing)
+        if not isinstance(event.value, Death):
+            plan: Plan = event.value
+            return plan
+        died[event.value.case.model if event.value.case else ""] = event.value.reason
+        if "" in died or died.keys() >= {case.model for case in event.task.subjects}:
+            raise UsageError(f"this cannot be planned: {event.value.reason}")
 
 
 def equip(order: Order, device: str, carrier: Carrier, observing: Observing) -> Equipment:
@@ -168,7 +187,9 @@ def start(
         machine=equipment.machine,
         options=sweep.as_options() | order.manner.as_options(),
         planned=tuple(p.case for p in plan.planned),
-        records=tuple(Record(p.case, "skipped", p.refused, p.tokens) for p in plan.planned if p.refused),
+        records=tuple(
+            Record(p.case, "failed" if p.failed else "skipped", p.refused, p.tokens) for p in plan.planned if p.refused
+        ),
         warnings=() if plan.device.startswith("cuda") else (_on_a_cpu(plan.planned),),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"repshift {__version__}",

@@ -15,10 +15,10 @@ from repshift_cli.benchmark.builder import within
 from repshift_cli.models.inputs.clips import clip_pixels
 from repshift_cli.models.inputs.images import image_pixels
 from repshift_cli.models.inputs.sentences import pieces
-from repshift_cli.records import Case, Subject, UsageError, call, dropped_share, lines_left
+from repshift_cli.records import Case, Subject, UsageError, call, dropped_share, lines_left, shares_of
 from repshift_cli.records.places import Cut, Picture, Shown, Trace
-from repshift_cli.reduction.engine.hooks import tokens_of
 from repshift_cli.reduction.engine.selection import listening
+from repshift_cli.reduction.engine.state import tokens_of
 
 CHECKPOINT = "hf:"
 """What a model's name begins with where the rest is the folder, or the hub id, of its checkpoint and tokenizer."""
@@ -31,7 +31,7 @@ def traced(case: Case, subject: Subject) -> tuple[Trace, Shown]:
     scores: list[Tensor] = []
     with _sizes(subject, case) as sizes, within(case, subject, noting=True) as dropped, listening(scores.append):
         call(subject.module, subject.inputs)
-        kept = [places[0].tolist() for places in dropped.kept]
+        kept = [[place for place in places[0].tolist() if place >= 0] for places in dropped.kept]  # -1: appended
     told = [s[0].float().tolist() for s in scores] if _scores(case) else []
     if subject.grid:
         grids = [(int(size[-2]), int(size[-1])) for size in sizes]
@@ -44,7 +44,7 @@ def traced(case: Case, subject: Subject) -> tuple[Trace, Shown]:
 
 def _scores(case: Case) -> bool:
     """Whether the method scores tokens, instead of choosing them without looking."""
-    return registry.load(registry.find("reduction", case.pruning)).choose is None
+    return registry.load(registry.find("reduction", case.pruning)).score is not None
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def _of_rows(
 ) -> Iterator[Cut]:
     """The cuts of a row of tokens. The engine tells places of the input; scores are of what was there, in its order."""
     there: Sequence[int] = range(places)
-    for i, (layer, stay) in enumerate(zip(case.layers, kept, strict=True)):
+    for i, (layer, stay) in enumerate(zip(shares_of(case), kept, strict=True)):
         told = scores[i] if i < len(scores) else ()
         first = 0 if len(told) == len(there) else subject.prefix
         yield Cut(layer, frozenset(there), frozenset(stay), dict(zip(there[first:], told, strict=False)))

@@ -14,7 +14,7 @@ from repshift_cli.sweep import plan
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.operators import OperatorAxes
 from repshift_cli.sweep.parsing import LARGEST
-from repshift_cli.sweep.plan import Planned
+from repshift_cli.sweep.plan import FactsOf, Planned, traits_of
 
 
 def with_batches(sweep: Axes, device: str, say: Callable[[str], object] = lambda _: None) -> Axes:
@@ -29,16 +29,19 @@ def with_batches(sweep: Axes, device: str, say: Callable[[str], object] = lambda
     return replace(sweep, batch=tuple(batches))
 
 
-def plan_cases(sweep: Axes | OperatorAxes, device: str) -> tuple[Planned, ...]:
-    """The sweep's cells, `sweep.variant` being full names."""
+def plan_cases(
+    sweep: Axes | OperatorAxes, device: str, watched: Callable[[FactsOf], FactsOf] = lambda facts_of: facts_of
+) -> tuple[Planned, ...]:
+    """The sweep's cells, `sweep.variant` being full names; `watched` stands around the question for a model's facts."""
     if isinstance(sweep, OperatorAxes):
         return operator_cells(sweep, device)
     parts = [registry.find_variant(variant) for variant in sweep.variant]
     names = {WITHOUT_ATTENTION, *(backend.name for backend, _ in parts)}
     backends = {name: builder.backend_for(name, device) for name in names}
     methods = {method.name: registry.options_of(method) for _, method in parts if method}
-    facts_of = partial(builder.facts_of, sweep.weights, data=sweep.data)
-    planned = plan.expand(sweep, device, facts_of, backends, methods)
+    traits = {method.name: traits_of(method) for _, method in parts if method}
+    facts_of = watched(partial(builder.facts_of, sweep.weights, data=sweep.data))
+    planned = plan.expand(sweep, device, facts_of, backends, methods, traits)
     if sweep.data is not None:
         for frames in dict.fromkeys(p.case.frames for p in planned if p.case.length is None):
             builder.check_data(sweep.data, frames)

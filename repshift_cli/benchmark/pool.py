@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from repshift_cli.benchmark import signals
-from repshift_cli.benchmark.launchers import Death, Event, Observer, Source, Task
+from repshift_cli.benchmark.launchers import Death, Event, Observer, Source, Spent, Task
 from repshift_cli.benchmark.signals import Notice
+from repshift_cli.records import Progress
 
 SECONDS_BETWEEN_LOOKS = 0.5
 GRACE = 15.0
@@ -27,7 +28,8 @@ class Hand(Protocol):
         """Let it perform the task."""
 
     def messages(self) -> list[tuple[Any, ...]]:
-        """What it has said since: `phase` and `update` for the observer, `result`s, then `done`, or `lost`.
+        """What it has said since: `phase` and `update` for the observer, `spent` with a field of `Spent` and seconds,
+        `result`s, then `done`, or `lost`.
 
         `done` comes with True where its process must not time anything more.
         """
@@ -66,9 +68,12 @@ class Pool:
     now: Callable[[], float] = time.monotonic
     isolated: bool = True
     named: bool = False
+    spent: Spent = field(default_factory=Spent)
     _hands: dict[int, Hand] = field(default_factory=dict)
     _free: list[int] = field(default_factory=list)
     _busy: int = 0
+    _shares: dict[int, float] = field(default_factory=dict)
+    """By place, of the comparisons on their way."""
     _looked: float = 0.0
 
     def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
@@ -135,22 +140,35 @@ class Pool:
                     del self._hands[place]
                 self._free.append(place)
                 self._busy -= 1
+                self._shares.pop(place, None)
                 observer.next()
                 return
             elif kind == "lost":
                 ended = Death(*said)
             elif kind == "refused":
                 raise said[0]
+            elif kind == "spent":
+                getattr(self.spent, said[0]).append(said[1])
+            elif kind == "update":
+                observer.update(self._of_all(place, *said))
             else:
                 getattr(observer, kind)(*said)
         if ended := ended or hand.death():
             hand.end()
             del self._hands[place]
             self._busy -= 1
+            self._shares.pop(place, None)
             if not ended.elsewhere:
                 self._free.append(place)
             if not stopping:
                 yield Event(task, ended)
+
+    def _of_all(self, place: int, word: Progress) -> Progress:
+        """A worker's word as one of all: how far they have come together."""
+        self._shares[place] = word.share
+        if self._busy < 2:
+            return word
+        return replace(word, share=sum(self._shares.values()), seconds_left=None, workers=self._busy)
 
     def _stopping(self, notice: Notice, observer: Observer, since: float | None) -> float | None:
         """After the first Ctrl-C: since when the workers have been asked to stop."""

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import LEAST_ROUNDS, USUAL_ROUNDS, Contender, Derive, Rounds, record, references
+from repshift_cli.benchmark.launchers import Stopped
 from repshift_cli.records import Case, Measurement, Output, Progress, Record, Step, visible
 
 PREPARED = ("eager", "compile", "graph")
@@ -47,8 +48,8 @@ POISON = (
 """What CUDA says when its context is lost: every later call in the process fails (CUDA's runtime API, cudaError)."""
 
 
-CAUGHT = (Exception, SystemExit, GeneratorExit)
-"""What a model may raise without taking more than its case with it; Ctrl-C is the user's."""
+PASSED_ON = (KeyboardInterrupt, Stopped)
+"""What ends more than a case; whatever else a model raises takes its case with it and no more."""
 
 
 class ContextLost(Exception):
@@ -100,7 +101,7 @@ class Parts:
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
     said of its scores; `output(step)` gives what the model puts out, or raises where that is nothing. `at(case)` is
     told, outside the timed regions, which case is worked on; `settle()` puts right what a case has changed in the
-    process, and says what that was.
+    process, and says what that was; `inputs(thorough)` the same of the inputs that all cases share.
     """
 
     prepare: Callable[[Case], Step]
@@ -116,6 +117,7 @@ class Parts:
     memory: Callable[[Step], Sequence[Probe]] = lambda _: ()
     at: Callable[[Case], None] = lambda _: None
     settle: Callable[[], tuple[str, ...]] = lambda: ()
+    inputs: Callable[[bool], tuple[str, ...]] = lambda thorough: ()
 
 
 def compare(
@@ -154,20 +156,25 @@ def failed(case: Case, tokens: tuple[int, ...], error: BaseException) -> Record:
 
 def reason_of(error: BaseException) -> str:
     """One line, visible: out of memory in plain words, else the error's class and first line."""
-    try:
-        told = visible(str(error))
-    except Exception:
-        told = ""
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in _told(error).splitlines() if line.strip()]
+    name = visible(type(error).__name__)
+    text = visible(lines[0]) if lines else name
     if is_out_of_memory(error):
         return f"out of memory: {text}; try a smaller batch"
-    return text if type(error).__module__.startswith("repshift_cli") else f"{type(error).__name__}: {text}"
+    return text if type(error).__module__.startswith("repshift_cli") else f"{name}: {text}"
+
+
+def _told(error: BaseException) -> str:
+    """An error's message, nothing where it cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: of Python, of torch on a GPU, or of its CPU allocator, which has words only."""
-    told = str(error).lower()
+    told = _told(error).lower()
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in told or "out of memory" in told
 
@@ -221,9 +228,10 @@ def _verify_and_probe(contender: Contender, parts: Parts, probed: bool) -> None:
     assert contender.step is not None
     contender.kernel = parts.verify(contender.step)
     contender.paths, words = parts.look(contender.step)
-    contender.words += words
+    contender.words += (*words, *parts.inputs(True))
     for probe in parts.probes(contender.step) if probed else ():
         contender.measurements += probe.measure(contender.step)
+        contender.words += parts.inputs(True)
 
 
 def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arguments: Any) -> None:
@@ -233,14 +241,16 @@ def _guarded(contender: Contender, work: Callable[..., None], parts: Parts, *arg
     parts.at(contender.case)
     try:
         work(contender, parts, *arguments)
-    except CAUGHT as error:
+    except PASSED_ON:
+        raise
+    except BaseException as error:
         _drop(contender, error)
-    _settle(contender, parts)
+    _settle(contender, parts, thorough=work is not _time_one)
 
 
-def _settle(contender: Contender, parts: Parts) -> None:
-    """What this case has changed in the process is put back before the next one's turn."""
-    contender.words = tuple(dict.fromkeys((*contender.words, *parts.settle())))
+def _settle(contender: Contender, parts: Parts, thorough: bool) -> None:
+    """What this case has changed in the process and in its inputs is put back before the next one's turn."""
+    contender.words = tuple(dict.fromkeys((*contender.words, *parts.settle(), *parts.inputs(thorough))))
 
 
 def _drop(contender: Contender, error: BaseException) -> None:

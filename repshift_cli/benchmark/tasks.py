@@ -15,7 +15,7 @@ from repshift_cli.counters.base.choice import Choice, choose
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.cores import choose_threads, set_threads
 from repshift_cli.machine.describe import describe
-from repshift_cli.records import Case, Machine, Progress, Record
+from repshift_cli.records import Case, Facts, Machine, Progress, Record, Unbuildable
 from repshift_cli.records.profile import Breakdown
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from repshift_cli.profiling.chrome_trace import Recorded
     from repshift_cli.sweep.axes import Axes
     from repshift_cli.sweep.operators import OperatorAxes
-    from repshift_cli.sweep.plan import Planned
+    from repshift_cli.sweep.plan import FactsOf, Planned
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,14 @@ class Planning:
     """The cells of a sweep, worked out where they will be measured: a model may have to be built for its facts."""
 
     sweep: Axes | OperatorAxes
-    subjects: tuple[Case, ...] = ()
+    died: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Models that took a process with them, with the reason: they are not tried again."""
+
+    @property
+    def subjects(self) -> tuple[Case, ...]:
+        """A case for each model, by which it is known at which of them a process died."""
+        models = dict.fromkeys(getattr(self.sweep, "model", ()))
+        return tuple(Case(model, "random", "random", None, None, 1, "fp32", "cpu", "") for model in models)
 
     def perform(self, observer: Observer) -> Iterator[Plan]:
         """The plan."""
@@ -104,9 +111,24 @@ class Planning:
         sweep = self.sweep
         if isinstance(sweep, Axes):
             sweep = planning.with_batches(sweep, device, observer.phase)
-        planned = planning.plan_cases(sweep, device)
+        planned = planning.plan_cases(sweep, device, partial(self._watched, observer))
         guard().settle()
         yield Plan(device, planned, sweep)
+
+    def _watched(self, observer: Observer, facts_of: FactsOf) -> FactsOf:
+        """The facts of a model, and nothing that asking for them changed in the process."""
+        subjects = {case.model: case for case in self.subjects}
+
+        def facts(model: str, *sizes: int | None) -> Facts:
+            if model in self.died:
+                raise Unbuildable(f"{model}: {self.died[model]} while it was planned")
+            observer.at(subjects[model])
+            try:
+                return facts_of(model, *sizes)
+            finally:
+                guard().settle()
+
+        return facts
 
 
 @dataclass(frozen=True)
@@ -149,13 +171,16 @@ class Comparison:
         observer.phase(f"building {first.model}")
         try:
             builder.subject(first)
-        except runner.CAUGHT as error:
+        except runner.PASSED_ON:
+            raise
+        except BaseException as error:
             if runner.is_poison(error):
                 raise runner.ContextLost(None, reason_of(error)) from error
             yield from (runner.failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
             return
         words = guarded.settle(first.seed)
-        parts = replace(builder.parts, at=observer.at, settle=partial(guarded.settle, first.seed))
+        settle, inputs = partial(guarded.settle, first.seed), builder.inputs.put_back
+        parts = replace(builder.parts, at=observer.at, settle=settle, inputs=inputs)
         for record in runner.compare(self.cases, set(self.wanted), parts, self.settings, observer.update, self.broken):
             yield replace(record, warnings=tuple(dict.fromkeys((*words, *record.warnings)))) if words else record
 
@@ -181,9 +206,12 @@ class Recording:
         observer.at(self.about.case)
         observer.phase(f"{self.about.name}: building and warming up")
         try:
-            yield self._recorded(observer)
-        except runner.CAUGHT as error:
-            yield replace(self.about, status="failed", reason=reason_of(error)), None
+            found: tuple[Breakdown, Recorded | None] = self._recorded(observer)
+        except runner.PASSED_ON:
+            raise
+        except BaseException as error:
+            found = replace(self.about, status="failed", reason=reason_of(error)), None
+        yield found
 
     def _recorded(self, observer: Observer) -> tuple[Breakdown, Recorded]:
         from repshift_cli.profiling import digest, recorder

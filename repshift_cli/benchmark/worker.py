@@ -14,10 +14,12 @@ import signal
 import struct
 import sys
 import time
+import traceback
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from repshift_cli.benchmark.launchers import Stopped
 from repshift_cli.machine.guardian import end_with
 
 BUILDING, NOTHING = -1, -2
@@ -37,6 +39,7 @@ class Reporter:
     cases: tuple[Any, ...] = ()
     _count: int = 0
     _spoken: float = 0.0
+    _building_since: float | None = None
 
     def phase(self, text: str) -> None:
         self.link.send(("phase", text))
@@ -52,14 +55,25 @@ class Reporter:
 
     def at(self, case: Any) -> None:
         place = self.cases.index(case) if case in self.cases else BUILDING
+        if place == BUILDING:
+            self._building_since = time.monotonic()
+        elif self._building_since is not None:
+            self.link.send(("spent", "building", time.monotonic() - self._building_since))
+            self._building_since = None
         self._step(place)
 
     def next(self) -> None:
         """The command counts by itself."""
 
+    @property
+    def case(self) -> Any:
+        """The running case, None where there is none."""
+        place = STATUS.unpack_from(self.status)[0]
+        return self.cases[place] if place >= 0 else None
+
     def begin(self, cases: tuple[Any, ...]) -> None:
         """A task with these cases starts; the last one is over."""
-        self.cases = cases
+        self.cases, self._building_since = cases, None
         self._step(NOTHING)
 
     def _step(self, place: int | None = None) -> None:
@@ -67,10 +81,6 @@ class Reporter:
         if place is None:
             place = STATUS.unpack_from(self.status)[0]
         STATUS.pack_into(self.status, 0, place, self._count % 2**32)
-
-
-class Stopped(BaseException):
-    """The command wants no more: the running round was the last."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +104,10 @@ def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
     setup: Setup = link.recv()
     if setup.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, setup.cores)
+    begun = time.monotonic()
     from repshift_cli.benchmark import builder  # noqa: F401  (the heavy imports, once)
 
-    link.send(("ready",))
+    link.send(("ready", time.monotonic() - begun))
     with contextlib.suppress(EOFError, Stopped):
         while (task := link.recv()) is not None:
             reporter.begin(task.subjects)
@@ -107,7 +118,7 @@ def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
 
 def _answer(task: Any, reporter: Reporter, place: str | None) -> None:
     from repshift_cli.benchmark.launchers import Arrival
-    from repshift_cli.benchmark.runner import ContextLost
+    from repshift_cli.benchmark.runner import ContextLost, reason_of
     from repshift_cli.machine.describe import describe
     from repshift_cli.profiling import kineto
     from repshift_cli.records import Record, RepshiftError
@@ -123,6 +134,10 @@ def _answer(task: Any, reporter: Reporter, place: str | None) -> None:
         send(("lost", loss.reason, loss.case, None, True, False, place))
     except RepshiftError as error:
         send(("refused", error))
+    except (Stopped, ConnectionError):
+        raise
+    except BaseException as error:  # a KeyboardInterrupt too is the model's own: the user's does not reach this process
+        send(("lost", reason_of(error), reporter.case, traceback.format_exc(), True, False, place))
     else:
         send(("done", timed and kineto.attached()))  # a fresh process for what is timed next
 

@@ -31,7 +31,6 @@ class LocalCrew:
 
     patience: float | None = None
     setups: tuple[Setup, ...] = (Setup(),)
-    starts: list[float] = field(default_factory=list)
     _told: bool = False
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _spare: dict[int, Worker] = field(default_factory=dict)
@@ -58,7 +57,7 @@ class LocalCrew:
         self._selector.close()
 
     def _new(self, place: int) -> Worker:
-        return Worker(place, self.setups[place], self.patience, self._selector, self.starts)
+        return Worker(place, self.setups[place], self.patience, self._selector)
 
 
 class Worker:
@@ -70,12 +69,11 @@ class Worker:
         setup: Setup,
         patience: float | None,
         selector: selectors.BaseSelector,
-        starts: list[float],
     ) -> None:
         self.place, self._name = place, setup.place
         self.task: Task | None = None
         self.last: Task | None = None
-        self._patience, self._selector, self._starts = patience, selector, starts
+        self._patience, self._selector = patience, selector
         self._began = self._moved = time.monotonic()
         self._step, self._peak = -1, 0
         self._ended = False
@@ -123,7 +121,7 @@ class Worker:
             while self._link.poll():
                 message = self._link.recv()
                 if message[0] == "ready":
-                    self._starts.append(time.monotonic() - self._began)
+                    found += [("spent", "starts", time.monotonic() - self._began), ("spent", "imports", message[1])]
                 else:
                     found.append(message)
                 self._moved = time.monotonic()

@@ -234,7 +234,7 @@ def _one_by_one(batch: Any, size: int) -> Iterator[Any]:
 
 def _answered(name: str, look: Look) -> Answer:
     """The answer, or why there is none."""
-    from repshift_cli.benchmark.runner import CAUGHT, reason_of
+    from repshift_cli.benchmark.runner import PASSED_ON, reason_of
 
     part = registry.find("inspection", name)
     question = registry.load(part)
@@ -243,6 +243,8 @@ def _answered(name: str, look: Look) -> Answer:
         return Answer(name, title, "skipped", refused)
     try:
         found: Answer = question.answer(look)
-    except CAUGHT as error:
+    except PASSED_ON:
+        raise
+    except BaseException as error:
         return Answer(name, title, "failed", reason_of(error))
     return found

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
-from repshift_cli.records import UsageError, store
+from repshift_cli.records import RepshiftError, UsageError, store
 from repshift_cli.records.journal import Journal, StoreError, exists_already
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep.axes import Axes
@@ -72,6 +73,7 @@ def bench(
     parallel: launching.Parallel = None,
     device_kind: launching.DeviceKind = None,
     in_process: launching.InProcess = False,
+    timing: launching.Timing = False,
     out: Out = None,
     resume: Resume = None,
     retry_failed: RetryFailed = False,
@@ -79,7 +81,8 @@ def bench(
     outputs: Outputs,
 ) -> None:
     """Time a model's variants side by side, or a whole sweep."""
-    manner = Manner(timing_only, delay, str(memory_snapshot) if memory_snapshot else None)
+    begun = time.monotonic()
+    manner = Manner(timing_only, delay, str(memory_snapshot) if memory_snapshot else None, case_timeout)
     where = Where(on, in_process, case_timeout, parallel, device_kind)
     file, observing = _File(out, resume, retry_failed), as_asked(outputs.view)
     with signals.ending_in_order(), file.opened(asked, manner) as (order, place):
@@ -98,9 +101,13 @@ def bench(
                 engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
-        outputs.emit(document_of(run))
-        if not outputs.view.quiet:
-            _say_where(session)
+        try:
+            outputs.emit(document_of(run))
+        finally:
+            if not outputs.view.quiet:
+                _say_where(session)
+            if timing:
+                print(launching.spent_in_words(carrier.spent, time.monotonic() - begun), file=sys.stderr)
     raise typer.Exit(engine.exit_code(run))
 
 
@@ -129,7 +136,11 @@ class _File:
         """What the options come to, every name in it checked, and where it goes; a file to go on with is locked."""
         if self.resume is not None:
             named = [f"--{name.replace('_', '-')}" for name in asked.names if name != "model"]
-            named += [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(manner) if getattr(manner, f.name)]
+            named += [
+                f"--{f.name.replace('_', '-')}"
+                for f in dataclasses.fields(manner)
+                if getattr(manner, f.name) and f.name != "case_timeout"
+            ]
             if named or self.out is not None:
                 raise UsageError(f"--resume takes the options of the run file; leave out {(named or ['--out'])[0]}")
             with contextlib.closing(Journal.open(self.resume)) as journal:
@@ -206,8 +217,9 @@ def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]
         raise
     except StoreError:
         run = session.journal.snapshot()
-        session.journal.close()
-        outputs.emit(document_of(run))
+        session.close()
+        with contextlib.suppress(RepshiftError):  # no room for its files either
+            outputs.emit(document_of(run))
         _say_how_to_go_on(session, "stopped")
         raise
 

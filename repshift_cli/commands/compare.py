@@ -66,7 +66,7 @@ def _compared(
     from repshift_cli.gate.verdict import NoBase
     from repshift_cli.renderers.sheets.comparison import by_size, sheet
 
-    different = [*comparison.differences(old.machine, new.machine).values(), *comparison.dtype_difference(old, new)]
+    different = [*comparison.differences_of(old, new).values(), *comparison.dtype_difference(old, new)]
     if different and not across:
         raise NoBase(
             f"environment mismatch: {base} and {head} differ in {'; '.join(different)}; --across describes only"

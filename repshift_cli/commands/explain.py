@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from repshift_cli.commands.shared import options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options, prepare_stdout
-from repshift_cli.records import WITHOUT_ATTENTION, UsageError, protection
+from repshift_cli.records import WITHOUT_ATTENTION, Case, RepshiftError, Subject, Unbuildable, UsageError, protection
 from repshift_cli.renderers import Document
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @options.sweep_options(
-    only=("model", "keep", "layers", "image_size", "frames", "tokens", "removal", "protect", "weights")
+    only=("model", "keep", "remove", "layers", "image_size", "frames", "tokens", "removal", "protect", "weights")
 )
 @output_options("explanation", laid_out=False)
 def explain(
@@ -50,7 +50,7 @@ def explain(
 
 def _found(sweep: Axes) -> dict[str, Any]:
     """What was found, with the tokens along every schedule, from a forward of the first block at batch 1."""
-    from repshift_cli.benchmark import builder, planning
+    from repshift_cli.benchmark import planning
     from repshift_cli.models.discovery.explain import explained
 
     cases = [p for p in planning.plan_cases(sweep, "cpu") if p.case.layers]
@@ -58,8 +58,21 @@ def _found(sweep: Axes) -> dict[str, Any]:
     schedules = [{"keep": p.case.keep, "layers": list(p.case.layers), "tokens": list(p.tokens)} for p in cases]
     return {
         "model": case.model,
-        **explained(builder.lone_step(case).subject, protection(case.protect)),
+        **explained(_subject(case), protection(case.protect)),
         "default": case.option("operation"),
         "attention": case.attention != WITHOUT_ATTENTION,
         "schedules": schedules,
     }
+
+
+def _subject(case: Case) -> Subject:
+    """The built model; Unbuildable where its own code fails."""
+    from repshift_cli.benchmark import builder
+    from repshift_cli.benchmark.runner import reason_of
+
+    try:
+        return builder.lone_step(case).subject
+    except (RepshiftError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise Unbuildable(f"{case.model} cannot be built: {reason_of(error)}") from error

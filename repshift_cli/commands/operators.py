@@ -23,8 +23,8 @@ from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
 from repshift_cli.machine import device as devices
-from repshift_cli.records import OPERATORS, UsageError, one_line, store
-from repshift_cli.records.journal import Journal
+from repshift_cli.records import OPERATORS, RepshiftError, UsageError, one_line, store
+from repshift_cli.records.journal import Journal, StoreError
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep.axes import merge
 from repshift_cli.sweep.operators import OperatorAxes
@@ -150,13 +150,15 @@ def operators(
                 options.list_cases(plan.planned)
                 return
             session = _session(order, plan, path, journal, carrier, observing)
-            with _said_where_it_stopped(session):
+            with _said_where_it_stopped(session, outputs):
                 engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
-    outputs.emit(document_of(run))
-    if not outputs.view.quiet:
-        print(f"run file: {path}", file=sys.stderr)
+    try:
+        outputs.emit(document_of(run))
+    finally:
+        if not outputs.view.quiet:
+            print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(engine.exit_code(run))
 
 
@@ -205,18 +207,28 @@ def _session(
 
 
 @contextlib.contextmanager
-def _said_where_it_stopped(session: Session) -> Iterator[None]:
-    """After an interruption: how far the run came, and the command that goes on with it."""
+def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]:
+    """However measuring ends before its end: how far the run came, and the command that goes on with it."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         session.journal.close()
-        path = session.journal.path
-        print(
-            f"\ninterrupted; {len(session.done)} of {len(session.planned)} cells are in the run file", file=sys.stderr
-        )
-        print(f"go on with: {shlex.join(['repshift', 'operators', '--resume', str(path)])}", file=sys.stderr)
+        _say_how_to_go_on(session, "\ninterrupted")
         raise
+    except StoreError:
+        run = session.journal.snapshot()
+        session.close()
+        with contextlib.suppress(RepshiftError):  # no room for its files either
+            outputs.emit(document_of(run))
+        _say_how_to_go_on(session, "stopped")
+        raise
+
+
+def _say_how_to_go_on(session: Session, what: str) -> None:
+    counts = f"{len(session.done)} of {len(session.planned)}"
+    print(f"{what}; {counts} cells are in the run file", file=sys.stderr)
+    command = shlex.join(["repshift", "operators", "--resume", str(session.journal.path)])
+    print(f"go on with: {command}", file=sys.stderr)
 
 
 # --- the listing ------------------------------------------------------------------------------------------------------

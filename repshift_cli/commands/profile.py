@@ -218,14 +218,17 @@ def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int
         made = [event.value for event in events]
         found = dict(zip(tasks, made, strict=True))
         names = labels(p.case for p in planned)
-        refused = {p.case: Breakdown(names[p.case], p.case, tokens=p.tokens) for p in planned if p.refused}
-        breakdowns = tuple(
-            dataclasses.replace(refused[p.case], status="skipped", reason=p.refused) if p.refused else found[p.case][0]
-            for p in planned
-        )
+        refused = {p.case: _refused(p, names[p.case]) for p in planned if p.refused}
+        breakdowns = tuple(refused[p.case] if p.refused else found[p.case][0] for p in planned)
         run = dataclasses.replace(run, breakdowns=breakdowns)
         _write_traces(run, [trace for _, trace in made if trace is not None], files)
     return run
+
+
+def _refused(planned: Planned, name: str) -> Breakdown:
+    """What is said of a case that was not tried."""
+    status = "failed" if planned.failed else "skipped"
+    return Breakdown(name, planned.case, status, planned.refused, planned.tokens)
 
 
 def _tasks(

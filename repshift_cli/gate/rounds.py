@@ -1,13 +1,14 @@
-"""Two sides measured in turn: a survey of each, then round after round in the order base, head, head, base.
+"""Two sides measured in turn: round after round in the order base, head, head, base, after a survey of each.
 
-The survey takes everything that is not timed, once; a round is one fresh process per side that takes times alone.
+The survey takes everything that is not timed, once; a round is one fresh process per side that takes times alone: no
+process serves two rounds, for what differs from process to process is the noise that the verdict is held against.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,9 +24,6 @@ from repshift_cli.records import Case, Measurement, Record, Run, store
 THROTTLED = "the device was throttled by hardware while it was timed; cool it and measure again"
 EVERY_ROUND = "timed"
 """The source of what is measured in every round; everything else is measured once, in the survey."""
-SURVEYS = 2
-"""The first processes of a gate."""
-
 Noise = Mapping[str, Mapping[str, float]]
 """Per case key and metric: the share by which A/A gates wander on this runner."""
 
@@ -60,6 +58,14 @@ class BaseAndHead:
     throttled: int = 0
     count: int = 0
     examples: dict[str, str] = field(default_factory=dict)
+    also: BaseAndHead | None = None
+    """Another head against the same base, which is measured in the rounds of this one too."""
+    ready: deque[dict[str, Figures]] = field(default_factory=deque)
+    """Rounds that were measured already, with another pair."""
+    _surveys: int = 0
+
+    def __post_init__(self) -> None:
+        self._surveys = len(self.starter.seconds)
 
     @property
     def both(self) -> tuple[Side, Side]:
@@ -68,23 +74,27 @@ class BaseAndHead:
 
     def plan(self) -> str:
         """What is to come, and about how long it takes, before the first round: by what the surveys took."""
-        first, most = self.thresholds.rounds, self.thresholds.most_rounds
-        each = 2 * min(self.starter.seconds[:SURVEYS], default=0.0)
+        first, most, turns = self.thresholds.rounds, self.thresholds.most_rounds, len(self._turns())
+        each = turns * min(self.starter.seconds[: self._surveys], default=0.0)
+        processes = "one process per side" if turns == len(self.both) else f"{turns} processes"
         return (
-            f"{first} rounds of one process per side, about {_minutes(first * each)}; up to {most}, about "
+            f"{first} rounds of {processes}, about {_minutes(first * each)}; up to {most}, about "
             f"{_minutes(most * each)}, where the noise asks for them; a failure is measured once more"
         )
 
-    def _progress(self, side: Side) -> str:
+    def _progress(self, name: str, before: int, turns: int) -> str:
         """`round 9 of 12: head, about 3 min left`, the total growing where a look leaves something open."""
         first, most = self.thresholds.rounds, self.thresholds.most_rounds
         total = next((n for n in (first, most, most + first) if n >= self.count), 2 * most)
-        done = self.starter.seconds[SURVEYS:] or self.starter.seconds
-        left = (2 * (total - self.count) + 2 - (side is not self._order()[0])) * sum(done) / max(len(done), 1)
-        return f"round {self.count} of {total}: {side.name}, about {_minutes(left)} left"
+        done = self.starter.seconds[self._surveys :] or self.starter.seconds
+        left = (turns * (total - self.count + 1) - before) * sum(done) / max(len(done), 1)
+        return f"round {self.count} of {total}: {name}, about {_minutes(left)} left"
 
-    def _order(self) -> tuple[Side, Side]:
-        return self.both if self.count % 2 else (self.head, self.base)
+    def _turns(self) -> list[tuple[BaseAndHead, Side]]:
+        """Who is measured in a round, and for which pair; every second round the other way round."""
+        others = [(self.also, self.also.head)] if self.also else []
+        turns = [(self, self.base), (self, self.head), *others]
+        return turns if self.count % 2 else turns[::-1]
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
@@ -113,37 +123,48 @@ class BaseAndHead:
         NothingMeasured where base does not give every figure, Broken where head alone does not.
         """
         self.count += 1
-        figures, lost = dict[str, Figures](), dict[str, dict[Case, str]]()
-        for side in self._order():
-            self.observe(self._progress(side), self.count > 1)
-            figures[side.name], lost[side.name] = self._twice(side)
-        for case, why in lost[BASE].items():
-            raise NothingMeasured(f"nothing measured: base in round {self.count}: {case.variant}: {why}")
-        if lost[HEAD]:
-            raise Broken([Lonely(case, BASE, "failed", f"failed: {why}") for case, why in lost[HEAD].items()])
+        figures = self.ready.popleft() if self.ready else self._round()
         for name, found in figures.items():
             self.processes[name].append(found)
         return {c: self._worse(c, figures[BASE], figures[HEAD]) for c in self.watched}
 
+    def _round(self) -> dict[str, Figures]:
+        came = dict[str, tuple[Figures, dict[Case, str]]]()
+        turns = self._turns()
+        for before, (pair, side) in enumerate(turns):
+            self.observe(self._progress(side.name, before, len(turns)), self.count > 1)
+            came[side.name] = pair.twice(side, self.count)
+        base, lost = came.pop(self.base.name)
+        for case, why in lost.items():
+            raise NothingMeasured(f"nothing measured: base in round {self.count}: {case.variant}: {why}")
+        for _, lost in came.values():
+            if lost:
+                raise Broken([Lonely(case, BASE, "failed", f"failed: {why}") for case, why in lost.items()])
+        if self.also:
+            self.also.ready.append({BASE: base, HEAD: came[self.also.head.name][0]})
+        return {BASE: base, HEAD: came[self.head.name][0]}
+
     def start(self, checks: Sequence[Check]) -> None:
         """Measure these from now on."""
         self.watched = list(checks)
+        if self.also:
+            self.also.start(checks)
 
     def _worse(self, check: Check, before: Figures, after: Figures) -> float:
         place = (check.case, check.metric)
         ratio = after[place] / before[place]
         return 1 / ratio if self._like(check).better == "higher" else ratio
 
-    def _twice(self, side: Side) -> tuple[Figures, dict[Case, str]]:
+    def twice(self, side: Side, number: int) -> tuple[Figures, dict[Case, str]]:
         """One process, and another where it lacks a figure; then whatever case still lacks one, with why."""
-        name = f"{side.name}-{self.count:03d}"
+        name = f"{side.name}-{number:03d}"
         figures, lost = self._process(side, name)
         if not lost:
             return figures, lost
         figures, still = self._process(side, f"{name}-again")
         if not still:
-            once = [Lonely(case, BASE, "failed", f"round {self.count}: {why}") for case, why in lost.items()]
-            if side.name == HEAD:
+            once = [Lonely(case, BASE, "failed", f"round {number}: {why}") for case, why in lost.items()]
+            if side is self.head:
                 self.unsteady += once
             else:
                 self.notes.append(f"base failed once in {once[0].reason}; not when it was started again")

@@ -71,6 +71,8 @@ class Surveyor:
         """Both sides looked at; UsageError where both refuse, NothingMeasured where base ends without a run."""
         self.observe("head: one look at every case")
         ended = self._look(self.head)
+        if self._is_one_side and ended.run is not None:
+            return Survey(ended.run, ended.run)
         self.observe("base: one look at every case")
         base = self._base(ended)
         head = _whole(ended, base)
@@ -78,6 +80,11 @@ class Surveyor:
         head, unsteady = self._second_look(base, head, ended)
         wandering = self._wandering(base, head)
         return Survey(base, head, tuple(self._notes), unsteady, wandering)
+
+    @property
+    def _is_one_side(self) -> bool:
+        """Whether one look tells of both: the same code and the same interpreter."""
+        return (self.base.folder, self.base.python) == (self.head.folder, self.head.python)
 
     def _look(self, side: Side, name: str = "survey") -> Ended:
         return self.starter.measure(side, f"{side.name}-{name}", "--rounds", "1")

@@ -108,13 +108,17 @@ def decide(
 
 
 def _looks(checks: Sequence[Check], measure: Measure, first: int, most: int) -> dict[Check, Judged]:
-    """Judged after the first look where that leaves nothing open, else after the last: two looks, no more."""
+    """Judged after the first look where that decides the whole, else after the last: two looks, no more.
+
+    It decides where nothing is open, and where something fails: what else is open cannot mend that.
+    """
     rounds: list[Round] = []
     judged: dict[Check, Judged] = {}
     for count in (first, most):
         rounds += [measure() for _ in range(count - len(rounds))]
         judged = judge(checks, rounds)
-        if all(j.verdict != INCONCLUSIVE for j in judged.values()):
+        verdicts = {j.verdict for j in judged.values()}
+        if FAIL in verdicts or INCONCLUSIVE not in verdicts:
             break
     return judged
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from repshift_cli.inspection import Look
@@ -14,8 +15,8 @@ from repshift_cli.inspection.base.arrays import axis, blocks, quantity
 from repshift_cli.inspection.base.blocks import entering, own_places, visiting
 from repshift_cli.inspection.base.left_out import MOST_TOKENS, copies
 from repshift_cli.records.inspection import Answer, Quantity
-from repshift_cli.reduction.engine.hooks import tokens_of
 from repshift_cli.reduction.engine.seen import Seen
+from repshift_cli.reduction.engine.state import tokens_of
 
 RANK = 5
 STEP = 0.01
@@ -40,7 +41,8 @@ def answer(look: Look) -> Answer:
         with look.active():
             found.append(_influence(look, inputs, number))
         look.tell((number + 1) / len(look.inputs))
-    by_distance = torch.stack(found).nanmean(0)
+    most = max(one.shape[1] for one in found)
+    by_distance = torch.stack([F.pad(one, (0, most - one.shape[1]), value=torch.nan) for one in found]).nanmean(0)
     quantities = list(_quantities(look, by_distance))
     settings = {"inputs": len(found), "sources": SOURCES, "step": STEP, "within": WITHIN}
     reading = tuple(_read(quantities))

@@ -16,8 +16,8 @@ from repshift_cli.inspection.base.effects import read_out
 from repshift_cli.inspection.base.ranks import mean
 from repshift_cli.records import Site
 from repshift_cli.records.inspection import Answer, Quantity
-from repshift_cli.reduction.engine.hooks import tokens_of
 from repshift_cli.reduction.engine.seen import Seen
+from repshift_cli.reduction.engine.state import tokens_of
 
 RANK = 4
 BRANCHES = ("attention", "mlp", "update")
@@ -68,7 +68,7 @@ def _effects(look: Look, inputs: Any, number: int) -> list[list[tuple[float, flo
     subject, seen = look.subject, {}
 
     def visit(layer: int, block: Seen) -> None:
-        seen[layer] = {name: block[name] for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")}
+        seen[layer] = Seen({name: block[name] for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")})
 
     with visiting(subject, visit):
         output = look.run(inputs)

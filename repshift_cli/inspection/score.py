@@ -16,7 +16,7 @@ from repshift_cli.inspection.base.blocks import own_attention, own_places, real_
 from repshift_cli.inspection.base.effects import measure_of, read_out
 from repshift_cli.inspection.base.left_out import DRAWS, halves, importance, noise
 from repshift_cli.inspection.base.ranks import FEWEST, lower_half_weight, mean, rank_correlation, told_sign, top_share
-from repshift_cli.inspection.base.rows import paid, received
+from repshift_cli.inspection.base.rows import causal, paid, received
 from repshift_cli.inspection.base.shifts import shifts
 from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.records import Subject
@@ -97,10 +97,11 @@ def _seen(look: Look, inputs: Any) -> tuple[list[Block], Any]:
     def hear(layer: int, call: AttentionCall) -> None:
         if not own_attention(call, len(real)):
             return
-        reader = int(real.nonzero()[-1]) if call.is_causal else 0
+        forward_only = causal(call)
+        reader = int(real.nonzero()[-1]) if forward_only else 0
         held = found[layer - 1].beside
         held[RECEIVED] = received(call, real.to(call.query.device))[0].mean(0)[own].double().cpu()
-        if call.is_causal or subject.prefix or subject.marked:
+        if forward_only or subject.prefix or subject.marked:
             held[READER] = paid(call, reader)[0, own].double().cpu()
 
     with visiting(subject, visit, hear):
@@ -202,10 +203,11 @@ def _correlations(subject: Subject, found: Found, score: str) -> Iterator[Quanti
     depth, layers = blocks(len(subject.sites)), range(len(subject.sites))
     yield quantity(
         "correlation",
-        "rank correlation",
-        "Spearman's, over tokens, of the shift with: importance, the change of the output when that token alone is "
-        "left out after this block; the attention that the token receives; the attention which the token read out (the "
-        "class token, or the last of a causal model) pays to it; the norm of its state; its own shift one block on.",
+        "shift ~",
+        "Spearman's rank correlation, over tokens, of the shift with: importance, the change of the output when that "
+        "token alone is left out after this block; the attention that the token receives; the attention which the "
+        "token read out (the class token, or the last of a causal model) pays to it; the norm of its state; its own "
+        "shift one block on.",
         [depth, axis("with", BESIDE)],
         [[mean(_with(found, n, score, other)) for other in BESIDE] for n in layers],
         missing=NONE,
@@ -213,9 +215,8 @@ def _correlations(subject: Subject, found: Found, score: str) -> Iterator[Quanti
     )
     yield quantity(
         "importance_correlation",
-        "importance's",
-        "the rank correlation of importance with norm and attention: where the shift follows one of them, its "
-        "sign is that one's.",
+        "importance ~",
+        "that of importance with norm and attention: where the shift follows one of them, its sign is that one's.",
         [depth, axis("with", (NORM, RECEIVED, READER))],
         [[mean(_with(found, n, other, IMPORTANCE)) for other in (NORM, RECEIVED, READER)] for n in layers],
         missing=NONE,

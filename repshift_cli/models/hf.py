@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repshift_cli.models.base import decoder, text, vision_language
-from repshift_cli.models.base.transformers import Recipe, family, first_line, weights_file
+from repshift_cli.models.base.transformers import Recipe, check_index, family, first_line, weights_file
 from repshift_cli.models.discovery.blocks import NoSites
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models.inputs.preprocessing import Preprocessing, of_processor
@@ -61,7 +61,10 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
 def _config(place: str) -> Any:
     from transformers import AutoConfig
 
-    if Path(place).is_dir() and not (Path(place) / "model.safetensors.index.json").is_file():
+    index = Path(place) / "model.safetensors.index.json"
+    if index.is_file():
+        check_index(index)
+    elif Path(place).is_dir():
         weights_file(place)
     local = Path(place).is_dir() or not hub_answers()
     try:

@@ -34,7 +34,7 @@ from repshift_cli.models.discovery.adapter import Adapter
 from repshift_cli.models.discovery.blocks import NoSites
 from repshift_cli.models.discovery.located import Located, located
 from repshift_cli.models.inputs.images import batches, load_images
-from repshift_cli.records import Case, Facts, Subject, UsageError
+from repshift_cli.records import Case, Facts, Subject, Unbuildable, UsageError
 
 ALIASES: dict[str, object] = {}
 FRESH = 67280421310721
@@ -85,7 +85,7 @@ def build(case: Case) -> Subject:
     given = _placed(made.inputs, case.device, dtype)
     at = _located(case.model, replace(made, inputs=given))
     told = None if made.adapter is None else made.adapter.output
-    read = reading_of(module, given, at.found.entering, told)
+    read = reading_of(module, _mapped(given, torch.clone), at.found.entering, told)
     return subject_of(
         module,
         _evaluation(case, given),
@@ -96,13 +96,14 @@ def build(case: Case) -> Subject:
         prefix=at.prefix,
         suffix=at.suffix,
         warnings=at.warnings,
+        each=read.each,
     )
 
 
 def _located(name: str, made: _Made) -> Located:
     """Its blocks and tokens; a refusal that an adapter could mend shows the TOML file with it."""
     try:
-        return located(made.module, made.inputs, made.adapter)
+        return located(made.module, _mapped(made.inputs, torch.clone), made.adapter)
     except NoSites as error:
         if hint := FAMILIES.get(type(made.module).__name__):
             raise NoSites(f"{error}; this architecture is built in: --model {hint}", error.looked) from error
@@ -193,7 +194,7 @@ def _called(name: str) -> Any:
             torch.manual_seed(FRESH)
             return function()
     except Exception as error:
-        raise UsageError(f"{name}() failed: {type(error).__name__}: {first_line(error)}") from error
+        raise Unbuildable(f"{name}() failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _batch(name: str, inputs: Any) -> int:

@@ -18,12 +18,21 @@ from repshift_cli.records.case import (
     option_order,
     written,
 )
-from repshift_cli.records.errors import CaseBroken, RepshiftError, UsageError
+from repshift_cli.records.errors import CaseBroken, RepshiftError, Unbuildable, UsageError
 from repshift_cli.records.option import Option
 from repshift_cli.records.run import SCHEMA_VERSION, Calibration, Machine, Measurement, Metric, Output, Record, Run
 from repshift_cli.records.subject import Facts, Offers, Progress, Site, Step, Subject, call
 from repshift_cli.records.text import one_line, printable, printable_line, visible
-from repshift_cli.records.tokens import dropped_share, kept, left, lines_left, protection, tokens_along
+from repshift_cli.records.tokens import (
+    dropped_share,
+    kept,
+    left,
+    lines_left,
+    protection,
+    removals,
+    shares_of,
+    tokens_along,
+)
 
 __all__ = [
     "DTYPES",
@@ -51,6 +60,7 @@ __all__ = [
     "Site",
     "Step",
     "Subject",
+    "Unbuildable",
     "UsageError",
     "Value",
     "call",
@@ -64,6 +74,8 @@ __all__ = [
     "printable",
     "printable_line",
     "protection",
+    "removals",
+    "shares_of",
     "tokens_along",
     "visible",
     "written",

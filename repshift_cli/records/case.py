@@ -30,7 +30,8 @@ class Case:
     `keep` is the share of the tokens still there (prefix tokens apart) that stays at each layer of `layers`; `layers`
     count blocks from 1 and the cut is at the block's end. `protect` names leading and trailing tokens that stay beside
     the model's own protected ones (`first:35,last:1`); `removal` says how a grid (of a CNN) gets smaller, `length`
-    how many tokens a sequence (of text) has. `options` are those that the reduction method takes and that apply here,
+    how many tokens a sequence (of text) has. `remove` says how many tokens leave at each layer, in the place of `keep`,
+    which is 1 then (see `tokens.removals`). `options` are those that the reduction method takes and that apply here,
     by name, in the order of `option_order`.
     """
 
@@ -52,6 +53,7 @@ class Case:
     protect: str | None = None
     removal: str | None = None
     length: int | None = None
+    remove: str | None = None
 
     def __post_init__(self) -> None:
         own = dict(self.options)
@@ -64,6 +66,11 @@ class Case:
     def with_options(self, **values: Value) -> Case:
         """The case with these options in the place of its own."""
         return replace(self, options=tuple(values.items()))
+
+    @property
+    def rate(self) -> str:
+        """How many tokens leave at each layer, as it was asked for: the share that stays, or their number."""
+        return f"{self.keep:g}" if self.remove is None else self.remove
 
     @property
     def variant(self) -> str:
@@ -91,7 +98,7 @@ class Case:
     @property
     def schedule(self) -> tuple[Any, ...]:
         """What two pruned cases must share so that they run on the same numbers of tokens."""
-        return (self.keep, self.layers, self.execution, self.removal)
+        return (self.keep, self.layers, self.execution, self.removal, self.remove)
 
     @property
     def key(self) -> str:

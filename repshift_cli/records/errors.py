@@ -15,5 +15,9 @@ class UsageError(RepshiftError):
     exit_code = 2
 
 
+class Unbuildable(UsageError):
+    """A model's own code failed while it was planned: a failed row where other models can be measured."""
+
+
 class CaseBroken(Exception):
     """What was seen makes every figure of the case worthless, so that the case fails as a whole."""

@@ -64,8 +64,8 @@ class Journal:
                 if instead is None:
                     raise exists_already(path) from error
                 path = instead()
-            except OSError as error:
-                raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+            except (OSError, MemoryError) as error:
+                raise StoreError(f"cannot write {path}: {_why(error)}") from error
             else:
                 return journal
 
@@ -79,6 +79,7 @@ class Journal:
             raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
         try:
             _lock(file, path)
+            store.remove_leftovers(path.parent)
             run = store.load(path)  # once more, for its last writer may have been at its end
         except UsageError:
             os.close(file)
@@ -100,17 +101,17 @@ class Journal:
         """The record, in the place of an older one of the same case; StoreError where the disk does not take it."""
         key = record.case.key
         self._records[key] = record  # until it is in the file
-        self._append({"record": to_plain(record)}, durable=True, key=key)
+        self._append({"record": record}, durable=True, key=key)
 
     def change(self, **fields: Any) -> None:
         """Other values for fields of the run that are not its records: machines, warnings."""
         self.run = dataclasses.replace(self.run, **fields)
-        self._append({"changed": {name: to_plain(value) for name, value in fields.items()}})
+        self._append({"changed": fields})
 
     def add_machine(self, place: str, machine: Machine) -> None:
         """The machine that a place is on; a line of its own, however many there are."""
         self.run = dataclasses.replace(self.run, machines={**self.run.machines, place: machine})
-        self._append({"machines": {place: to_plain(machine)}}, durable=False)
+        self._append({"machines": {place: machine}}, durable=False)
 
     def record_of(self, case: Case) -> Record | None:
         """The newest record of the case."""
@@ -130,16 +131,15 @@ class Journal:
 
         What was in the file is read by `store.load` from then on.
         """
-        whole = True
+        if self._file is None:  # closed before
+            return not self._is_journal
         if self._is_journal:
-            try:
+            with contextlib.suppress(OSError, MemoryError):
                 store.write_pieces(self._real, in_pieces(self.run, map(self._plain, self._records.values())))
-            except OSError:
-                whole = False
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        return whole
+                self._is_journal = False
+        os.close(self._file)
+        self._file = None
+        return not self._is_journal
 
     # --- on the disk --------------------------------------------------------------------------------------------------
 
@@ -164,11 +164,11 @@ class Journal:
                 if key is not None:
                     return
             begin = self._end
-            self._extend(_line(line), durable)
+            self._extend(_line(to_plain(line)), durable)
             if key is not None:
                 self._records[key] = (begin, self._end - begin)
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
+        except (OSError, MemoryError) as error:
+            raise StoreError(f"cannot write {self.path}: {_why(error)}") from error
 
     def _extend(self, data: bytes, durable: bool) -> None:
         """Add to the file, all or nothing: a full disk leaves no half line behind."""
@@ -179,7 +179,7 @@ class Journal:
                 done += os.pwrite(self._file, data[done:], self._end + done)
             if durable:
                 os.fsync(self._file)
-        except OSError:
+        except (OSError, MemoryError):
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._end)
             raise
@@ -251,6 +251,10 @@ def real(path: Path) -> Path:
 def exists_already(path: Path) -> UsageError:
     """The refusal of a new run file where there is a file."""
     return UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
+
+
+def _why(error: OSError | MemoryError) -> str:
+    return "out of memory" if isinstance(error, MemoryError) else error.strerror or str(error)
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -228,3 +228,13 @@ class Run:
     def machine_of(self, record: Record) -> Machine:
         """The machine that a record was made on."""
         return self.machines.get(record.place or "", self.machine)
+
+    @property
+    def measured_on(self) -> list[Machine]:
+        """The machines that its records were made on, each once; its own where it has no records."""
+        places = dict.fromkeys(record.place or "" for record in self.records if record.status == "ok")
+        found: list[Machine] = []
+        for machine in (self.machines.get(place, self.machine) for place in places):
+            if machine not in found:
+                found.append(machine)
+        return found or [self.machine]

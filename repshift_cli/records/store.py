@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ JOURNAL = '{"journal":'
 """How the text of a run file begins that is still being written, a line for each record."""
 
 STALE_SECONDS = 3600
-"""A temporary file older than this, whose process is gone, was left by a command that was killed."""
+"""A temporary file of another machine older than this was left by a command that was killed."""
 
 
 def create(path: Path, run: Run) -> None:
@@ -162,6 +163,7 @@ def replacing(path: Path, exclusive: bool = False) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     temporary = _beside(path)
+    temporary.unlink(missing_ok=True)  # one that could not be removed before may be the very file, by another name
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -186,15 +188,17 @@ def _place_new(temporary: Path, path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         os.replace(temporary, path)
     else:
-        temporary.unlink()
+        with contextlib.suppress(OSError):  # it has its name; the other one goes with the next run
+            temporary.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Take away temporary files of commands that were killed: old ones whose process is gone."""
+    """Take away temporary files of commands that were killed, whose process is gone; another machine's when old."""
     for file in folder.glob(".*.tmp"):
-        number = file.name.split(".")[-2]
+        host, number = file.name.split(".")[-3:-1]
         with contextlib.suppress(OSError):
-            if number.isdecimal() and time.time() - file.stat().st_mtime > STALE_SECONDS and not _runs(int(number)):
+            old = time.time() - file.stat().st_mtime > STALE_SECONDS
+            if number.isdecimal() and (host == _host() or old) and not _runs(int(number)):
                 file.unlink()
 
 
@@ -209,7 +213,12 @@ def _runs(process: int) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name[:100]}.{_host()}.{os.getpid()}.tmp")
+
+
+def _host() -> str:
+    """This machine's name without dots."""
+    return re.sub(r"\W+", "-", platform.node())[:40] or "host"
 
 
 def default_path(now: datetime, models: Sequence[str]) -> Path:

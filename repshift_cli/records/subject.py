@@ -37,6 +37,8 @@ class Facts:
     removals: tuple[str, ...] = ()
     row: bool = True
     along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
+    causal: bool = False
+    """Whether a token sees only those before it."""
     mask: str | None = None
     """What attention needs a mask for, or None where it needs none."""
     eager: bool = False
@@ -68,7 +70,7 @@ class Site:
     x in the shape of the output.
 
     Branches that stand side by side, x^ = x + A(LN(x)) + M(LN(x)), have no state between them: `middle` is the block
-    itself then, so that resid_mid is x.
+    itself then, so that resid_mid is x. `post_norm` blocks norm their sums.
     """
 
     block: Any
@@ -76,6 +78,7 @@ class Site:
     middle: Any = None
     mlp: Any = None
     origin: Any = None
+    post_norm: bool = False
 
     @property
     def parallel(self) -> bool:
@@ -99,7 +102,8 @@ class Subject:
 
     Protected tokens stay whatever their score: `prefix` leading ones, `suffix` trailing ones, `central` ones that stand
     in the middle and are put back there (0 or 1), and `marked` ones in each sample, which `roles(inputs)` names: from
-    the model's own inputs it gives (B, N), +inf for a protected token, -inf for padding, 0 for one that may go.
+    the model's own inputs it gives (B, N), +inf for a protected token, -inf for padding, 0 for one that may go; or None
+    where the inputs name none. Leading and trailing ones are counted without the padding then.
     `companions` are the arguments of a block that belong to tokens and are cut with them (masks, rotary embeddings), by
     name, with `spread` (see `kernels.along`); `readers` the modules behind the blocks that take such a thing too (a
     mask to pool by).
@@ -135,6 +139,8 @@ class Subject:
     """What the probes of an attention operator need beside the module."""
     grid: bool = False
     """Whether the sites put out (B, C, H, W), whose lines are cut (a CNN), instead of (B, N, C)."""
+    each: Callable[[Any], Any] | None = None
+    """`each(output)` gives the logits (B, N, classes) of every token, where the model puts out such."""
 
     @property
     def protected(self) -> int:
@@ -163,6 +169,9 @@ class Step:
     run: Callable[[Any], Any]
     eager: Step | None = None
     built: tuple[Measurement, ...] = ()
+    kept: Callable[[], Any] | None = None
+    """Which tokens the last forward kept to its end, (B | 1, k) places among those that entered, or None where it
+    dropped none; no such function where that cannot be told."""
 
     @property
     def operators(self) -> Step:
@@ -172,9 +181,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Progress:
-    """A word from the runner while it works: the phase, the share done of this block (0 to 1), the live estimate."""
+    """A word from the runner while it works: the phase, the share done of this block (0 to 1), the live estimate.
+
+    Of several `workers` that measure at once, `share` is the sum of all theirs.
+    """
 
     phase: str
     share: float
     seconds_left: float | None = None
     estimate: str = ""
+    workers: int = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from math import isqrt
 
+from repshift_cli.records.case import Case
 from repshift_cli.records.subject import Facts
 
 
@@ -22,8 +23,11 @@ def kept(tokens: int, keep: float) -> int:
 
 
 def left(tokens: int, number: int, of: int) -> int:
-    """`kept` with its share worked out before: whole numbers only, so that torch.compile can follow it."""
-    return max(1, tokens - tokens * number // of)
+    """`kept` with its share worked out before: whole numbers only, so that torch.compile can follow it.
+
+    `of` 0 drops a fixed `number`, but no more than half, as ToMe's authors have it: so that all methods can.
+    """
+    return max(1, tokens - (tokens * number // of if of else min(number, tokens // 2)))
 
 
 def lines_left(lines: int, number: int, of: int) -> int:
@@ -46,11 +50,45 @@ def protection(text: str | None) -> tuple[int, int]:
     return counts["first"], counts["last"]
 
 
-def tokens_along(facts: Facts, keep: float, layers: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens, protected ones too, at the input and after each cut: (197, 158, 127, 102) for DeiT at 0.8, 1, 4, 7."""
+def removals(text: str, layers: int) -> tuple[int, ...]:
+    """How many tokens leave at each of so many layers: `16` as many at each, `30:0` from 30 down to 0 in even steps.
+
+    The steps are rounded down (Bolya et al. 2023, arXiv 2210.09461: their decreasing schedule of r 15 is `30:0`).
+    ValueError says how it is written.
+    """
+    ends = text.split(":")
+    if len(ends) > 2 or not all(end.strip().isdecimal() for end in ends):
+        raise ValueError(f"{text!r} is no number of tokens; write 16 for each layer, or 30:0 for fewer at each")
+    first, last = int(ends[0]), int(ends[-1])
+    if last > first:
+        raise ValueError(f"{text!r} goes up; write the larger number first, like 30:0")
+    steps = max(1, layers - 1)
+    return tuple(first - -(-(first - last) * i // steps) for i in range(layers))
+
+
+def shares_of(case: Case) -> dict[int, tuple[int, int]]:
+    """What leaves at each layer where anything does, as `left` takes it."""
+    return _shares(case.keep, case.layers, case.remove)
+
+
+def _shares(keep: float, layers: tuple[int, ...], remove: str | None) -> dict[int, tuple[int, int]]:
+    if remove is not None:
+        counts = removals(remove, len(layers))
+        return {layer: (count, 0) for layer, count in zip(layers, counts, strict=True) if count}
+    return dict.fromkeys(layers, dropped_share(keep)) if keep < 1 else {}
+
+
+def tokens_along(
+    facts: Facts, keep: float, layers: tuple[int, ...], remove: str | None = None, appends: int = 0
+) -> tuple[int, ...]:
+    """Tokens, protected ones too, at the input and after each cut: (197, 158, 127, 102) for DeiT at 0.8, 1, 4, 7.
+
+    A method that appends tokens at each layer has that many more, which may go at the next.
+    """
     if facts.along is not None:
         return facts.along(keep, layers)
-    counts = [facts.tokens]
-    for _ in layers:
-        counts.append(kept(counts[-1], keep))
+    counts, shares = [facts.tokens], _shares(keep, layers, remove)
+    for layer in layers:
+        stay = left(counts[-1], *shares.get(layer, (0, 0)))
+        counts.append(stay + (appends if stay < counts[-1] else 0))
     return tuple(n + facts.prefix for n in counts)

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.records import Case
+from repshift_cli.reduction.engine.merging import Reduction
 from repshift_cli.reduction.engine.seen import Seen
 
 
@@ -19,12 +21,16 @@ def nothing(case: Case) -> tuple[str, ...]:
 class Method(Protocol):
     """A reduction method: a file of this room, or of another package by the entry point group `repshift.reduction`.
 
-    It has one of `score` and `choose`; the other is None.
+    It has one of `score`, `choose` and `reduce`; the others are None. What planning must know (`PLACE`, `APPENDS`,
+    `TRAITS`) are literals.
     """
 
     OPTIONS: Mapping[str, Any] | tuple[str, ...] = {}
     """Its own options by name, a literal: the declaration that `records.Option` reads, or the name of another method
     that declares the option. `case.option(name)` gives the value. (A tuple of names, as it was, means repshift's.)"""
+
+    DEFAULTS: Mapping[str, Any] = {}
+    """Its own defaults of options that another method declares, a literal."""
 
     needs: Callable[[Case], tuple[str, ...]] = nothing
     """The names of what it must see, of those of `engine.seen`."""
@@ -34,3 +40,29 @@ class Method(Protocol):
 
     choose: Callable[[int, int], Sequence[int]] | None = None
     """Of so many tokens the places of so many that stay, the same in every sample."""
+
+    hear: Callable[[AttentionCall, Case], Any] | None = None
+    """What it keeps of the block's attention call (q, k, v and mask, without the tokens' sizes): `seen.heard`. Rows of
+    the map are worked out here (`kernels.maps`), so that q and k need not stay."""
+
+    reduce: Callable[[Seen, Case], Reduction] | None = None
+    """Which of all tokens `seen["rows"]` (B, N, C) stay, are merged, or make one more: `seen.stay` beside the protected
+    ones, which stay at the ends of the row."""
+
+    PLACE: str = "end"
+    """Where it reduces: `middle`, between attention and MLP, or `end`, at the block's end."""
+
+    APPENDS: int = 0
+    """The tokens that it appends at each layer, beside those that stay."""
+
+    TRAITS: tuple[str, ...] = ()
+    """What is refused without being tried: `attention` (it must hear attention), `merges` (at most half of the tokens
+    that may go, and none of a causal model), `class token` and `last token` (it reads that one's row)."""
+
+
+def with_defaults(method: Any) -> Method:
+    """The method, with what it leaves out set as the contract has it: the registry does so where it loads one."""
+    for name in ("score", "choose", "hear", "reduce", "PLACE", "APPENDS", "TRAITS"):
+        if name not in dir(method):
+            setattr(method, name, getattr(Method, name))
+    return method

@@ -17,9 +17,10 @@ class Axes:
     """A sweep.
 
     An empty `image_size`, `frames` or `tokens` means the model's own, an empty `batch` 1 or that of your own inputs, an
-    empty `layers` one layer at a quarter of the depth, an empty `removal` the model's default, an empty `dtype` bf16 on
-    CUDA and fp32 on a CPU; a None means the default of whoever reads it. `options` are the values of what belongs to
-    reduction methods alone (`registry.method_options`), by name; what is not among them has its declared default.
+    empty `layers` one layer at a quarter of the depth, an empty schedule in it all blocks, an empty `removal` the
+    model's default, an empty `dtype` bf16 on CUDA and fp32 on a CPU; a None means the default of whoever reads it.
+    `remove` stands in the place of `keep`. `options` are the values of what belongs to reduction methods alone
+    (`registry.method_options`), by name; what is not among them has its declared default.
     """
 
     model: tuple[str, ...] = ("vit_b",)
@@ -29,6 +30,7 @@ class Axes:
     frames: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     keep: tuple[float, ...] = (0.6,)
+    remove: tuple[str, ...] = ()
     layers: tuple[tuple[int, ...], ...] = ()
     variant: tuple[str, ...] = ("vanilla", "flash", "flash+repshift")
     options: tuple[tuple[str, tuple[Value, ...]], ...] = ()
@@ -57,6 +59,7 @@ class Axes:
     def as_options(self) -> dict[str, Any]:
         """What is set, by name, as plain values: what a run file stores and `from_options` reads."""
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "options"}
+        named["layers"] = [schedule or "all" for schedule in self.layers]
         plain: dict[str, Any] = to_plain(named | dict(self.options))
         return {name: value for name, value in plain.items() if value not in (None, [], False)}
 

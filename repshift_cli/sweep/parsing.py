@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from repshift_cli.records import DTYPES, REMOVALS, Option, UsageError, Value, protection, written
+from repshift_cli.records import DTYPES, REMOVALS, Option, UsageError, Value, protection, removals, written
 from repshift_cli.registry import method_options, ranked
 
 MOST_VALUES = 1000
@@ -69,7 +69,9 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 def schedules(text: str) -> tuple[tuple[int, ...], ...]:
-    """Pruning schedules: `1,4,7` is one with three layers, `1:12` is twelve with one layer each."""
+    """Pruning schedules: `1,4,7` is one with three layers, `1:12` is twelve with one layer each, `all` all blocks."""
+    if text.strip() == "all":
+        return ((),)
     if ":" not in text:
         return (integers(text),)
     if "," in text:
@@ -138,7 +140,10 @@ def _whole_axis(value: Any) -> tuple[int, ...]:
 
 def _batch_axis(value: Any) -> tuple[int, ...]:
     words = [word for text in _texts(value) for word in _split(text)]
-    return _unique([n for word in words for n in ((LARGEST,) if word == "max" else _whole_axis(word))])
+    try:
+        return _unique([n for word in words for n in ((LARGEST,) if word == "max" else _whole_axis(word))])
+    except ValueError as error:
+        raise ValueError(f"{error}; max is the largest that fits") from error
 
 
 def _keep_axis(value: Any) -> tuple[float, ...]:
@@ -146,6 +151,14 @@ def _keep_axis(value: Any) -> tuple[float, ...]:
     for n in found:
         if not 0 < n <= 1:
             raise ValueError(f"{n:g} is outside (0, 1]; it is the share of the tokens that stays, like 0.6")
+    return found
+
+
+def _remove_axis(value: Any) -> tuple[str, ...]:
+    found = _words_axis(value)
+    for word in found:
+        if not any(removals(word, 2)):
+            raise ValueError(f"{word!r} removes nothing; write 16 for each layer, or 30:0 for fewer at each")
     return found
 
 
@@ -169,7 +182,7 @@ def _whole_list(value: Any) -> tuple[int, ...]:
 
 def _check_schedule(schedule: tuple[int, ...]) -> None:
     written = ",".join(map(str, schedule))
-    if schedule[0] < 1:
+    if schedule and schedule[0] < 1:
         raise ValueError(f"{written} has a layer below 1; layers count blocks from 1")
     if list(schedule) != sorted(set(schedule)):
         raise ValueError(f"{written} must go up without repeats, like 1,4,7")
@@ -317,6 +330,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "frames": _whole_axis,
     "tokens": _whole_axis,
     "keep": _keep_axis,
+    "remove": _remove_axis,
     "layers": _layers_axis,
     "variant": _variant_axis,
     "removal": _choice_axis(REMOVALS),

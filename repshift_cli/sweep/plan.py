@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, product
+from itertools import groupby, pairwise, product
 
 from repshift_cli.records import (
     METHODS_WITHOUT_PRUNING,
@@ -13,11 +13,13 @@ from repshift_cli.records import (
     Facts,
     Offers,
     Option,
+    Unbuildable,
     UsageError,
     Value,
     protection,
     tokens_along,
 )
+from repshift_cli.registry import Part
 from repshift_cli.sweep.axes import Axes
 
 FactsOf = Callable[[str, int | None, int | None, int | None], Facts]
@@ -37,12 +39,27 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """A reduction method as planning sees it: the literals `TRAITS` and `APPENDS` of its file."""
+
+    needs: tuple[str, ...] = ()
+    appends: int = 0
+
+
+def traits_of(method: Part) -> Traits:
+    """What its file states of it."""
+    return Traits(tuple(method.constants.get("TRAITS", ())), int(method.constants.get("APPENDS", 0)))
+
+
+@dataclass(frozen=True)
 class Planned:
     """One case with its token counts, or with the reason why it cannot be."""
 
     case: Case
     tokens: tuple[int, ...] = ()
     refused: str | None = None
+    failed: bool = False
+    """Whether the model's own code failed, instead of being refused."""
 
 
 def expand(
@@ -51,12 +68,13 @@ def expand(
     facts_of: FactsOf,
     backends: Mapping[str, Backend],
     methods: Methods,
+    traits: Mapping[str, Traits] | None = None,
 ) -> tuple[Planned, ...]:
     """Every cell of the sweep, unpruned variants of a group first, then schedule by schedule.
 
-    `axes.variant` must name keys of `backends` and `methods`. UsageError for what no cell can have: a layer beyond a
-    model's depth, a batch or data beside the user's own inputs. A model that is refused is one refused case where
-    others are not.
+    `axes.variant` must name keys of `backends` and `methods`; of `traits` what is left out has none. UsageError for
+    what no cell can have: a layer beyond a model's depth, a batch or data beside the user's own inputs. A model that is
+    refused, or that cannot be built, is one such case where others are not.
     """
     planned: list[Planned] = []
     refusals: list[UsageError] = []
@@ -69,13 +87,17 @@ def expand(
             refusals.append(refusal)
             sketch = Facts(0, 0, 0, image_size=size, frames=frames, length=length, weights=axes.weights or "random")
             base = next(_bases(axes, model, sketch, device))
-            planned.append(Planned(_with(base, attention=_split(axes.variant[0])[0]), refused=str(refusal)))
+            case = _with(base, attention=_split(axes.variant[0])[0])
+            planned.append(Planned(case, refused=str(refusal), failed=isinstance(refusal, Unbuildable)))
             continue
         _check_layers(axes, model, facts)
         _check_removal(axes, model, facts)
         facts = _protecting(axes, model, facts)
         for base in _bases(axes, model, facts, device):
-            planned += [_judged(case, facts, backends) for case in _cells(axes, base, facts, methods)]
+            planned += [
+                _judged(case, facts, backends, (traits or {}).get(case.pruning, Traits()))
+                for case in _cells(axes, base, facts, backends, methods)
+            ]
     if len(refusals) == len(models):
         raise refusals[0]
     return tuple(planned)
@@ -104,7 +126,7 @@ def most_cells(axes: Axes, methods: Methods) -> int:
     """How many cells the sweep has at most, counted without making any: what repeats or does not apply counts too."""
     executions = 1 + axes.cuda_graph + axes.compile
     given = dict(axes.options)
-    schedules = len(axes.keep) * max(1, len(axes.layers)) * max(1, len(axes.removal))
+    schedules = len(axes.remove or axes.keep) * max(1, len(axes.layers)) * max(1, len(axes.removal))
     cells = 0
     for _, method in map(_split, axes.variant):
         ways = 1 if method is None else schedules
@@ -129,7 +151,7 @@ def comparisons(planned: Sequence[Planned]) -> list[list[Planned]]:
         schedules: dict[tuple[object, ...], list[Planned]] = {}
         for p in cases:
             if p.case.pruning != METHODS_WITHOUT_PRUNING:
-                schedules.setdefault((p.case.keep, p.case.layers), []).append(p)
+                schedules.setdefault((p.case.keep, p.case.layers, p.case.remove), []).append(p)
         found += [plain + pruned for pruned in schedules.values()] or [plain]
     return found
 
@@ -167,23 +189,47 @@ def _protecting(axes: Axes, model: str, facts: Facts) -> Facts:
     return replace(facts, tokens=facts.tokens - more, prefix=facts.prefix + more)
 
 
-def _cells(axes: Axes, base: Case, facts: Facts, methods: Methods) -> Iterator[Case]:
+def _cells(axes: Axes, base: Case, facts: Facts, backends: Mapping[str, Backend], methods: Methods) -> Iterator[Case]:
     executions = ("eager", *["graph"] * axes.cuda_graph, *["compile"] * axes.compile)
     variants = _variants(axes, facts)
     for (attention, method), execution in product(variants, executions):
         if method is None:
             yield _with(base, attention=attention, execution=execution)
     seen = set()
-    for keep, layers in product(axes.keep, axes.layers or (default_layers(facts.depth),)):
+    for (keep, remove), layers in product(_rates(axes), _schedules(axes, facts)):
         for (attention, method), execution in product(variants, executions):
             if method is None:
                 continue
             for options, removal in product(_options(axes, facts, methods[method]), _removals(axes, facts)):
-                pruned = {"pruning": method, "keep": keep, "layers": layers, "options": options, "removal": removal}
-                case = _with(base, attention=attention, execution=execution, **pruned)
+                how = {"keep": keep, "remove": remove, "layers": layers, "options": options, "removal": removal}
+                case = _with(base, attention=attention, execution=execution, pruning=method, **how)
+                case = _proportional(case, backends[attention])
                 if case not in seen:
                     seen.add(case)
                     yield case
+
+
+def _rates(axes: Axes) -> list[tuple[float, str | None]]:
+    """The shares that stay, or the numbers that leave."""
+    return [(1.0, remove) for remove in axes.remove] if axes.remove else [(keep, None) for keep in axes.keep]
+
+
+def _schedules(axes: Axes, facts: Facts) -> Iterator[tuple[int, ...]]:
+    """The schedules asked for, an empty one being all blocks."""
+    for layers in axes.layers or (default_layers(facts.depth),):
+        yield layers or tuple(range(1, facts.depth + 1))
+
+
+def _takes_bias(case: Case, backend: Backend) -> bool:
+    return backend.offers is None or case.device.partition(":")[0] in backend.offers.mask
+
+
+def _proportional(case: Case, backend: Backend) -> Case:
+    """With proportional attention on or off, where it is `auto`: the row says which."""
+    if case.option("proportional") != "auto":
+        return case
+    chosen = "on" if _takes_bias(case, backend) else "off"
+    return case.with_options(**{**dict(case.options), "proportional": chosen})
 
 
 def _split(variant: str) -> tuple[str, str | None]:
@@ -215,12 +261,43 @@ def _with(base: Case, **changes: object) -> Case:
     return Case(**{**vars(base), **changes})
 
 
-def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend]) -> Planned:
+def _judged(case: Case, facts: Facts, backends: Mapping[str, Backend], traits: Traits) -> Planned:
     try:
-        tokens = tokens_along(facts, case.keep, case.layers)
+        tokens = tokens_along(facts, case.keep, case.layers, case.remove, traits.appends)
     except UsageError as error:
         return Planned(case, refused=str(error))
-    return Planned(case, tokens, refused=_refusal(case, facts, backends[case.attention]))
+    backend = backends[case.attention]
+    return Planned(case, tokens, refused=_refusal(case, facts, backend) or _unfit(case, facts, backend, traits, tokens))
+
+
+def _unfit(case: Case, facts: Facts, backend: Backend, traits: Traits, tokens: Sequence[int]) -> str | None:
+    """Why the reduction method cannot reduce this model's tokens, or None."""
+    name, model, needed = case.pruning, case.model, traits.needs
+    if case.remove is not None and facts.removals:
+        return f"--remove counts tokens of a row, and those of {model} are a grid; use --keep"
+    if case.option("proportional") == "on" and not _takes_bias(case, backend):
+        return f"{case.attention} takes no bias on the scores, which proportional attention is; use --proportional auto"
+    if needed and facts.removals:
+        return f"{name} reduces tokens of a row, and those of {model} are a grid"
+    if "attention" in needed and not facts.attention and backend.offers is not None:
+        return f"{name} reads attention's queries and keys, and {model} has no attention to choose"
+    if "attention" in needed and backend.offers is not None and backend.offers.library:
+        return f"{name} reads attention's queries and keys, which its library's own does not show; use vanilla"
+    if "class token" in needed and (facts.causal or facts.prefix <= sum(protection(case.protect))):
+        return f"{name} reads the class token's row, and {model} has none; column-attention needs none"
+    if "last token" in needed and not facts.causal:
+        return f"{name} reads the last token's row, and only in a causal model does that one see all; use cls-attention"
+    if "merges" in needed or traits.appends:
+        if facts.causal:
+            return f"{name} merges or appends tokens, which changes their order, and {model} is causal"
+        if not facts.row:
+            return f"{name} merges or appends tokens, and those of {model} have places of their own in each sample"
+    if "merges" in needed:
+        for before, after in pairwise(tokens):
+            free = before - facts.prefix
+            if before - after > free // 2:
+                return f"{name} merges at most half of the tokens of a layer: {before - after} of {free} are too many"
+    return None
 
 
 def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:

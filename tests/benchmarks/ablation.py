@@ -91,10 +91,10 @@ def _column(model: str, batch: int, device: str, rungs: tuple[Rung, ...], rounds
     step_builder = builder.StepBuilder(device)
     shift, oracle = _cases(model, batch, device)
     subject = step_builder.subject(shift)
-    limits = [builder._eager(oracle, subject)]
+    limits = [builder.eager_step(oracle, subject)]
     if any(rung.graph for rung in rungs):
         limits.append(execution.graph(limits[0]))
-    steps = [_step(rung, builder._eager(shift, subject)) for rung in rungs]
+    steps = [_step(rung, builder.eager_step(shift, subject)) for rung in rungs]
     times = _times([*limits, *steps], step_builder.parts.timer, rounds)
     found = []
     for rung, own in zip(rungs, times[len(limits) :], strict=True):

@@ -167,8 +167,19 @@ def operators(tiny: bool) -> Iterator[Job]:
             yield job(f"operators-{name}-dim-{dim}.json", 300, *lengths, "--head-dim", dim, more)
 
 
+def rivals(tiny: bool) -> Iterator[Job]:
+    """The shift beside other methods of token reduction, at equal numbers of tokens: images, clips, prefill."""
+    for profile, batch in (("rivals-image", "32"), ("rivals-video", "8"), ("rivals-prefill", "1")):
+        makes = f"{profile}.json"
+        asked = ("--profile", profile, "--batch", batch, "--budget", "1.5", "--hbm", "model")
+        if tiny:
+            variants = ("--variant", "flash,flash+tome,flash+evit")
+            asked = ("--model", "vit_t", "--batch", "1", "--keep", "0.8", "--layers", "1", *variants, *TINY)
+        yield Job(makes, (*TOOL, "bench", *asked, "--out", f"{{out}}/{makes}"), 190)
+
+
 STAGES: dict[int, Callable[[bool], Iterator[Job]]] = dict(
-    enumerate((gpu_tests, deit, larger, videos, why, gates, operators), start=1)
+    enumerate((gpu_tests, deit, larger, videos, why, gates, operators, rivals), start=1)
 )
 
 

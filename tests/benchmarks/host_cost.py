@@ -70,7 +70,7 @@ def step(layers: tuple[int, ...]) -> Step:
     inputs = (torch.zeros(1, 197, 8),)
     subject = Subject(blocks, inputs, (inputs,), sites, 1, 196, "img", lambda out: None, lambda out: out)
     pruned = replace(CASE, pruning="repshift", keep=0.99, layers=layers).with_options(**OPTIONS)
-    return builder._eager(pruned if layers else CASE, subject)
+    return builder.eager_step(pruned if layers else CASE, subject)
 
 
 def microseconds(repeats: int = 300) -> float:

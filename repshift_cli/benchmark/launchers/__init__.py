@@ -12,6 +12,10 @@ from typing import Any, Protocol
 from repshift_cli.records import Case, Machine, Progress
 
 
+class Stopped(BaseException):
+    """The command wants no more: the running round was the last."""
+
+
 class Observer(Protocol):
     """Who is told how far the work is; a progress bar, or nobody."""
 
@@ -100,15 +104,26 @@ class Terms:
     files: tuple[str, ...] = ()
 
 
+@dataclass
+class Spent:
+    """Seconds that went into something else than measuring: the start of each worker until it was ready, of that its
+    imports, and what each comparison took to build its model, next to nothing where the worker held it already."""
+
+    starts: list[float] = field(default_factory=list)
+    imports: list[float] = field(default_factory=list)
+    building: list[float] = field(default_factory=list)
+
+
 class Carrier(Protocol):
     """A way to where measuring happens.
 
     `isolated` says whether a crash there leaves this process alone, `named` whether its records say where they were
-    made.
+    made; `spent` grows as it works.
     """
 
     isolated: bool
     named: bool
+    spent: Spent
 
     def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
         """Every task of the source, with its results as they are made."""

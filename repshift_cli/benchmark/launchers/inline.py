@@ -6,10 +6,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from repshift_cli.benchmark.launchers import Death, Event, Observer, Source, Task, Terms
+from repshift_cli.benchmark.launchers import Death, Event, Observer, Source, Spent, Task, Terms
 from repshift_cli.benchmark.runner import ContextLost
 from repshift_cli.benchmark.tasks import start_afresh
 
@@ -26,6 +26,7 @@ class Inline:
 
     isolated: bool = False
     named: bool = False
+    spent: Spent = field(default_factory=Spent)
 
     def carry_out(self, source: Source, observer: Observer) -> Iterator[Event]:
         """Each task's results; a lost CUDA context ends a task as a process's death would."""

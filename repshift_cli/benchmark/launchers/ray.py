@@ -31,12 +31,12 @@ def start(terms: Terms) -> Pool:
         _connect(ray, terms.where)
     from repshift_cli.benchmark.cluster import RayCrew, Wanted
 
-    posts = list(_posts(ray.nodes(), terms))
-    if not posts:
+    places = list(posts(ray.nodes(), terms))
+    if not places:
         ray.shutdown()
         raise UsageError(f"no machine of the cluster has a {terms.device} device; see `ray status`")
     equipping = Equipping(terms.device, terms.hbm, terms.threads)
-    return Pool(RayCrew(posts, Wanted(terms.patience, parcel, equipping, terms.kind)), named=True)
+    return Pool(RayCrew(places, Wanted(terms.patience, parcel, equipping, terms.kind)), named=True)
 
 
 def _connect(ray: Any, where: str) -> None:
@@ -54,7 +54,7 @@ def _connect(ray: Any, where: str) -> None:
         raise UsageError(f"no Ray cluster answers at {address or 'this machine'}: {_line(error)}") from error
 
 
-def _posts(nodes: list[dict[str, Any]], terms: Terms) -> Iterator[tuple[str, Post, dict[str, float]]]:
+def posts(nodes: list[dict[str, Any]], terms: Terms) -> Iterator[tuple[str, Post, dict[str, float]]]:
     """Where agents go: the node, the place on its machine, and what Ray keeps free for it.
 
     Several nodes may be on one machine. On a CPU a machine measures one comparison at a time, for two would share the

@@ -21,20 +21,22 @@ def document_of_cases(planned: tuple[Planned, ...]) -> Document:
 
 
 def show_cases(planned: tuple[Planned, ...]) -> None:
-    """Every case with its tokens, the refused ones with the reason, then the count."""
+    """Every case with its tokens, those that cannot be measured with the reason, then the count."""
     console = console_for(sys.stdout)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("model", "variant", "keep", "layers", "tokens", "setting", ""):
         table.add_column(heading, overflow="fold")
     for p in planned:
-        cut = (f"{p.case.keep:g}", ",".join(map(str, p.case.layers))) if p.case.layers else ("", "")
+        cut = (p.case.rate, ",".join(map(str, p.case.layers))) if p.case.layers else ("", "")
         tokens = " → ".join(map(str, p.tokens))
-        refusal = f"refused: {p.refused}" if p.refused else ""
+        refusal = f"{'fails' if p.failed else 'refused'}: {p.refused}" if p.refused else ""
         table.add_row(*map(printable_line, (p.case.model, p.case.variant, *cut, tokens, _setting(p.case), refusal)))
     console.print(table)
-    refused = sum(p.refused is not None for p in planned)
-    count = len(planned) - refused
-    console.print(f"{count} {'case' if count == 1 else 'cases'} to measure, {refused} refused")
+    failed = sum(p.failed for p in planned)
+    refused = sum(p.refused is not None for p in planned) - failed
+    count = len(planned) - refused - failed
+    more = f", {failed} failed" if failed else ""
+    console.print(f"{count} {'case' if count == 1 else 'cases'} to measure, {refused} refused{more}")
 
 
 def _setting(case: Case) -> str:

@@ -15,7 +15,7 @@ from repshift_cli.commands.shared.output import Outputs
 from repshift_cli.commands.shared.revisions import both_sides, say
 from repshift_cli.gate import noise, process, thresholds
 from repshift_cli.gate import verdict as rules
-from repshift_cli.gate.rounds import SURVEYS, BaseAndHead, Broken
+from repshift_cli.gate.rounds import BaseAndHead, Broken
 from repshift_cli.gate.survey import Surveyor
 from repshift_cli.gate.thresholds import Thresholds
 from repshift_cli.gate.verdict import FAIL, INCONCLUSIVE, PASS, Check, Judged, NothingMeasured, Outcome
@@ -151,8 +151,9 @@ def _rounds(sides: BaseAndHead, checks: list[Check], confirm: bool) -> dict[Chec
     if not checks:
         return {}
     rules.check_rounds(checks, sides.thresholds.most_rounds)
-    say("")
-    say(sides.plan())
+    if not sides.ready:
+        say("")
+        say(sides.plan())
     sides.start(checks)
     return rules.decide(checks, sides.measure, sides.thresholds.rounds, sides.thresholds.most_rounds, confirm)
 
@@ -196,17 +197,21 @@ def _learn(sides: BaseAndHead, path: Path) -> None:
 def _self_test(sides: BaseAndHead, noise_file: Path) -> int:
     """A/A must not fail and head with 5% added must: the exit code, and a line for each.
 
-    What is not timed is the same in both, so it is surveyed once; the 5% are there, so they need not be confirmed.
+    What is not timed is the same in both, so it is surveyed once; both heads are held against one base in the same
+    rounds; the 5% are there, so they need not be confirmed.
     """
-    plain = _judge(sides, noise_file)
-    print(f"A/A: {plain.sentence}")
     slow = replace(
-        sides.head, extra=("--delay", str(DELAY)), words=f"this folder with {DELAY:.0%} added to every forward"
+        sides.head,
+        name="delayed",
+        extra=("--delay", str(DELAY)),
+        words=f"this folder with {DELAY:.0%} added to every forward",
     )
     folder = sides.starter.folder.parent / "delayed" / "rounds"
     folder.mkdir(parents=True)
-    starter = replace(sides.starter, folder=folder, seconds=sides.starter.seconds[:SURVEYS])
-    second = BaseAndHead(sides.base, slow, sides.thresholds, starter, sides.survey, say)
+    second = BaseAndHead(sides.base, slow, sides.thresholds, replace(sides.starter, folder=folder), sides.survey, say)
+    sides.also = second
+    plain = _judge(sides, noise_file)
+    print(f"A/A: {plain.sentence}")
     delayed = _judge(second, noise_file, confirm=False)
     print(f"with {DELAY:.0%} added: {delayed.sentence}")
     verdicts = (plain.verdict, delayed.verdict)

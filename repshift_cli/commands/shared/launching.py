@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,13 +13,15 @@ import typer
 from repshift_cli import registry
 from repshift_cli.benchmark import engine
 from repshift_cli.benchmark.engine import Order
-from repshift_cli.benchmark.launchers import Carrier, Terms
-from repshift_cli.commands.shared.options import MEASURE
+from repshift_cli.benchmark.launchers import Carrier, Spent, Terms
+from repshift_cli.commands.shared.options import MEASURE, OUTPUT
 from repshift_cli.records import UsageError
 from repshift_cli.sweep.operators import OperatorAxes
 
 DEFAULT = "process"
 IN_PROCESS = "inline"
+BUILT = 0.01
+"""Seconds from which on a model was built, and not just taken from where it was held."""
 BUDGETS, LEAST_PATIENCE = 100, 900.0
 """A step of a case may take so many budgets, and so many seconds at least: a counter's child takes minutes."""
 
@@ -28,7 +31,7 @@ CaseTimeout = Annotated[
         metavar="SECONDS",
         min=0.1,
         help="A case is ended when one step of it (building, a pass, a round) takes longer than this. "
-        f"(default: {BUDGETS} budgets, at least {LEAST_PATIENCE:g})",
+        f"(default: {BUDGETS} budgets, at least {LEAST_PATIENCE:g}; --resume keeps what was given)",
         rich_help_panel=MEASURE,
     ),
 ]
@@ -52,6 +55,14 @@ InProcess = Annotated[
 ]
 
 
+Timing = Annotated[
+    bool,
+    typer.Option(
+        "--timing",
+        help="Say at the end what the run itself took: to start its workers, to build the models, to measure.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Parallel = Annotated[
     int | None,
     typer.Option(
@@ -97,7 +108,7 @@ def launched(where: Where, order: Order) -> Iterator[Carrier]:
     """What the launcher has started for the sweep, closed afterwards."""
     sweep = order.sweep
     where.check()
-    patience = where.case_timeout or max(BUDGETS * (sweep.budget or 0), LEAST_PATIENCE)
+    patience = where.case_timeout or order.manner.case_timeout or max(BUDGETS * (sweep.budget or 0), LEAST_PATIENCE)
     name, _, argument = (IN_PROCESS if where.in_process else where.on or DEFAULT).partition(":")
     part = registry.find("benchmark.launchers", name)
     models = (sweep.model,) if isinstance(sweep, OperatorAxes) else sweep.model
@@ -117,3 +128,14 @@ def launched(where: Where, order: Order) -> Iterator[Carrier]:
         yield carrier
     finally:
         carrier.close()
+
+
+def spent_in_words(spent: Spent, seconds: float) -> str:
+    """Where the time of a run went, of `seconds` in all."""
+    starts = f"{len(spent.starts)} worker{'s' * (len(spent.starts) != 1)} started"
+    if spent.starts:
+        each, imports = (statistics.median(values) for values in (spent.starts, spent.imports))
+        starts += f", ready after {each:.1f} s each ({imports:.1f} s of imports)"
+    built = [took for took in spent.building if took >= BUILT]
+    models = f"models built {len(built)} times in {len(spent.building)} comparisons, {sum(built):.1f} s in all"
+    return f"timing: {seconds:.1f} s in all; {starts}; {models}"

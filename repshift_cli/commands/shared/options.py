@@ -49,12 +49,22 @@ Keep = Annotated[
         rich_help_panel=SWEEP,
     ),
 ]
+Remove = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="How many tokens leave at each pruning layer, in the place of --keep: 16, or 30:0 for fewer at each, in "
+        "even steps. (default: by --keep)",
+        rich_help_panel=SWEEP,
+    ),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(
         metavar="LIST",
         help="Pruning layers: blocks counted from 1, the cut is at the block's end. 1,4,7 is one schedule; repeat "
-        "the option for several; 1:12 sweeps schedules of one layer. (default: one at a quarter of the depth)",
+        "the option for several; 1:12 sweeps schedules of one layer, all is one of every block. (default: one at a "
+        "quarter of the depth)",
         rich_help_panel=SWEEP,
     ),
 ]
@@ -236,6 +246,7 @@ Stray = Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")]
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "keep": Keep,
+    "remove": Remove,
     "layers": Layers,
     "variant": Variant,
     "batch": Batch,
@@ -357,7 +368,7 @@ def with_full_names(sweep: Axes) -> Axes:
 def check_scoring(chosen: Mapping[str, Any], sweep: Axes) -> None:
     """UsageError where an option that only pruning has was given and no variant prunes."""
     own = own_options()
-    idle = [name for name in ("keep", "layers", *own, "removal") if name in chosen]
+    idle = [name for name in ("keep", "remove", "layers", *own, "removal") if name in chosen]
     if idle and not any("+" in variant for variant in sweep.variant):
         raise UsageError(f"--{idle[0]} applies to pruning, and no variant prunes; add one like flash+repshift")
     methods = [registry.find_variant(variant)[1] for variant in sweep.variant]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repshift_cli import registry
-from repshift_cli.records import UsageError
+from repshift_cli.records import RepshiftError, UsageError
 from repshift_cli.records.store import check_writable, write_text
 from repshift_cli.renderers import Renderer, View, takes
 from repshift_cli.renderers.sheets import order
@@ -73,20 +73,33 @@ class Outputs:
                 check_writable(Path(target))
 
     def write(self, document: Document) -> None:
-        """Write every output."""
-        for text in [(target, rendered(name, document)) for name, target in self.targets.items()]:
-            write(*text)
+        """Write every output; one that cannot be written keeps none of the others back."""
+        failed: RepshiftError | None = None
+        for target, text in [(target, rendered(name, document)) for name, target in self.targets.items()]:
+            try:
+                write(target, text)
+            except OSError as error:
+                failed = failed or RepshiftError(f"cannot write {target}: {error.strerror or error}")
+        if failed:
+            raise failed
 
     def emit(self, document: Document, on_screen: Document | None = None) -> None:
-        """Write every output; the table (of `on_screen`) goes to stdout unless one of them has it to itself."""
+        """Write every output; the table (of `on_screen`) goes to stdout unless one of them has it to itself.
+
+        RepshiftError where a file could not be written; the table is shown all the same.
+        """
         prepare_stdout()
-        self.write(document)
-        if not self.own_stdout:
-            shown = on_screen or document
-            shown = shown if shown.view is None else replace(shown, view=self.view)
-            registry.load(registry.find("renderers", "table")).render(shown, sys.stdout)
-            if self.plot:
-                registry.load(registry.find("renderers", PLOT)).render(document, sys.stdout)
+        try:
+            self.write(document)
+        finally:
+            if not self.own_stdout:
+                self._show(on_screen or document, document)
+
+    def _show(self, shown: Document, plotted: Document) -> None:
+        shown = shown if shown.view is None else replace(shown, view=self.view)
+        registry.load(registry.find("renderers", "table")).render(shown, sys.stdout)
+        if self.plot:
+            registry.load(registry.find("renderers", PLOT)).render(plotted, sys.stdout)
 
 
 def output_options(*kinds: str, laid_out: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -35,6 +35,7 @@ class Bar:
         self._done = 0
         self._begun = self._began_this = self._said = time.monotonic()
         self._estimate = ""
+        self._share, self._workers = 0.0, 1
         self._drawn = 0.0
         self._bar = _rich_bar() if sys.stderr.isatty() and not quiet else None
         self._task = self._bar.add_task("starting", total=1.0, left="") if self._bar else None
@@ -52,13 +53,14 @@ class Bar:
 
     def phase(self, text: str) -> None:
         """Show what is being done, the share as it was."""
-        self._draw(0.0, text, self._left(None))
+        self._draw(self._share if self._workers > 1 else 0.0, text, self._left(None))
 
     def update(self, word: Word) -> None:
         """Show a word from the runner."""
         self._estimate = word.estimate or self._estimate
+        self._share, self._workers = min(word.share, word.workers), word.workers
         if word.phase != "timing" or time.monotonic() - self._drawn >= SECONDS_BETWEEN_FRAMES:
-            self._draw(min(word.share, 1.0), word.estimate or word.phase, self._left(word.seconds_left))
+            self._draw(self._share, word.estimate or word.phase, self._left(word.seconds_left))
 
     def at(self, case: Case | None) -> None:
         """Which case it is shows in the phases."""
@@ -66,14 +68,18 @@ class Bar:
     def next(self) -> None:
         """One comparison is finished."""
         if self._estimate and not self._bar:
-            self._line(self._estimate, f"{_clock(time.monotonic() - self._began_this)}")
+            self._line(self._estimate, _clock(time.monotonic() - self._began_this) if self._workers == 1 else "")
         self._done += 1
         self._estimate = ""
         self._began_this = time.monotonic()
 
     def _left(self, here: float | None) -> float | None:
-        """Seconds to the end of the sweep: `here` and the comparisons to come, which take as long as those before."""
+        """Seconds to the end of the sweep: `here` and the comparisons to come, which take as long as those before; of
+        several workers, at the pace of all so far."""
         spent = time.monotonic() - self._began_this
+        if self._workers > 1:
+            done = self._done + self._share
+            return (time.monotonic() - self._begun) * (self._comparisons - done) / done if done else None
         if self._done:
             each = (self._began_this - self._begun) / self._done
             here = max(each - spent, 0.0) if here is None else here
@@ -98,6 +104,8 @@ class Bar:
 
     def _numbered(self, text: str) -> str:
         text = printable_line(text)
+        if self._workers > 1:
+            return f"{self._done} of {self._comparisons} done, {self._workers} at work: {text}"
         return text if self._comparisons == 1 else f"{self._done + 1}/{self._comparisons} {text}"
 
     def _line(self, text: str, time_of_it: str) -> None:

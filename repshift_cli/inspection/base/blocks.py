@@ -13,8 +13,8 @@ from torch import Tensor
 
 from repshift_cli.kernels.sdpa import AttentionCall, heard_in
 from repshift_cli.records import Site, Subject
-from repshift_cli.reduction.engine.hooks import tokens_of
 from repshift_cli.reduction.engine.seen import Seen
+from repshift_cli.reduction.engine.state import tokens_of
 
 Visit = Callable[[int, Seen], None]
 """Given a block's number, from 1, and what was seen of it, each (B, N, C): the names of `engine.seen`."""
@@ -39,7 +39,7 @@ def visiting(subject: Subject, visit: Visit | None = None, hear: Hear | None = N
 
 
 def _hooked(layer: int, site: Site, visit: Visit) -> Iterator[Any]:
-    seen: Seen = {}
+    seen = Seen()
 
     def entering(name: str) -> Any:
         def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def _hooked(layer: int, site: Site, visit: Visit) -> Iterator[Any]:
 
     def end(module: Any, args: Any, output: Any) -> None:
         seen["resid_post"] = tokens_of(output)
-        visit(layer, dict(seen))
+        visit(layer, Seen(seen))
         seen.clear()
 
     yield site.block.register_forward_pre_hook(entering("resid_pre"), with_kwargs=True)

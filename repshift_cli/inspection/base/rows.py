@@ -81,3 +81,9 @@ def paid(call: AttentionCall, place: int, most: int = MOST) -> Tensor:
         shape = (*call.query.shape[:3], call.key.shape[2])
         one = one._replace(attn_mask=call.attn_mask.expand(shape)[:, :, place : place + 1])
     return torch.stack([share[:, 0] for _, _, share, _ in weights(one, most)]).mean(0)
+
+
+def causal(call: AttentionCall) -> bool:
+    """Whether the first query sees no key behind its own, by the flag or by the mask."""
+    _, _, _, seen = next(weights(call, most=1))
+    return call.key.shape[2] > 1 and not bool(seen[..., 1:].any())

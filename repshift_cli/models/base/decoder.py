@@ -92,6 +92,7 @@ def _facts(name: str, made: Decoder, length: int | None) -> Facts:
         length=length,
         weights=made.checkpoint or "random",
         eager=True,
+        causal=True,
     )
 
 

@@ -57,7 +57,7 @@ def protecting(subject: Subject, more: str | None, name: str) -> Subject:
     first, last = protection(more)
     if not first + last:
         return subject
-    if subject.roles is not None or subject.central or subject.grid:
+    if subject.marked or subject.central or subject.grid:
         raise UsageError(f"--protect does not apply to {name}: its tokens are not a row from first to last")
     prefix, suffix, rest = subject.prefix + first, subject.suffix + last, subject.tokens - first - last
     return replace(subject, prefix=prefix, suffix=suffix, tokens=rest, own_prefix=subject.prefix)

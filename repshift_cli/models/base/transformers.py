@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
 
     Weights that the checkpoint lacks are random then, which is said in a warning.
     """
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -166,7 +168,7 @@ def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"cannot load {made.checkpoint}: {first_line(error)}") from error
     missing = sorted(key for key in found["missing_keys"] if not key.startswith(made.unused))
     named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -188,6 +190,17 @@ def weights_file(place: str) -> Path:
     if not path.is_file():
         raise UsageError(f"no such weights: {place}")
     return path
+
+
+def check_index(index: Path) -> None:
+    """UsageError for an index of weights that leads out of its folder, or that is none."""
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        strange = [name for name in files if Path(name).name != name]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{index} is no index of weights: {first_line(error)}") from error
+    if strange:
+        raise UsageError(f"{index} leads to {strange[0]}; the files of a checkpoint stand beside its index")
 
 
 def _pickle_refused(path: Path) -> str:

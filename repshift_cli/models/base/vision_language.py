@@ -71,6 +71,7 @@ def family(seeing: Callable[[str, int | None], Seeing]) -> tuple[Callable[..., F
             image_size=made.image_size,
             weights=made.checkpoint,
             eager=True,
+            causal=True,
         )
 
     def build(case: Case) -> Subject:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -106,7 +106,10 @@ def find_sites(module: nn.Module, inputs: Any, scanning: bool = False, undivided
             name = type(blocks[0]).__name__
             looked.append((pattern(module, blocks), f"they {beside.unfit}"))
             raise NoSites(f"{type(module).__name__}: its blocks ({name}) {beside.unfit}; none can be dropped", looked)
-        return found(blocks, paths, trace.x.shape[1], beside)
+        whole_found = found(blocks, paths, trace.x.shape[1], beside)
+        if paths[2] is not None and paths[1] and _pre_norm(once(trace), trace) is None:
+            whole_found = replace(whole_found, sites=tuple(replace(s, post_norm=True) for s in whole_found.sites))
+        return whole_found
     names = ", ".join(dict.fromkeys(seen))
     raise NoSites(
         f"{type(module).__name__} has no repeated block that computes x' = x + A(x) and x'' = x' + MLP(x'), with norms "
@@ -337,7 +340,8 @@ def last_adding(calls: list[_Call], before: Tensor, after: Tensor | None) -> str
 
 def site_of(block: nn.Module, *paths: str | None) -> Site:
     """The site of a block by the paths of its attention, middle and mlp; None for a part that it lacks."""
-    return Site(block, *(None if path is None else block.get_submodule(path) for path in paths))
+    parts: list[Any] = [None if path is None else block.get_submodule(path) for path in paths]
+    return Site(block, *parts)
 
 
 _PREFIX_NAMES = ("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token")

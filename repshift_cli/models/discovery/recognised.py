@@ -20,7 +20,7 @@ from repshift_cli.models.base.transformers import logits, pooled
 from repshift_cli.models.base.vim import VisionMamba
 from repshift_cli.models.discovery.adapter import Adapter, named_sites
 from repshift_cli.models.discovery.blocks import Found, find_sites, prefix_tokens
-from repshift_cli.models.inputs.sentences import SPECIAL, roles
+from repshift_cli.models.inputs.sentences import SPECIAL, prompt_roles, roles
 from repshift_cli.records import Subject
 
 STAGES = {"resnet": resnet.sites, "convnext": convnext.sites}
@@ -51,7 +51,10 @@ def _located(module: nn.Module, inputs: Any, adapter: Mapping[str, Any] | None) 
     if kind in SCANS:
         return find_sites(module, inputs, scanning=True), {"suffix": 1}
     if kind in hf.DECODERS:
-        return find_sites(module, {**inputs, "use_cache": False} if isinstance(inputs, dict) else inputs), {"suffix": 1}
+        return find_sites(module, {**inputs, "use_cache": False} if isinstance(inputs, dict) else inputs), {
+            "suffix": 1,
+            "roles": prompt_roles,
+        }
     if kind in hf.ENCODERS:
         return find_sites(module, _padded(inputs)), {"marked": SPECIAL, "roles": roles}
     timm = type(module).__module__.startswith("timm.")

@@ -69,7 +69,7 @@ def _one(file: Path, size: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return fitted(image, size)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"cannot read the image {file}: {error}") from error
 
 

@@ -114,3 +114,11 @@ def roles(inputs: dict[str, Tensor]) -> Tensor:
     ends = (place == 1) | (place == place[:, -1:])
     found = torch.zeros(ids.shape, device=ids.device).masked_fill(ends, float("inf"))
     return found.masked_fill(real == 0, float("-inf"))
+
+
+def prompt_roles(inputs: dict[str, Any]) -> Tensor | None:
+    """`Subject.roles` (B, N) of a decoder: -inf for padding, on whichever side, else 0; None without a mask of it."""
+    mask, tokens = inputs.get("attention_mask"), inputs.get("input_ids", inputs.get("inputs_embeds"))
+    if not isinstance(mask, Tensor) or not isinstance(tokens, Tensor) or mask.shape != tokens.shape[:2]:
+        return None
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, float("-inf"))

@@ -11,7 +11,7 @@ from torch import Tensor
 from repshift_cli.kernels.cut import gather
 from repshift_cli.kernels.select import top
 from repshift_cli.profiling.annotations import part
-from repshift_cli.records import Case, Site, UsageError, dropped_share, lines_left
+from repshift_cli.records import Case, Site, UsageError, lines_left
 from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine.seen import Seen, needs, scores_of
 from repshift_cli.reduction.engine.selection import _on, tell
@@ -22,19 +22,20 @@ SEEN = ("resid_pre", "resid_post")
 """What a stage shows of itself: it has neither attention nor MLP."""
 
 
-def hooks(site: Site, method: Method, case: Case, note: Callable[[Callable[[], Tensor]], None]) -> Iterator[Any]:
+def hooks(
+    site: Site, method: Method, case: Case, share: tuple[int, int], note: Callable[[Callable[[], Tensor]], None]
+) -> Iterator[Any]:
     """Hooks that cut the stage's output (B, C, H, W) in both directions; the method sees it as tokens, (B, H W, C).
 
     A method that chooses places chooses among the rows and among the columns. `note` is given a way to those that stay.
     UsageError for a method that looks at more than a stage has.
     """
     needed = needs(method, case)
-    if not set(needed) <= set(SEEN):
+    if not set(needed) <= set(SEEN) or method.reduce is not None or method.hear is not None or share[1] == 0:
         raise UsageError(
             f"{case.pruning} cannot cut the grid of {case.model}: choose one that scores or chooses tokens"
         )
-    seen: Seen = {}
-    share = dropped_share(case.keep)
+    seen = Seen()
     if "resid_pre" in needed:
         yield _watch(site, seen)
 

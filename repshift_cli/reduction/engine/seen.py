@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -21,7 +21,35 @@ from repshift_cli.records import Case
 if TYPE_CHECKING:
     from repshift_cli.reduction import Method
 
-Seen = dict[str, Tensor]
+
+class Seen(dict[str, Tensor]):
+    """Tensors by those names, and what else a choice may need.
+
+    `prefix` leading and `suffix` trailing tokens stay; the tensors are without them for a method that scores, and whole
+    for one that reduces. `stay` of the other tokens will stay. `heard` is what the method's `hear` made of the block's
+    attention call, over all tokens; `sizes` (B, N) how many tokens each stands for, where any were merged. This is the
+    block `layer`, from 1, of `depth`.
+    """
+
+    prefix: int = 0
+    suffix: int = 0
+    stay: int = 0
+    heard: Any = None
+    sizes: Tensor | None = None
+    layer: int = 1
+    depth: int = 1
+
+    @classmethod
+    def of(cls, layer: int, depth: int) -> Seen:
+        """What will be seen of one block."""
+        seen = cls()
+        seen.layer, seen.depth = layer, depth
+        return seen
+
+    def free(self, values: Tensor) -> Tensor:
+        """What belongs to the tokens that may go: (B, N, ...) -> (B, n, ...), a view."""
+        return values[:, self.prefix : values.shape[1] - self.suffix]
+
 
 OLDER = {"x": "resid_pre", "attention": "attn_out", "middle": "resid_mid", "mlp": "mlp_out", "out": "resid_post"}
 """Names that methods of other packages were written with before, with those of today."""
@@ -35,5 +63,7 @@ def needs(method: Method, case: Case) -> tuple[str, ...]:
 def scores_of(method: Method, seen: Seen, case: Case) -> Tensor:
     """The scores (B, N) of a method that scores."""
     assert method.score is not None
-    older = {old: seen[name] for old, name in OLDER.items() if name in seen}
-    return method.score({**older, **seen}, case)
+    for old, name in OLDER.items():
+        if name in seen:
+            seen[old] = seen[name]
+    return method.score(seen, case)

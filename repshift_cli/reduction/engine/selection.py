@@ -18,7 +18,7 @@ from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine.seen import Seen, scores_of
 
 Share = tuple[int, int]
-"""What one cut drops of the tokens, as a fraction."""
+"""What one cut drops of the tokens, as a fraction; of 0: that many."""
 Choose = Callable[[int, int], Sequence[int]]
 """A method's `choose`."""
 
@@ -34,6 +34,16 @@ class Cut(NamedTuple):
     added: Callable[[Tensor, Tensor], Tensor]
     stay: int
     view: bool = False
+
+    def places(self, places: Tensor) -> Tensor:
+        """Where the rows stand: (1 | B, N, 1) -> (1 | B, k, 1)."""
+        return self.rows(places)
+
+    def ends(self, length: int, device: torch.device) -> Tensor:
+        """Which row each of `length` rows ended in, -1 for one that was dropped: (1 | B, N)."""
+        stay = self.rows(torch.arange(length, device=device).view(1, -1, 1)).squeeze(-1)
+        ended = torch.full((len(stay), length), -1, device=device)
+        return ended.scatter_(1, stay, torch.arange(stay.shape[1], device=device).expand_as(stay))
 
 
 def fixed(chosen: Sequence[int], subject: Subject, length: int) -> Cut:
@@ -104,14 +114,24 @@ def marked(scores: Tensor, roles: Tensor, subject: Subject, share: Share) -> tup
     Every sample keeps its share of its own tokens, so that its result is that of the sample alone. The shape is what a
     sample without padding needs; where another needs less, more of its padding fills the rest, which its mask hides.
     """
-    length = scores.shape[1]
-    stay = subject.marked + left(length - subject.marked, *share)
+    length, fixed = scores.shape[1], subject.protected
+    stay = fixed + left(length - fixed, *share)
     ranked = torch.where(roles == 0, scores, roles).sort(dim=1, descending=True, stable=True).indices[:, :stay]
     free = (roles == 0).sum(1)
-    enough = _counts(length, share, scores.device)[free] + subject.marked
+    enough = _counts(length, share, scores.device)[free] + fixed
     stays = torch.arange(stay, device=scores.device) < enough.unsqueeze(1)
     indices = torch.where(stays, ranked, roles.argmin(1, keepdim=True)).sort(dim=1).values
     return _gathering(0, indices), roles.gather(1, indices)
+
+
+def ends_protected(roles: Tensor | None, subject: Subject) -> Tensor | None:
+    """The roles (B, N) with the leading and trailing tokens that stay, counted in each sample without its padding."""
+    if roles is None or not subject.prefix + subject.suffix:
+        return roles
+    real = roles != float("-inf")
+    place = real.cumsum(1)
+    ends = (place <= subject.prefix) | (place > place[:, -1:] - subject.suffix)
+    return roles.masked_fill(real & ends, float("inf"))
 
 
 @lru_cache(maxsize=256)
@@ -152,6 +172,8 @@ def chosen(
     if method.choose is not None and roles is None:
         free = length - subject.protected
         return fixed(method.choose(free, left(free, *share)), subject, length), None
+    seen.prefix, seen.suffix = (subject.prefix, subject.suffix) if roles is None else (0, 0)
+    seen.stay = left(length - subject.protected, *share)
     with part("score"):
         if method.choose is not None and roles is not None:
             scores = marked_choice(method.choose, roles, share)

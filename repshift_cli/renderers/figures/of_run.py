@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from repshift_cli.analysis.pareto import front
@@ -28,6 +29,8 @@ from repshift_cli.renderers.sheets.order import rank_of
 
 MOST_BARS = 40
 MOST_ROWS = 24
+MOST_GROUPS = 12
+MOST_POINTS = 400
 QUALITY = ("compared", "labelled")
 """Sources of figures that say how good an output is."""
 TRAFFIC = ("counter", "sampled", "modelled")
@@ -88,13 +91,15 @@ def trade(measured: Measured) -> Iterator[Figure]:
     """Speed against each figure of quality, group by group, with the front of what nothing else beats in both."""
     quality = [m for m in metrics_of(measured.records) if m.source in QUALITY and not m.detail]
     groups = list(dict.fromkeys(record.case.group for record in measured.records))
+    drawn = groups[:MOST_GROUPS]
+    more = f"; {len(drawn)} of {len(groups)} models and inputs are drawn" if len(groups) > len(drawn) else ""
     speeds = dict(measured.rows(is_speedup)) or dict(measured.rows(is_time))
-    for group in groups[:MOST_ROWS]:
+    for group in drawn:
         own = [row for row in speeds if measured.records[row].case.group == group]
         for like in quality:
             plane = _trade(measured, own, speeds, like, group if len(groups) > 1 else ())
             if plane is not None:
-                yield plane
+                yield replace(plane, caption=plane.caption + more)
 
 
 def _trade(
@@ -193,6 +198,7 @@ def roofline(measured: Measured) -> Iterator[Figure]:
         record = measured.records[row]
         named = (measured.names[record.case], record.case.variant, w.modelled, row)
         points.append(Point(_at(w.intensity, *named), _at(w.rate / 1e9, *named)))
+    drawn = f"; some of the {len(points)} cases" if len(points) > MOST_POINTS else ""
     known = [c for record in measured.records if (c := ceilings(record)) and (c.compute or c.bandwidth)]
     x, y = Axis("FLOP per byte", "", log=True), Axis("rate", "GFLOP/s", log=True, better="higher")
     said = (
@@ -201,8 +207,15 @@ def roofline(measured: Measured) -> Iterator[Figure]:
         else "this machine's ceilings are not known"
     )
     hollow = "; hollow: the bytes are modelled" if any(w.modelled for _, w in found) else ""
-    caption = f"each case by its FLOPs per byte and per second{hollow}; {said}"
-    yield Plane("Roofline", caption, x, y, tuple(points), tuple(_roof(known, [w.intensity for _, w in found])))
+    caption = f"each case by its FLOPs per byte and per second{hollow}; {said}{drawn}"
+    yield Plane(
+        "Roofline",
+        caption,
+        x,
+        y,
+        tuple(points[:: -(-len(points) // MOST_POINTS)]),
+        tuple(_roof(known, [w.intensity for _, w in found])),
+    )
 
 
 def _at(value: float, name: str, group: str, modelled: bool, row: int) -> Mark:

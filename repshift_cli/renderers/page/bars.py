@@ -57,7 +57,7 @@ def _bar(m: Mark, y: float, scale: Scale, figure: Bars, palette: Palette) -> Ite
         LINE - 6,
         look,
         data_tip=tip,
-        data_value=repr(m.value),
+        data_value=f"{m.value:.6g}",
         data_case=m.case,
     )
     if m.low is not None and m.high is not None:
@@ -95,7 +95,7 @@ def _lying(figure: Stacks, colours: dict[str, str], shown: list[Markup], top: fl
                     LINE - 6,
                     f"bar {colours[name]}",
                     data_tip=_tip(stack, name, high - low, figure),
-                    data_value=repr(high - low),
+                    data_value=f"{high - low:.6g}",
                 )
             )
         drawn.append(
@@ -124,7 +124,7 @@ def _upright(figure: Stacks, colours: dict[str, str], shown: list[Markup], top: 
                     scale(low) - scale(high),
                     f"bar {colours[name]}",
                     data_tip=_tip(stack, name, high - low, figure),
-                    data_value=repr(high - low),
+                    data_value=f"{high - low:.6g}",
                 )
             )
     words = text((left + WIDTH) / 2, bottom + 34, figure.axis.label, "middle", "axis")

@@ -7,7 +7,7 @@ import gzip
 import json
 from typing import Any
 
-from repshift_cli.records.json_codec import to_plain
+from repshift_cli.records.json_codec import escaped, to_plain
 from repshift_cli.renderers.page.markup import Markup, tag
 
 LONGEST_PLAIN = 400_000
@@ -29,4 +29,4 @@ def embedded(content: Any, source: str, name: str, room: int = LARGEST_PACKED) -
 
 def safe(text: str) -> Markup:
     """JSON in which no character begins or ends a tag; it reads as the same JSON."""
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return Markup(escaped(text).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

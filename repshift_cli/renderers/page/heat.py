@@ -50,7 +50,7 @@ def _cell(figure: Heat, mark: Mark | None, at: tuple[str, str], x: float, y: flo
         f"cell {tone}",
         fill_opacity=round(strength, 2),
         data_tip=f"{place}: {mark.text(figure.axis.unit)}",
-        data_value=repr(mark.value),
+        data_value=f"{mark.value:.6g}",
         data_case=mark.case,
     )
     words = number(mark.value, 3) + ("x" if figure.axis.unit == "x" else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from repshift_cli.records import visible
+from repshift_cli.records import printable
 
 Attribute = str | int | float | bool | None
 Child = str | int | Iterable["Child"] | None
@@ -22,7 +22,7 @@ VOID = {"meta", "input", "br", "img", "link"}
 
 def escaped(text: str) -> Markup:
     """Any text as it is read, inside an element or an attribute; control characters are made visible."""
-    return text if isinstance(text, Markup) else Markup(html.escape(visible(text), quote=True))
+    return text if isinstance(text, Markup) else Markup(html.escape(printable(text), quote=True))
 
 
 def join(*children: Child) -> Markup:

@@ -20,6 +20,20 @@ function sort(button) {
   all("th", table.tHead).forEach((th) => th.setAttribute("aria-sort", "none"));
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
   body.append(...rows.map(([, row]) => row));
+  reveal(table);
+}
+
+// --- of very many rows that match, the first ones stand open until all are asked for ------------------------------------
+function reveal(table) {
+  const form = document.querySelector(`form[data-table="${table.id}"]`);
+  let room = form ? Number(form.dataset.rows) : Infinity;
+  for (const row of table.tBodies[0].rows) row.hidden = row.dataset.out === "1" || room-- <= 0;
+}
+function showAll(button) {
+  const form = button.closest("form");
+  form.dataset.rows = "Infinity";
+  reveal(document.getElementById(form.dataset.table));
+  button.hidden = true;
 }
 
 // --- filtering: what is filtered out pales in the charts too -------------------------------------------------------------
@@ -32,9 +46,10 @@ function filter(form) {
     const text = row.textContent.toLowerCase();
     const shown = words.every((word) => text.includes(word)) &&
       chosen.every(([column, value]) => row.cells[column].textContent === value);
-    row.hidden = !shown;
+    row.dataset.out = shown ? "0" : "1";
     if (!shown) hidden.add(row.dataset.case);
   }
+  reveal(table);
   const count = table.tBodies[0].rows.length;
   form.querySelector("output").textContent = `${count - hidden.size} of ${count} cases`;
   const source = table.id.replace("cases-", "");
@@ -114,6 +129,7 @@ for (const form of all("form.filters")) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.dataset.kind) sort(button);
+  else if (button?.dataset.more !== undefined) showAll(button);
   else if (button?.dataset.download) download(button);
   else if (button?.dataset.save) data(button);
 });

@@ -31,6 +31,7 @@ def whole(title: str, body: Sequence[Child], contents: Markup | None = None) -> 
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
         tag("style", Markup(style)),
+        tag("noscript", tag("style", Markup("tr[hidden] { display: table-row }"))),
     )
     top = tag("header", tag("h1", title), contents)
     held = tag("body", top, *body, tag("script", Markup(script)))

@@ -59,7 +59,7 @@ def _curve(curve: Curve, x: Scale, y: Scale, palette: Palette) -> Iterator[Marku
         for (a, b), (_, value) in zip(places, curve.points, strict=True):
             dot = {"d": shape(palette.shape(curve.group), 3.0), "transform": f"translate({a:.1f} {b:.1f})"}
             tip = f"{curve.label}: {value:.4g}"
-            yield tag("path", **dot, class_=f"dot {palette.colour(curve.group)}", data_tip=tip, data_y=repr(value))
+            yield tag("path", **dot, class_=f"dot {palette.colour(curve.group)}", data_tip=tip, data_y=f"{value:.6g}")
 
 
 def _point(p: Point, figure: Plane, x: Scale, y: Scale, palette: Palette) -> Iterator[Markup]:
@@ -77,8 +77,8 @@ def _point(p: Point, figure: Plane, x: Scale, y: Scale, palette: Palette) -> Ite
         transform=f"translate({a:.1f} {b:.1f})",
         class_=look,
         data_tip=tip,
-        data_x=repr(p.x.value),
-        data_y=repr(p.y.value),
+        data_x=f"{p.x.value:.6g}",
+        data_y=f"{p.y.value:.6g}",
         data_case=p.x.case,
     )
 

@@ -15,6 +15,8 @@ from repshift_cli.renderers.sheets.row_columns import case_columns, closing_colu
 
 MOST_CHOICES = 40
 """A column of more different values than this is filtered by words alone."""
+FIRST_ROWS = 200
+"""So many rows stand open at first, for a browser takes long to lay out thousands; a button shows the others."""
 MOST_NOTES = 16
 """Of more notes than this the number alone stands open."""
 OF_THE_ROW = ("attention", "pruning", "keep", "layers", "execution", "removal")
@@ -70,20 +72,20 @@ def _head(sorted_: Sorted) -> Markup:
     column = sorted_.column
     kind = "number" if column.numeric else "text"
     button = tag("button", column.title, type="button", data_kind=kind)
-    return tag("th", button, scope="col", class_="right" if column.numeric else None, aria_sort="none")
+    return tag("th", button, scope="col", class_="n" if column.numeric else None, aria_sort="none")
 
 
 def _line(columns: Sequence[Sorted], row: int, name: str) -> Markup:
     first, *rest = columns
     cells = [tag("th", _words(first.column.cells[row]), scope="row")]
     cells += [_cell(c.column, row, None if c.keys is None else c.keys[row]) for c in rest]
-    return tag("tr", *cells, data_case=name)
+    return tag("tr", *cells, data_case=name, hidden=row >= FIRST_ROWS)
 
 
 def _cell(column: Column, row: int, key: float | None = None) -> Markup:
     cell = column.cells[row]
-    classes = " ".join(filter(None, ("right" if column.numeric else "", cell.tone)))
-    return tag("td", _words(cell), class_=classes or None, data_sort=None if key is None else repr(key))
+    classes = " ".join(filter(None, ("n" if column.numeric else "", cell.tone)))
+    return tag("td", _words(cell), class_=classes or None, data_sort=None if key is None else f"{key:.9g}")
 
 
 def _words(cell: Cell) -> Markup:
@@ -101,7 +103,9 @@ def _filters(columns: Sequence[Sorted], source: str, rows: int) -> Markup:
             choices = tag("select", every, *(tag("option", v, value=v) for v in values), data_column=i)
             fields.append(tag("label", f"{c.column.title} ", choices))
     count = tag("output", f"{rows} of {rows} cases", aria_live="polite")
-    return tag("form", *fields, count, class_="filters", data_table=f"cases-{source}")
+    more = tag("button", f"show all {rows} rows", type="button", data_more=True) if rows > FIRST_ROWS else None
+    table = f"cases-{source}"
+    return tag("form", *fields, count, more, class_="filters", data_table=table, data_rows=FIRST_ROWS)
 
 
 def _natural(text: str) -> tuple[int, float, str]:

@@ -36,7 +36,8 @@ def sentence(found: Answer, cases: Sequence[Case]) -> str:
 
 def code_of(case: Case) -> str:
     """Python that makes `model` drop tokens as this row did; `example` is one example of its inputs."""
-    given = {"keep": case.keep, "layers": list(case.layers), "method": case.pruning}
+    rate: dict[str, Any] = {"keep": case.keep} if case.remove is None else {"remove": case.remove}
+    given = {**rate, "layers": list(case.layers), "method": case.pruning}
     given |= dict(case.options) | {n: v for n in ("removal", "protect") if (v := getattr(case, n)) is not None}
     pieces = [f"{name}={_literal(value)}" for name, value in given.items() if name.isidentifier()]
     call = _called("handle = prune(", ["model", "inputs=example", *pieces])

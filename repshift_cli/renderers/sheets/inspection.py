@@ -9,6 +9,9 @@ from repshift_cli.records.inspection import Answer, Axis, Inspection, Quantity
 from repshift_cli.renderers.sheets.cells import ALWAYS, Cell, Column, Sheet
 from repshift_cli.renderers.sheets.run import header_of
 
+NOTHING = Column("block", ALWAYS, ())
+"""What a sheet without any figures has."""
+
 
 def sheets_of(run: Inspection) -> list[Sheet]:
     """A sheet for each first axis of each answer's tables; what was read and why something is missing stand below."""
@@ -24,11 +27,11 @@ def sheets_of(run: Inspection) -> list[Sheet]:
 
 def _sheets(answer: Answer) -> list[Sheet]:
     if answer.status != "ok":
-        return [Sheet((answer.title,), (_rows("", ()),), "", (f"{answer.status}: {answer.reason}",))]
+        return [Sheet((answer.title,), (NOTHING,), "", (f"{answer.status}: {answer.reason}",))]
     shown = [q for q in answer.quantities if q.view == "table" and any(v is not None for v in q.values)]
     first_axes = dict.fromkeys(q.axes[0] for q in shown)
     ready = [_sheet(answer, axis, [q for q in shown if q.axes[0] == axis]) for axis in first_axes]
-    ready = ready or [Sheet((answer.title,), (_rows("", ()),), "", ())]
+    ready = ready or [Sheet((answer.title,), (NOTHING,), "", ())]
     ready[-1] = replace(ready[-1], notes=tuple(_notes(answer)))
     return ready
 
@@ -37,7 +40,7 @@ def _sheet(answer: Answer, rows: Axis, quantities: Sequence[Quantity]) -> Sheet:
     columns = [_rows(rows.name, rows.ticks)]
     several = sum(len(q.axes) > 1 for q in quantities) > 1
     for q in quantities:
-        columns += _columns(q, len(columns) + 9, f"{q.label}, " if several else "")
+        columns += _columns(q, len(columns) + 9, f"{q.label} " if several else "")
     return Sheet((answer.title,), tuple(columns), "", ())
 
 

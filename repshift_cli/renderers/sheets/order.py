@@ -7,7 +7,9 @@ from collections.abc import Iterable
 HEADLINES = (
     "speedup_vs_flash",
     "speedup_vs_unpruned",
+    "speedup_vs_sdpa",
     "speedup_vs_vanilla",
+    "speedup_vs_eager",
     "speedup_vs_decode",
     "latency",
     "tflops",
@@ -27,6 +29,8 @@ their interval in the cell, the others the figure alone (CSV has the interval)."
 
 OTHERS = (
     "throughput",
+    "fidelity_kl_each",
+    "fidelity_top1_each",
     "top1",
     "top5",
     "probe_top1",

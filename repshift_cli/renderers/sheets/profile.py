@@ -64,7 +64,8 @@ def _header(run: ProfileRun, b: Breakdown, before: Breakdown | None) -> tuple[st
     case = b.case
     if case is None:
         return (b.name,)
-    own = (f"keep {case.keep:g}", f"layers {','.join(map(str, case.layers))}") if case.layers else ()
+    rate = f"{'keep' if case.remove is None else 'remove'} {case.rate}"
+    own = (rate, f"layers {','.join(map(str, case.layers))}") if case.layers else ()
     graph = ("CUDA graph",) if case.execution == "graph" else ()
     known = before is not None and before.case is not None and before.case.group == case.group
     return (case.variant, *own, *graph, *(() if known or run.machine is None else header_of(run.machine, [case])))

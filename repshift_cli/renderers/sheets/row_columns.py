@@ -39,6 +39,7 @@ def fields_of(cases: Sequence[Case]) -> tuple[Field, ...]:
         Field("layers", rank_of("layers"), lambda c: c.layers, lambda layers: ",".join(map(str, layers))),
         *(Field(name, ALWAYS, methodcaller("option", name)) for name in options),
         Field("removal", ALWAYS, lambda c: c.removal),
+        Field("remove", ALWAYS, lambda c: c.remove),
     )
 
 

@@ -13,20 +13,31 @@ from repshift_cli.renderers.sheets.row_columns import case_columns, closing_colu
 
 
 def sheets(run: Run) -> list[Sheet]:
-    """One sheet per comparison group, in the order planned; the run's own warnings stand under the last."""
+    """One sheet per comparison group and kind of device, in the order planned; the run's warnings under the last."""
     cases = list(dict.fromkeys([*run.planned, *(r.case for r in run.records)]))
     groups = list(dict.fromkeys(case.group for case in cases))
     result = []
     for group in groups:
         own = [case for case in cases if case.group == group]
         general = run.warnings if group == groups[-1] else ()
-        result.append(_sheet(run, own, general))
+        by_device = _by_device(run, own)
+        result += [_sheet(run, own, general if own is by_device[-1][1] else (), m) for m, own in by_device]
     return result
 
 
-def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
-    group = cases[0].group
-    records = [record for record in ordered_records(run) if record.case.group == group]
+def _by_device(run: Run, cases: Sequence[Case]) -> list[tuple[Machine, list[Case]]]:
+    """The cases of a group by the kind of device they were measured on, for different ones do not share a table."""
+    on = {record.case: run.machine_of(record) for record in run.records} if run.machines else {}
+    found: dict[tuple[str, ...], tuple[Machine, list[Case]]] = {}
+    for case in cases:
+        machine = on.get(case) or next(iter(on.values()), run.machine)
+        found.setdefault(tuple(_computer(machine, case.device)), (machine, []))[1].append(case)
+    return list(found.values())
+
+
+def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str], machine: Machine) -> Sheet:
+    here = set(cases)
+    records = [record for record in ordered_records(run) if record.case in here]
     columns = (*case_columns(records), *metric_columns(records), *closing_columns(records))
     label = labels(cases).__getitem__
     urgent = (*notes.outcome_notes(records, label), *notes.pending_note(cases, records, label))
@@ -42,7 +53,7 @@ def _sheet(run: Run, cases: Sequence[Case], warnings: Sequence[str]) -> Sheet:
         *unmeasured,
         *absent,
     )
-    header, kernels = header_of(run.machine, cases), notes.kernels_note(records)
+    header, kernels = header_of(machine, cases), notes.kernels_note(records)
     return Sheet(header, columns, kernels, said, urgent, (*warned[notes.MOST_WARNINGS :], *absent))
 
 

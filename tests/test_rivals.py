@@ -1,0 +1,183 @@
+"""Rival methods of token reduction in whole models: forwards written by hand, lengths, back ends, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import rivals
+import tiny
+import torch
+from rivals import EXACT, METHODS
+from tiny import FAMILIES, Plain, case, one_thread  # noqa: F401
+from torch import Tensor
+
+from repshift_cli import registry
+from repshift_cli.attention import flash, math, vanilla
+from repshift_cli.attention.base.swap import attending
+from repshift_cli.kernels.sdpa import AttentionCall, heard_by, watched_by
+from repshift_cli.records import Case, Facts, call, removals, tokens_along
+from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.sweep.axes import Axes
+from repshift_cli.sweep.plan import Backend, expand, traits_of
+
+
+def run(plain: Plain, name: str, attention: Any = vanilla, **changes: Any) -> tuple[Tensor, Any]:
+    """The compared output of the model under the method, and what became of its tokens."""
+    subject = tiny.subject(plain.module, plain.inputs)
+    method, asked = METHODS[name].method, given(name, **changes)
+    with torch.inference_mode(), attending(attention), pruned(subject, method, asked) as dropped:
+        out = plain.compared(call(plain.module, plain.inputs)).clone()
+    return out, dropped
+
+
+def given(
+    name: str, keep: float = 0.7, layers: tuple[int, ...] = (1, 2), remove: str | None = None, **own: Any
+) -> Case:
+    options = {**METHODS[name].options, **own}
+    return case(pruning=name, keep=keep, layers=layers, remove=remove, options=tuple(options.items()))
+
+
+def by_hand(plain: Plain, name: str, keep: float, layers: tuple[int, ...], options: Mapping[str, Any]) -> Tensor:
+    """The forward written out, its tokens reduced by the method's loops at x' or at the block's end."""
+    x, sizes = plain.embed(plain.inputs), None
+    for layer, (attention, mlp) in enumerate(plain.blocks, start=1):
+        calls: list[AttentionCall] = []
+
+        def weighed(asked: AttentionCall, answer: Any, sizes: Any = sizes) -> Tensor:
+            if options.get("proportional") == "on" and sizes is not None:
+                asked = asked._replace(attn_mask=torch.tensor(sizes, dtype=torch.float64).log()[:, None, None])
+            return answer(asked)
+
+        with watched_by(weighed), heard_by(calls.append):
+            x = x + attention(x)
+        ends = METHODS[name].method.PLACE == "end"
+        x = x + mlp(x) if ends else x
+        if layer in layers:
+            of = (plain.prefix, keep, layer, len(plain.blocks), {**METHODS[name].options, **options})
+            x, sizes = rivals.by_loops(name, x, calls[0], sizes, *of)
+        x = x if ends else x + mlp(x)
+    return plain.finish(x)
+
+
+@pytest.mark.parametrize("family", ["vit", "deit_distilled", "videomae"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_whole_forward_is_the_one_written_by_hand(name: str, family: str) -> None:
+    plain = FAMILIES[family]()
+    if plain.prefix == 0 and "class token" in METHODS[name].method.TRAITS:
+        return
+    for options in METHODS[name].variants:
+        with torch.no_grad():
+            expected = by_hand(plain, name, 0.7, (1, 2), options)
+            uncut = plain.forward()
+        torch.testing.assert_close(run(plain, name, **options)[0], expected, **EXACT)
+        assert (expected - uncut).abs().max() > 1e-3, "the reduction must show in the output"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_at_keep_1_no_bit_changes(name: str) -> None:
+    plain = FAMILIES["vit"]()
+    with torch.inference_mode(), attending(vanilla):
+        untouched = plain.compared(call(plain.module, plain.inputs)).clone()
+    assert torch.equal(run(plain, name, keep=1.0)[0], untouched)
+    assert torch.equal(run(plain, name, keep=1.0, remove="0")[0], untouched)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_tokens_stay_under_every_back_end_and_their_ends_add_up(name: str) -> None:
+    plain = FAMILIES["deit_distilled"]()
+    first, second = (run(plain, name, attention)[1] for attention in (vanilla, flash))
+    third = run(plain, name, math)[1]
+    extra = METHODS[name].method.APPENDS
+    lengths = [2 + 12 + extra, 2 + 9 + 2 * extra]
+    for one, two, three, length in zip(first.traced, second.traced, third.traced, lengths, strict=True):
+        assert torch.equal(one.places, two.places) and torch.equal(one.ends, three.ends)
+        assert one.places.shape[-1] == length and one.ends.shape[-1] == 18
+        stay = one.places.clamp_min(0)
+        rows = torch.arange(length).expand_as(stay)
+        own = one.ends.expand(len(stay), -1).gather(1, stay)
+        assert torch.equal(torch.where(one.places < 0, rows, own), rows), "each row that stays is its own end"
+        assert torch.equal(one.places[:, :2], torch.tensor([0, 1]).expand(len(stay), -1)), "protected ones lead"
+    if "merges" in METHODS[name].method.TRAITS:
+        assert (first.traced[-1].ends >= 0).all(), "no token is lost"
+
+
+@pytest.mark.parametrize("name", ["tome", "evit", "vid_tldr"])
+def test_compiled_code_reduces_alike_without_a_break(name: str) -> None:
+    import torch._dynamo as dynamo
+
+    plain = FAMILIES["vit"]()
+    subject = tiny.subject(plain.module, plain.inputs)
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    with torch.inference_mode(), attending(flash), pruned(subject, METHODS[name].method, given(name)):
+        out = plain.compared(torch.compile(lambda x: call(plain.module, x), backend="eager")(plain.inputs))
+    assert not dynamo.utils.counters["graph_break"]
+    torch.testing.assert_close(out, run(plain, name, flash)[0], **EXACT)
+
+
+# --- what is refused, and why -----------------------------------------------------------------------------------------
+
+VIT = Facts(depth=12, tokens=196, prefix=1, head_dim=64)
+
+
+def the_reason(facts: Facts, variant: str, device: str = "cpu", **axes: Any) -> str | None:
+    backend, method = registry.find_variant(variant)
+    assert method is not None
+    backends = {backend.name: Backend(registry.load(backend).OFFERS)}
+    sweep = Axes.from_options({"variant": f"{backend.name}+{method.name}", "model": "x", **axes})
+    options, traits = registry.options_of(method), traits_of(method)
+    (only,) = expand(sweep, device, lambda *_: facts, backends, {method.name: options}, {method.name: traits})
+    return only.refused
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "said"),
+    [
+        (VIT, {"variant": "vanilla+tome", "keep": 0.4}, "at most half of the tokens of a layer: 117 of 196"),
+        (replace(VIT, eager=True), {"variant": "eager+tome"}, "which its library's own does not show"),
+        (
+            VIT,
+            {"variant": "flash+tome", "device": "cuda", "proportional": "on", "dtype": "bf16"},
+            "flash takes no bias",
+        ),
+        (VIT, {"variant": "vanilla+fastv"}, "only in a causal model"),
+        (replace(VIT, prefix=0), {"variant": "vanilla+evit"}, "column-attention needs none"),
+        (replace(VIT, prefix=0), {"variant": "vanilla+cls-attention", "protect": "first:2"}, "x has none"),
+        (replace(VIT, causal=True), {"variant": "vanilla+tome"}, "x is causal"),
+        (replace(VIT, row=False), {"variant": "vanilla+pitome"}, "places of their own in each sample"),
+        (replace(VIT, removals=("line",)), {"variant": "vanilla+dart"}, "are a grid"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(facts: Facts, asked: dict[str, Any], said: str) -> None:
+    assert said in (the_reason(facts, **asked) or "")
+
+
+def test_where_no_bias_is_taken_the_row_says_that_it_ran_without() -> None:
+    taken = {}
+    for device in ("cpu", "cuda"):
+        backend, method = registry.find_variant("flash+tome")
+        assert method is not None
+        backends = {"flash": Backend(registry.load(backend).OFFERS)}
+        axes = Axes(variant=("flash+tome",))
+        (only,) = expand(axes, device, lambda *_: VIT, backends, {"tome": registry.options_of(method)})
+        taken[device] = only.case.option("proportional")
+    assert taken == {"cpu": "on", "cuda": "off"}
+
+
+def test_fixed_counts_are_those_of_tomes_schedules() -> None:
+    assert removals("16", 3) == (16, 16, 16)
+    assert removals("30:0", 12) == (30, 27, 24, 21, 19, 16, 13, 10, 8, 5, 2, 0)
+    assert run(FAMILIES["vit"](), "tome", remove="3:1")[1].kept[-1].shape[1] == 17 - 3 - 1
+    assert tokens_along(VIT, 1.0, tuple(range(1, 13)), "16")[-3:] == (37, 21, 11), "at most half, as in their code"
+    assert Axes.from_options({"layers": "all"}).as_options()["layers"] == ["all"]
+
+
+@pytest.mark.parametrize("name", ["tome", "pitome", "vid_tldr", "evit"])
+def test_down_to_one_token_and_no_further(name: str) -> None:
+    dropped = run(FAMILIES["vit"](), name, remove="15", layers=(1, 2, 3))[1]
+    assert [places.shape[1] for places in dropped.kept] == ([9, 5, 3] if name != "evit" else [10, 7, 5])
+    small = run(FAMILIES["vit"](), name, keep=0.97, layers=(1,))[1]
+    assert small.kept[0].shape[1] == 17, "3% of 16 tokens are none"
