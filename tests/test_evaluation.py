@@ -136,15 +136,22 @@ def test_a_last_batch_of_few_is_as_good(folder: Path, tmp_path: Path, capsys: py
 # --- while it runs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("stop", "seen"), [(8, 5), (3, 2)])
 def test_an_interrupted_run_is_kept_and_goes_on(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, done: Done
+    stop: int,
+    seen: int,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    done: Done,
 ) -> None:
     calls = [0]
     original = loop.Loop._batch
 
     def counted(self: Any, *given: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 8:
+        if calls[0] == stop:
             raise KeyboardInterrupt
         return original(self, *given)
 
@@ -154,9 +161,10 @@ def test_an_interrupted_run_is_kept_and_goes_on(
     assert stopped.code == 130 and f"repshift eval --resume {file}" in stopped.err
     assert {r.stopped_by for r in stopped.run.records} == {"interrupted"}
     assert len(stopped.samples("flash")) == 16, "what all variants have seen"
+    assert [r.status for r in stopped.run.records] == ["ok"] * seen, "what has seen nothing yet has not failed"
     resumed = evaluate(capsys, file, "--resume", file)
     assert resumed.code == 0, resumed.err
-    assert calls[0] == 8 + 4 * 5 - 7, "no batch was run twice but the interrupted one"
+    assert calls[0] == 4 * 5 + 1, "no batch was run twice but the interrupted one"
     for variant in ("flash", "flash+repshift", "flash+random"):
         assert resumed.samples(variant) == done.samples(variant)
     assert not [f for f in tmp_path.iterdir() if f.name.endswith(".parts") and f.name.startswith("again")]

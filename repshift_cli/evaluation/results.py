@@ -47,7 +47,10 @@ def records(
     contenders: Sequence[Contender], samples: Sequence[Sample], judge: Judge, metrics: Sequence[Metric], seed: int,
     stopped_by: str | None = None,
 ) -> list[Record]:  # fmt: skip
-    """A record for every contender, on the samples that all of them saw and that could be read."""
+    """A record for every contender, on the samples that all of them saw and that could be read.
+
+    One that an interruption left without any sample has none: a run that goes on makes it.
+    """
     alive = [c for c in contenders if c.failure is None and c.outputs]
     count = min((len(c.whole) for c in alive), default=0)
     whole = {c.case: c.whole[:count] for c in alive}
@@ -60,6 +63,8 @@ def records(
     adjusted = _holm(compared, metrics)
     made = []
     for c in contenders:
+        if stopped_by is not None and c.failure is None and not c.outputs:
+            continue
         if c.case not in measured:
             made.append(Record(c.case, "failed", c.failure or "no sample could be read", c.tokens))
             continue
