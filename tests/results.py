@@ -79,6 +79,24 @@ def dinov2_rivals() -> str:
     return "\n".join(lines)
 
 
+def accuracies(name: str) -> Callable[[], str]:
+    """The linear probe's accuracy: schedules down, methods across; + and - where it is shown unlike random's."""
+    return lambda: _schedules(pruned(name), lambda case: case.pruning, _accuracy)
+
+
+def _accuracy(record: Record) -> str:
+    return f"{value(record, 'probe_top1'):.1f}{against_random(record)}"
+
+
+def against_random(record: Record) -> str:
+    """`+` where the probe is right more often than after random dropping, `-` where less often, else nothing."""
+    measurement = record.measurement("probe_top1_vs_random")
+    figure = stats.estimate(measurement) if measurement and measurement.samples else None
+    if figure is None or figure.spans(0):
+        return ""
+    return " +" if figure.value > 0 else " -"
+
+
 def smollm2_prompts() -> str:
     """Same top-1, KL and speed-up over flash."""
 
@@ -246,6 +264,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
     "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
+    "dinov2-fashion": on_device(accuracies("cpu/accuracy/dinov2-s-fashion"), "cpu/accuracy/dinov2-s-fashion"),
+    "minilm-spam": on_device(accuracies("cpu/accuracy/minilm-spam"), "cpu/accuracy/minilm-spam"),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 from pages import PAGES
-from results import method, pruned, run_of, value
+from results import against_random, method, pruned, run_of, value
 
 README = PAGES["README.md"]
 RESULTS = PAGES["profiles/baselines/README.md"]
@@ -77,6 +77,25 @@ def test_the_shift_is_ahead_on_the_prompts() -> None:
     assert says(README.text, "(KL 1.29 against 1.52 at keep 0.5), but a token's plain norm does nearly as well (1.43)")
 
 
+@pytest.mark.parametrize(("name", "worse", "lowest"), [("dinov2-s-fashion", 5, "-" * 6), ("minilm-spam", 1, "+")])
+def test_no_accuracy_shows_the_shift_better_than_random(name: str, worse: int, lowest: str) -> None:
+    signs: dict[str, str] = {}
+    for r in pruned(f"cpu/accuracy/{name}"):
+        signs[r.case.pruning] = signs.get(r.case.pruning, "") + against_random(r).strip()
+    assert signs["repshift"] == "-" * worse and signs["lowest"] == lowest
+    assert says(
+        RESULTS.text, "it is worse in 5 of 12, above all after block 9, where its sign is wrong; on the mails in 1"
+    )
+    assert says(README.text, "worse in 5 of 12 schedules on Fashion-MNIST")
+
+
+def test_merging_is_ahead_on_the_photos() -> None:
+    found = {r.case.pruning: value(r, "fidelity_cosine") for r in pruned("cpu/dinov2-s-rivals")}
+    assert min(found[m] for m in ("tome", "vid_tldr", "pitome", "divprune")) > found["repshift"]
+    assert [round(found[m], 3) for m in ("tome", "vid_tldr", "repshift", "random")] == [0.98, 0.976, 0.96, 0.958]
+    assert says(README.text, "cosine 0.980 and 0.976 against the shift's 0.960 and random's 0.958")
+
+
 def test_few_tokens_gain_nothing_that_could_be_shown() -> None:
     shown = {(r.tokens[0], r.case.keep): r for r in pruned("cpu/vit-t-sizes")}
     assert {tokens for tokens, _ in shown} == {5, 17, 50, 197}
@@ -99,7 +118,8 @@ def test_the_sentence_on_deit() -> None:
 )
 def test_the_command_beside_a_table_asks_for_what_the_run_has(name: str) -> None:
     run = run_of(name)
-    (command,) = [c for c in RESULTS.shown() if f"--model {run.options['model'][0]} " in c]
+    benches = [c for c in RESULTS.shown() if c.startswith("repshift bench")]
+    (command,) = [c for c in benches if f"--model {run.options['model'][0]} " in c]
     given = dict(re.findall(r"--([a-z-]+) (\S+)", command))
     assert given["variant"].split(",") == run.options["variant"]
     assert ("rounds" in given and int(given["rounds"])) == (run.options.get("rounds") or False)
