@@ -90,7 +90,7 @@ def analyze(
     *,
     outputs: Outputs,
 ) -> None:
-    """Say why a token can go: what the score sees of it, and what the model leans on."""
+    """Say why a token can go. What the score sees of it, and what the model leans on."""
     if schema:
         typer.echo(json.dumps(inspection_schema(), indent=2))
         return

@@ -41,7 +41,7 @@ def compare(
     *,
     outputs: Outputs,
 ) -> None:
-    """Lay stored runs side by side: how every metric of every case changed, the largest change first."""
+    """Lay stored runs side by side. How every metric of every case changed, the largest change first."""
     reference = store.load(base)
     others = [(path, store.load(path)) for path in head]
     asked = (metric or [], only_changed, everything, delta, across)

@@ -126,7 +126,7 @@ def evaluate(
     *,
     outputs: Outputs,
 ) -> None:
-    """Accuracy on labelled data: every variant on the same samples, with intervals."""
+    """Measure accuracy on labelled data: at what loss?"""
     if list_all:
         _list()
         return

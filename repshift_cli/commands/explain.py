@@ -24,7 +24,7 @@ def explain(
     *,
     outputs: Outputs,
 ) -> None:
-    """Say which blocks, branches and protected tokens a model has, or why it is refused."""
+    """Say what was found of a model. Its blocks, branches and protected tokens, or why it is refused."""
     sweep = options.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
     if max(map(len, (sweep.model, sweep.image_size, sweep.frames, sweep.tokens))) > 1:
         raise UsageError(

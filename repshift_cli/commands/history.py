@@ -25,7 +25,7 @@ def history(
     *,
     outputs: Outputs,
 ) -> None:
-    """Show every case over time as a sparkline, with step changes marked; each machine has its own history."""
+    """Show every case over time. A sparkline each, with step changes marked; each machine has its own history."""
     from repshift_cli.analysis import history as over_time
     from repshift_cli.renderers.sheets.history import sheets
 

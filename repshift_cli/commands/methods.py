@@ -8,7 +8,7 @@ from repshift_cli.registry import Part, method_options, options_of, parts
 
 
 def methods() -> None:
-    """List the pruning methods, then the options that belong to methods alone."""
+    """List the pruning methods. Then the options that belong to methods alone."""
     footer = "\nUse as --variant BACKEND+METHOD, like --variant flash+repshift; a back end alone prunes nothing."
     rows = [_row(part) for part in parts("reduction").values()]
     show_rows([*rows, *map(_option_row, method_options().values())], footer)

@@ -16,7 +16,7 @@ BETTER = {"lower": "less is better", "higher": "more is better"}
 
 @output_options("metrics", laid_out=False)
 def metrics(*, outputs: Outputs) -> None:
-    """List the metrics: what each of them means, where it comes from, and whether the gate may judge by it."""
+    """List the metrics. What each of them means, where it comes from, and whether the gate may judge by it."""
     from repshift_cli.benchmark.metrics import all_metrics
 
     found = sorted(all_metrics(), key=lambda metric: metric.name)

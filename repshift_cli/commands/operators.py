@@ -136,7 +136,7 @@ def operators(
     *,
     outputs: Outputs,
 ) -> None:
-    """Time attention operators side by side, exact beside approximate."""
+    """Time attention operators side by side: exact, approximate."""
     if list_all:
         _list_operators()
         return

@@ -133,7 +133,7 @@ def profile(
     *,
     outputs: Outputs,
 ) -> None:
-    """Show where the time goes, part by part and block by block, and from where pruning pays."""
+    """Show where the time goes. Part by part and block by block, and from where pruning pays."""
     if schema:
         typer.echo(json.dumps(profile_schema(), indent=2))
         return

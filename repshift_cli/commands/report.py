@@ -22,7 +22,7 @@ def report(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page; - is stdout.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option(help="What stands at its top. (default: the files' names)")] = None,
 ) -> None:
-    """Write one self-contained HTML page: verdict, tables that sort and filter, charts, machine, and the data."""
+    """Write one self-contained HTML page of stored runs. Verdict, tables that sort, charts, machine, and the data."""
     from repshift_cli.commands.shared import output
     from repshift_cli.commands.shared.stored import documents
     from repshift_cli.renderers import Document

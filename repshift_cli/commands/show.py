@@ -34,7 +34,7 @@ def show(
     *,
     outputs: Outputs,
 ) -> None:
-    """Show a stored run, profile or inspection as a table, or as JSON, CSV or Markdown.
+    """Show a stored run, profile or inspection again. As a table, JSON, CSV or Markdown.
 
     With - as the file they go to stdout, with nothing else on it.
     """

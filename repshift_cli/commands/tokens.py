@@ -36,7 +36,7 @@ Out = Annotated[
 
 @options.sweep_options(without=NEEDLESS)
 def tokens(asked: Asked, out: Out = None) -> None:
-    """Show which tokens of an image, a clip or a sentence stay after each cut, method beside method."""
+    """Show which tokens stay. After each cut of an image, a clip or a sentence, method beside method."""
     if out is not None and out.suffix not in KINDS:
         raise UsageError(f"--out: {out} is none of {', '.join(KINDS)}; name it like tokens.png")
     if out is not None:
