@@ -60,6 +60,21 @@ def test_places_and_scores_are_traced_back_through_two_cuts(monkeypatch: pytest.
     assert (shown.places, shown.grid, shown.cells) == (17, (1, 4, 4), tuple(range(1, 17)))
 
 
+def test_merged_places_are_told_with_the_one_that_stands_for_them() -> None:
+    """Two rows stay of five places and one is appended: 1 took 3, 4 was dropped, the appended one (of 0) is nowhere."""
+    assert places.merged([2, 1, -1], [2, 1, 0, 1, -1]) == ((1, 3),)
+
+
+def test_every_place_of_a_merging_method_is_in_a_token() -> None:
+    trace, _ = places.traced(replace(VIT, pruning="tome", options=(("proportional", "off"),)), vit())
+    for cut in trace.cuts:
+        alone = cut.kept - {group[0] for group in cut.groups}
+        told = [place for group in cut.groups for place in group]
+        assert {group[0] for group in cut.groups} <= cut.kept and len(told) == len(set(told))
+        assert alone | set(told) == set(range(17))
+    assert len(trace.cuts[0].kept) == 9 and len(trace.cuts[1].kept) == 5
+
+
 def test_what_chooses_without_looking_has_no_scores() -> None:
     trace, _ = places.traced(replace(VIT, pruning="oracle", options=()), vit())
     assert trace.cuts[1].kept == frozenset(range(5)) and all(cut.scores == {} for cut in trace.cuts)

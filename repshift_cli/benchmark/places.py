@@ -24,6 +24,7 @@ CHECKPOINT = "hf:"
 """What a model's name begins with where the rest is the folder, or the hub id, of its checkpoint and tokenizer."""
 Grid = tuple[int, int]
 """Rows and columns."""
+Groups = tuple[tuple[int, ...], ...]
 
 
 def traced(case: Case, subject: Subject) -> tuple[Trace, Shown]:
@@ -32,6 +33,7 @@ def traced(case: Case, subject: Subject) -> tuple[Trace, Shown]:
     with _sizes(subject, case) as sizes, within(case, subject, noting=True) as dropped, listening(scores.append):
         call(subject.module, subject.inputs)
         kept = [[place for place in places[0].tolist() if place >= 0] for places in dropped.kept]  # -1: appended
+        groups = [merged(one.places[0].tolist(), one.ends[0].tolist()) for one in dropped.traced]
     told = [s[0].float().tolist() for s in scores] if _scores(case) else []
     if subject.grid:
         grids = [(int(size[-2]), int(size[-1])) for size in sizes]
@@ -39,7 +41,7 @@ def traced(case: Case, subject: Subject) -> tuple[Trace, Shown]:
         cuts = tuple(_of_grids(case, grids, kept, told))
         return Trace(case, cuts), _pictured(case, subject, first, range(first), grids[0])
     places = int(sizes[0][1])
-    return Trace(case, tuple(_of_rows(case, subject, places, kept, told))), _shown(case, subject, places)
+    return Trace(case, tuple(_of_rows(case, subject, places, kept, told, groups))), _shown(case, subject, places)
 
 
 def _scores(case: Case) -> bool:
@@ -73,15 +75,33 @@ def _sizes(subject: Subject, case: Case) -> Iterator[list[torch.Size]]:
 # --- cuts -------------------------------------------------------------------------------------------------------------
 
 
+def merged(places: Sequence[int], ends: Sequence[int]) -> Groups:
+    """The places that became one token, the one that stands for them first.
+
+    `places` are those of the rows still there (-1 for an appended one, which stands in no place), `ends` the row of
+    every place of the input, as in the engine's `Traced`.
+    """
+    rows: dict[int, list[int]] = {}
+    for place, row in enumerate(ends):
+        rows.setdefault(row, []).append(place)
+    whole = [(places[row], *(p for p in own if p != places[row])) for row, own in rows.items() if row >= 0]
+    return tuple(group for group in whole if len(group) > 1 and group[0] >= 0)
+
+
 def _of_rows(
-    case: Case, subject: Subject, places: int, kept: Sequence[Sequence[int]], scores: Sequence[Sequence[float]]
+    case: Case,
+    subject: Subject,
+    places: int,
+    kept: Sequence[Sequence[int]],
+    scores: Sequence[Sequence[float]],
+    groups: Sequence[Groups],
 ) -> Iterator[Cut]:
     """The cuts of a row of tokens. The engine tells places of the input; scores are of what was there, in its order."""
     there: Sequence[int] = range(places)
     for i, (layer, stay) in enumerate(zip(shares_of(case), kept, strict=True)):
         told = scores[i] if i < len(scores) else ()
         first = 0 if len(told) == len(there) else subject.prefix
-        yield Cut(layer, frozenset(there), frozenset(stay), dict(zip(there[first:], told, strict=False)))
+        yield Cut(layer, frozenset(there), frozenset(stay), dict(zip(there[first:], told, strict=False)), groups[i])
         there = stay
 
 
