@@ -267,7 +267,7 @@ def test_json_on_the_stdout_of_a_process_is_the_run_file(here: Path) -> None:
     done = process(*bench("tiny", "--json", "-"))
     assert done.returncode == 0 and done.stdout == Path("run.json").read_text()
     assert [r["case"]["attention"] for r in json.loads(done.stdout)["records"]] == ["vanilla", "flash", "flash"]
-    assert done.stderr == "run file: run.json\n"
+    assert done.stderr.endswith("\nrun file: run.json\n")
 
 
 def test_the_default_place_of_the_run_file(repshift: Any, here: Path) -> None:

@@ -84,7 +84,8 @@ def test_the_operator_is_measured_beside_the_others(repshift: Repshift) -> None:
 def test_a_metric_is_one_file(repshift: Repshift, tmp_path: Path) -> None:
     """Listed, measured, in JSON and CSV, a column behind the known ones; one that fails costs its own figure."""
     out = tmp_path / "run.json"
-    done = repshift("bench --model example_vit --variant flash --rounds 1 --out " + str(out), "metrics", together=True)
+    bench = f"bench --model example_vit --variant flash --rounds 1 --verbose --out {out}"
+    done = repshift(bench, "metrics", together=True)
     assert done.returncode == 0, done.stderr
     table, printed = done.stdout.splitlines()[:8], " ".join(done.stdout.split())
     assert "example_parameters Parameters of the model, whatever they do. parameters, counted, value" in printed

@@ -97,7 +97,8 @@ class Planning:
     @property
     def subjects(self) -> tuple[Case, ...]:
         """A case for each model, by which it is known at which of them a process died."""
-        models = dict.fromkeys(getattr(self.sweep, "model", ()))
+        named = self.sweep.model or ()
+        models = dict.fromkeys((named,) if isinstance(named, str) else named)
         return tuple(Case(model, "random", "random", None, None, 1, "fp32", "cpu", "") for model in models)
 
     def perform(self, observer: Observer) -> Iterator[Plan]:

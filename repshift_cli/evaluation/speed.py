@@ -17,8 +17,8 @@ from repshift_cli.sweep.plan import Planned, comparisons
 
 FRONT = Metric(
     "pareto", "front", "", "higher", "value", "computed",
-    "1 where no other variant of the run is as accurate and as fast and better in one of them, by the figures alone; "
-    "0 elsewhere.", gateable=False, detail=True,
+    "Is 1 where no other variant of the run is as accurate and as fast and better in one of them, by the figures "
+    "alone; 0 elsewhere.", gateable=False, detail=True,
 )  # fmt: skip
 METRICS = (FRONT,)
 TIMED = ("latency", "throughput", "speedup_vs_flash", "speedup_vs_vanilla", "speedup_vs_unpruned")

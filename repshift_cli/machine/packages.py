@@ -7,6 +7,7 @@ import shlex
 from importlib.machinery import ModuleSpec, PathFinder
 
 EXTRAS = {
+    "eval": ("datasets>=4", "pyarrow>=21"),
     "fla": ("flash-linear-attention>=0.4",),
     "flash-attn": ("flash-attn>=2.8",),
     "history": ("ruptures>=1.1.10",),
