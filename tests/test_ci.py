@@ -131,7 +131,7 @@ def test_a_slower_pull_request_fails_with_summary_annotations_and_files(runner: 
     summary = runner.file("GITHUB_STEP_SUMMARY")
     assert "### repshift gate: fail" in summary and "| flash | latency |" in summary
     out = repository.folder / "repshift-gate"
-    assert {"gate.md", "gate.xml", "gate.json", "run"} <= {path.name for path in out.iterdir()}
+    assert {"gate.md", "gate.xml", "gate.json", "report.html", "run"} <= {path.name for path in out.iterdir()}
 
 
 @pytest.mark.slow
