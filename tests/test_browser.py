@@ -31,7 +31,10 @@ from repshift_cli.renderers.tokens.page import page as tokens_page
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package 'playwright' is not installed")
 CHROMIUM = os.environ.get("REPSHIFT_CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser: none of {', '.join(PROGRAMS)} is installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason=f"no browser: none of {', '.join(PROGRAMS)} is installed"),
+]
 
 
 @pytest.fixture(scope="module")
