@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from statistics import fmean
 
 import pytest
 from pages import PAGES
 from results import against_random, method, pruned, run_of, value
+
+from repshift_cli.renderers import document_of, markdown
 
 README = PAGES["README.md"]
 RESULTS = PAGES["profiles/baselines/README.md"]
@@ -87,6 +90,16 @@ def test_no_accuracy_shows_the_shift_better_than_random(name: str, worse: int, l
         RESULTS.text, "it is worse in 5 of 12, above all after block 9, where its sign is wrong; on the mails in 1"
     )
     assert says(README.text, "worse in 5 of 12 schedules on Fashion-MNIST")
+
+
+def test_an_interval_without_0_is_never_called_no_loss() -> None:
+    """Holm over 60 variants leaves some of them open: they may lose."""
+    text = io.StringIO()
+    markdown.render(document_of(run_of("cpu/accuracy/dinov2-s-fashion")), text)
+    rows = [line for line in text.getvalue().splitlines() if line.startswith("| flash+")]
+    told = re.findall(r"(no loss shown|may lose|loses)[^|(]*\((-?[\d.]+) to (-?[\d.]+)\)", " ".join(rows))
+    assert {word for word, *_ in told} == {"no loss shown", "may lose", "loses"}
+    assert all((float(low) <= 0 <= float(high)) == (word == "no loss shown") for word, low, high in told)
 
 
 def test_merging_is_ahead_on_the_photos() -> None:

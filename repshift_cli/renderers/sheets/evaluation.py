@@ -110,20 +110,23 @@ def _interval(figure: Estimate, form: Callable[[float], str]) -> str:
 
 
 def _loss(record: Record, name: str) -> Cell:
-    """`no loss shown`, `loses 1.2 points (0.4 to 2.0)`, `gains 0.9 points (0.1 to 1.7)`: Holm's p decides."""
+    """`loses 1.2 points (0.4 to 2.0)` or `gains`; `may lose` where Holm's p leaves it open; `no loss shown`."""
     difference, p = record.measurement(f"{name}_vs_unpruned"), record.measurement(f"{name}_p_holm")
     if difference is None or not difference.samples:
         return Cell(REFERENCE, "quiet") if difference else Cell()
     figure = estimate(difference)
     assert figure is not None
     lost, form = _as_loss(difference, figure), _form(difference)
-    if p is None or p.samples[0] >= LEVEL or lost.spans(0):
+    if lost.spans(0):
         return Cell("no loss shown", "quiet", _interval(lost, form))
+    sure = p is not None and p.samples[0] < LEVEL
     unit = f" {difference.unit}" if difference.unit else ""
     if lost.value > 0:
-        return Cell(f"loses {form(lost.value)}{unit}", "bad", _interval(lost, form))
+        verb, tone = ("loses", "bad") if sure else ("may lose", "quiet")
+        return Cell(f"{verb} {form(lost.value)}{unit}", tone, _interval(lost, form))
     gained = Estimate(-lost.value, *(None if e is None else -e for e in (lost.high, lost.low)))
-    return Cell(f"gains {form(gained.value)}{unit}", "good", _interval(gained, form))
+    verb, tone = ("gains", "good") if sure else ("may gain", "quiet")
+    return Cell(f"{verb} {form(gained.value)}{unit}", tone, _interval(gained, form))
 
 
 def _as_loss(difference: Measurement, figure: Estimate) -> Estimate:
@@ -157,7 +160,7 @@ def _about(about: dict[str, Any], records: Sequence[Record]) -> list[str]:
         said.append("front: no other variant is as accurate and as fast, by the figures alone")
     said.append(
         "vs unpruned: paired on the same samples; a loss or a gain is said where its p-value, adjusted by Holm for all "
-        f"variants, is below {LEVEL:g}. vs random: the same number of tokens dropped at random"
+        f"variants, is below {LEVEL:g} (may: by its interval alone). vs random: the same number of tokens dropped at random"
     )
     if stopped := {r.stopped_by for r in records if r.stopped_by}:
         said.append(f"stopped by: {', '.join(sorted(stopped))}")
