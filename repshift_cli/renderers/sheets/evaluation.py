@@ -160,7 +160,8 @@ def _about(about: dict[str, Any], records: Sequence[Record]) -> list[str]:
         said.append("front: no other variant is as accurate and as fast, by the figures alone")
     said.append(
         "vs unpruned: paired on the same samples; a loss or a gain is said where its p-value, adjusted by Holm for all "
-        f"variants, is below {LEVEL:g} (may: by its interval alone). vs random: the same number of tokens dropped at random"
+        f"variants, is below {LEVEL:g} (may: by its interval alone). vs random: the same number of tokens dropped "
+        "at random"
     )
     if stopped := {r.stopped_by for r in records if r.stopped_by}:
         said.append(f"stopped by: {', '.join(sorted(stopped))}")
