@@ -24,8 +24,9 @@ from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
-from repshift_cli.records import RepshiftError, UsageError, store
-from repshift_cli.records.journal import Journal, StoreError, exists_already
+from repshift_cli.commands.shared.stopping import said_where_it_stopped
+from repshift_cli.records import UsageError, store
+from repshift_cli.records.journal import Journal, exists_already
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep.axes import Axes
 
@@ -97,7 +98,7 @@ def bench(
                 return
             order = replace(order, sweep=plan.sweep)
             session = _session(order, plan, place, carrier, observing, retry_failed)
-            with _said_where_it_stopped(session, outputs):
+            with said_where_it_stopped(session, outputs, _say_how_to_go_on):
                 engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
@@ -201,27 +202,6 @@ def _session(
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]:
-    """However measuring ends before its end: how far the run came, and the command that goes on with it.
-
-    Where the disk took no more, what was measured is shown too.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        session.journal.close()
-        _say_how_to_go_on(session, "\ninterrupted")
-        raise
-    except StoreError:
-        run = session.journal.snapshot()
-        session.close()
-        with contextlib.suppress(RepshiftError):  # no room for its files either
-            outputs.emit(document_of(run))
-        _say_how_to_go_on(session, "stopped")
-        raise
 
 
 def _say_how_to_go_on(session: Session, what: str) -> None:

@@ -22,9 +22,10 @@ from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import as_asked
+from repshift_cli.commands.shared.stopping import said_where_it_stopped
 from repshift_cli.machine import device as devices
-from repshift_cli.records import OPERATORS, RepshiftError, UsageError, one_line, store
-from repshift_cli.records.journal import Journal, StoreError
+from repshift_cli.records import OPERATORS, UsageError, one_line, store
+from repshift_cli.records.journal import Journal
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep.axes import merge
 from repshift_cli.sweep.operators import OperatorAxes
@@ -150,7 +151,7 @@ def operators(
                 options.list_cases(plan.planned)
                 return
             session = _session(order, plan, path, journal, carrier, observing)
-            with _said_where_it_stopped(session, outputs):
+            with said_where_it_stopped(session, outputs, _say_how_to_go_on):
                 engine.measure(session, carrier, observing)
         run = session.journal.snapshot()
         session.journal.close()
@@ -204,24 +205,6 @@ def _session(
     if journal is None:
         return engine.start(path, order, plan, equipment)
     return engine.resume(journal, order, plan, equipment, False, carrier.isolated, carrier.named)
-
-
-@contextlib.contextmanager
-def _said_where_it_stopped(session: Session, outputs: Outputs) -> Iterator[None]:
-    """However measuring ends before its end: how far the run came, and the command that goes on with it."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        session.journal.close()
-        _say_how_to_go_on(session, "\ninterrupted")
-        raise
-    except StoreError:
-        run = session.journal.snapshot()
-        session.close()
-        with contextlib.suppress(RepshiftError):  # no room for its files either
-            outputs.emit(document_of(run))
-        _say_how_to_go_on(session, "stopped")
-        raise
 
 
 def _say_how_to_go_on(session: Session, what: str) -> None:
