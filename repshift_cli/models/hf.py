@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from repshift_cli.models import clip, siglip
 from repshift_cli.models.base import decoder, text, vision_language
 from repshift_cli.models.base.transformers import Recipe, check_index, family, first_line, weights_file
 from repshift_cli.models.discovery.blocks import NoSites
@@ -22,6 +23,9 @@ from repshift_cli.records import Case, Facts, Subject, UsageError
 ALIASES: dict[str, object] = {}
 DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+_KNOWN = {"clip": clip.IMAGES, "siglip": siglip.IMAGES}
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Where transformers keeps what images want: alone, beside the tokenizer's, for clips."""
 ENCODERS = {
     "bert": "BertModel",
     "electra": "ElectraModel",
@@ -117,21 +121,26 @@ def _class_name(config: Any, place: str) -> str:
 
 
 def _processor(place: str) -> dict[str, Any]:
-    """What the checkpoint's own preprocessor file says; nothing where it has none."""
+    """What the checkpoint's own processor file says of images or clips; nothing where it has none."""
     from transformers.utils import cached_file
 
-    try:
-        file = cached_file(place, "preprocessor_config.json")
-    except OSError:
-        file = None
-    return json.loads(Path(file).read_text()) if file else {}
+    for name in PROCESSORS:
+        try:
+            file = cached_file(place, name)
+        except OSError:
+            continue
+        told = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        return next((told[part] for part in ("image_processor", "video_processor") if part in told), told)
+    return {}
 
 
 def preprocessing(name: str) -> Preprocessing | None:
-    """What the checkpoint's image processor does; None where it has none."""
+    """What the checkpoint's image processor does, else what its architecture is known for; None where neither says."""
     place = name.removeprefix("hf:")
     config, stored = _config(place), _processor(place)
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if isinstance(size, int) and not stored and config.model_type in _KNOWN:
+        return _KNOWN[config.model_type].at(size)
     return of_processor(stored, size) if stored and isinstance(size, int) else None
 
 
@@ -143,7 +152,9 @@ def class_names(name: str) -> dict[int, str] | None:
 
 def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation from the checkpoint's own preprocessor file, else ImageNet's."""
-    stored = _processor(place)
+    stored, known = _processor(place), _KNOWN.get(_config(place).model_type)
+    if not stored and known:
+        return known.mean, known.std
     return tuple(stored.get("image_mean", IMAGENET_MEAN)), tuple(stored.get("image_std", IMAGENET_STD))
 
 
