@@ -57,7 +57,7 @@ def test_a_history_of_allocations_does_not_travel(monkeypatch: pytest.MonkeyPatc
 
 def test_a_far_cluster_that_does_not_answer_is_said_at_once() -> None:
     """Nothing listens at port 9 here; what is no far address is left to Ray."""
-    with pytest.raises(UsageError, match="no Ray cluster answers at ray://127.0.0.1:9: "):
+    with pytest.raises(UsageError, match=r"no Ray cluster answers at ray://127\.0\.0\.1:9: "):
         on_ray.check_reached("//127.0.0.1:9")
     with socket.create_server(("127.0.0.1", 0)) as server:
         on_ray.check_reached(f"//127.0.0.1:{server.getsockname()[1]}")
