@@ -21,7 +21,7 @@ from repshift_cli import __version__
 from repshift_cli.benchmark import engine
 from repshift_cli.benchmark.launchers import Terms, inline
 from repshift_cli.benchmark.tasks import Recording, Station
-from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared import checks, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -137,7 +137,7 @@ def profile(
     if schema:
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
-    options.check_view(by)
+    checks.check_view(by)
     files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
     if read is not None:
         _only_summary(asked, files)
@@ -186,15 +186,17 @@ def _read(path: Path) -> ProfileRun:
 
 def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
     """The sweep's profile; None where its cases were only to be listed."""
-    sweep = options.checked_sweep(asked)
-    options.check_size(sweep, options.MOST_CASES)
+    sweep = checks.checked_sweep(asked)
+    checks.check_size(sweep, options.MOST_CASES)
     from repshift_cli.benchmark import planning
 
     device = devices.choose_device(sweep.device)
     sweep = planning.with_batches(sweep, device)
     planned = planning.plan_cases(sweep, device)
     if dry_run:
-        options.list_cases(planned)
+        from repshift_cli.commands.shared.dry_run import list_cases
+
+        list_cases(planned)
         return None
     if files.memory_snapshot is not None and not device.startswith("cuda"):
         raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
