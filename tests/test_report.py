@@ -7,11 +7,11 @@ import gzip
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from generated import commands
+from html_page import SCRIPT, Page, page_of, poisoned
 from synthetic import CUDA, ON_CUDA, exact, ran, small_run, sweep_run, times
 
 from repshift_cli.analysis.comparison import between
@@ -21,68 +21,23 @@ from repshift_cli.analysis.pareto import front
 from repshift_cli.analysis.roofline import ceilings, working
 from repshift_cli.cli import run as repshift
 from repshift_cli.gate.verdict import Outcome
-from repshift_cli.records import Measurement, Run, store
+from repshift_cli.records import Measurement, Metric, Record, Run, store
+from repshift_cli.records.inspection import Answer, Inspection, Quantity
+from repshift_cli.records.inspection import Axis as Places
 from repshift_cli.records.json_codec import to_json, to_plain
-from repshift_cli.renderers.figures import of_run
+from repshift_cli.records.profile import ProfileRun
+from repshift_cli.renderers.figures import of_evaluation, of_inspection, of_profile, of_run
 from repshift_cli.renderers.figures.measured import Measured
-from repshift_cli.renderers.figures.shapes import Bars, Heat, Plane, Samples, drift, number
-from repshift_cli.renderers.page import embedded, scales
+from repshift_cli.renderers.figures.shapes import Bars, Heat, Plane, Samples, Stacks, drift, number
+from repshift_cli.renderers.page import charts, embedded, scales
 from repshift_cli.renderers.page.command import command_of
 from repshift_cli.renderers.page.markup import Markup, tag
+from repshift_cli.renderers.sheets.evaluation import answer
 from repshift_cli.renderers.sheets.gate import document_of as document_of_gate
 
 ROOT = Path(__file__).parent.parent
 BASELINES = ROOT / "profiles" / "baselines" / "cpu"
 PROFILE = Path(__file__).parent / "data" / "profile-schema-2.json"
-SCRIPT = "<script>window.stolen = 1</script>\"'&"
-
-
-class Page(HTMLParser):
-    """Every element's name and attributes, the text of scripts by their id, and all other text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[str | None, str]] = []
-        self.words: list[str] = []
-        self._inside: str | None = None
-        self.feed(text)
-
-    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((name, dict(attributes)))
-        self._inside = name
-        if name == "script":
-            self.scripts.append((dict(attributes).get("id"), ""))
-
-    def handle_endtag(self, name: str) -> None:
-        self._inside = None
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        elif self._inside != "style":
-            self.words.append(data)
-
-    def titles(self) -> list[str]:
-        return [a["aria-label"] or "" for name, a in self.tags if name == "svg"]
-
-
-def page_of(tmp_path: Path, *contents: Run | str, name: str = "run") -> tuple[str, Page]:
-    files = []
-    for i, content in enumerate(contents):
-        files.append(tmp_path / f"{name}{i}.json")
-        files[-1].write_text(content if isinstance(content, str) else to_json(content), encoding="utf-8")
-    out = tmp_path / "report.html"
-    assert repshift(["report", *map(str, files), "--out", str(out)], debug=True) == 0
-    text = out.read_text(encoding="utf-8")
-    return text, Page(text)
-
-
-def hostile(run: Run) -> Run:
-    """The run with a model, a warning and a reason that would be code, were they not escaped."""
-    cases = {case: replace(case, model=SCRIPT) for case in run.planned}
-    records = tuple(replace(r, case=cases[r.case], warnings=(SCRIPT,)) for r in run.records)
-    return replace(run, planned=tuple(cases.values()), records=records, warnings=(SCRIPT,), options={"model": [SCRIPT]})
 
 
 # --- what stands in it ------------------------------------------------------------------------------------------------
@@ -92,7 +47,7 @@ def test_a_run_has_what_it_measured_and_nothing_else(tmp_path: Path) -> None:
     _, page = page_of(tmp_path, small_run())
     assert page.titles() == [
         "Speed-up: vs flash",
-        "Latency: latency",
+        "Latency",
         "Tokens along the depth",
         "HBM traffic of a forward",
         "Memory",
@@ -126,6 +81,72 @@ def outcome() -> Outcome:
     return Outcome("main <b>", "head", (found,), (), ("a note",), 20)
 
 
+def test_an_evaluation_has_its_answer_its_losses_and_its_course(tmp_path: Path) -> None:
+    """Its figures are those of the run; nothing is said of a speed that nobody measured."""
+    path = BASELINES / "accuracy" / "minilm-spam.json"
+    _, page = page_of(tmp_path, path.read_text(encoding="utf-8"))
+    run, titles = store.load(path), page.titles()
+    assert titles[:4] == ["linear probe", "linear probe vs unpruned", "k-NN", "k-NN vs unpruned"]
+    assert "linear probe by keep, cut after block 1" in titles and not any("Latency" in title for title in titles)
+    assert any("linear probe by keep and layers" in title for title in titles)
+    assert any(words.startswith("No loss of linear probe shown in ") for words in page.words)
+    assert any(words.startswith("repshift eval --model hf:real/minilm") for words in page.words)
+    assert any("the same for every variant" in words for words in page.words)
+    lost = next(figure for figure in of_evaluation.figures(run) if figure.title == titles[1])
+    assert isinstance(lost, Bars) and len(lost.marks) == of_run.MOST_BARS
+    own = {r.case.variant: r for r in run.records if (r.case.keep, r.case.layers) == (0.9, (5,))}["vanilla+norm"]
+    answers = [own.measurement("probe_top1"), run.records[0].measurement("probe_top1")]
+    correct = [sum(m.samples) / len(m.samples) for m in answers if m]
+    assert next(m.value for m in lost.marks if m.case == run.records.index(own)) == pytest.approx(correct[0] - correct[1])
+
+
+def test_the_best_of_an_evaluation_is_the_fastest_without_a_loss_that_was_shown() -> None:
+    """The row of keep 0.3 is faster, and loses; where every row loses, the answer is the least loss."""
+    right, kinds = Metric("top1", "top-1", "%", "higher", "wilson", "labelled", ""), ("higher", "tango", "labelled", "")
+    lost, speed = Metric("top1_vs_unpruned", "", "points", *kinds), small_run().records[2].measurement("speedup_vs_flash")
+    assert speed is not None
+
+    def row(keep: float, wrong: int, times: float) -> Record:
+        hits = (0.0,) * wrong + (100.0,) * (100 - wrong)
+        case = replace(small_run().records[2].case, keep=keep)
+        faster = replace(speed, samples=tuple(times * s for s in speed.samples))
+        return Record(case, "ok", measurements=(right.of(*hits), lost.of(*(h - 100 for h in hits)), faster))
+
+    rows = [row(0.3, 40, 3.0), row(0.5, 1, 2.0), row(0.7, 0, 1.0)]
+    assert "shown in 2 of 3 pruned variants; the fastest of them: flash+repshift keep 0.5, top-1 99.0%" in answer(
+        rows, ["top1"]
+    )
+    assert "shown in 0 of 1 pruned variants; of least loss: flash+repshift" in answer(rows[:1], ["top1"])
+    assert answer(rows, ["another"]) == ""
+
+
+def test_an_inspection_has_its_maps_by_layer_and_head(tmp_path: Path) -> None:
+    path = BASELINES / "inspection" / "minilm.json"
+    _, page = page_of(tmp_path, path.read_text(encoding="utf-8"))
+    assert "Attention sinks: attention on the first token" in page.titles()
+    assert any(words.startswith("repshift analyze --model hf:real/minilm") for words in page.words)
+    run = store.load_any(path)
+    assert isinstance(run, Inspection)
+    heat = next(f for f in of_inspection.figures(run) if isinstance(f, Heat) and "first token" in f.title)
+    q = run.answer("sinks").quantity("attention_first")
+    assert (heat.down, heat.across, len(heat.rows), len(heat.columns)) == ("block", "head", 6, 12)
+    assert [mark and mark.value for row in heat.cells for mark in row] == list(q.values)
+    plane = next(f for f in of_inspection.figures(run) if isinstance(f, Plane) and "shift ~" in f.title)
+    assert [c.label for c in plane.curves][-1] == "0" and len(plane.curves) == 6
+
+
+def test_a_long_map_shows_each_nth_column_and_ratios_turn_at_1() -> None:
+    wide = Places("distance", tuple(map(str, range(4000))))
+    q = Quantity("a", "a", "x", "", (Places("block", ("1", "2")), wide), (0.5,) * 4000 + (2.0,) * 4000, "map")
+    q = replace(q, axes=(Places("input", ("first",)), *q.axes))
+    inspection = Inspection(None, {}, small_run().planned[0], 4, 1, (Answer("q", "Q", quantities=(q,)),))
+    (heat,) = of_inspection.figures(inspection)
+    assert isinstance(heat, Heat) and len(heat.columns) == 2000 and heat.title == "Q: a, input first"
+    assert heat.zero == 1.0 and [row[0].value for row in heat.cells if row[0]] == [0.5, 2.0]
+    drawing = charts.drawn(heat, charts.palette_of([heat]))
+    assert drawing.count('class="cell lost"') == drawing.count('class="cell won"') == 2000
+
+
 def test_a_gate_has_its_sentence_and_its_changes(tmp_path: Path) -> None:
     plain = {**document_of_gate(outcome()).summary, **to_plain(outcome())}
     _, page = page_of(tmp_path, json.dumps(plain))
@@ -134,13 +155,17 @@ def test_a_gate_has_its_sentence_and_its_changes(tmp_path: Path) -> None:
     assert "a note" in page.words and ("b", {}) not in page.tags
 
 
-def test_a_history_has_its_course(tmp_path: Path) -> None:
-    run = small_run()
-    latency = run.records[0].measurement("latency")
+def course() -> list[Series]:
+    """A latency that steps once."""
+    record = small_run().records[0]
+    latency = record.measurement("latency")
     assert latency is not None
     points = tuple(At(f"2026-11-{day:02}T00:00:00+00:00", f"abc{day}", float(day)) for day in range(1, 9))
-    series = [Series(run.records[0].case, latency, "CPU", points, (Step(points[4], 4, 1.5),))]
-    _, page = page_of(tmp_path, to_json(series))
+    return [Series(record.case, latency, "CPU", points, (Step(points[4], 4, 1.5),))]
+
+
+def test_a_history_has_its_course(tmp_path: Path) -> None:
+    _, page = page_of(tmp_path, course())
     assert page.titles() == ["latency over time"]
     assert sum(a.get("class", "").startswith("change ") for _, a in page.tags if a.get("class")) == 1
 
@@ -161,12 +186,22 @@ def test_other_commands_write_the_page_too(tmp_path: Path) -> None:
 # --- what never stands in it ------------------------------------------------------------------------------------------
 
 
+def everything_poisoned() -> list[str]:
+    """A file of every kind, with code behind every text."""
+    stored = [PROFILE, BASELINES / "inspection" / "minilm.json", BASELINES / "accuracy" / "minilm-spam.json"]
+    series = [replace(s, case=replace(s.case, model=SCRIPT)) for s in course()]
+    return [poisoned(record) for record in (small_run(), outcome(), series, *map(store.load_any, stored))]
+
+
 def test_text_from_a_file_stays_text_everywhere(tmp_path: Path) -> None:
-    _, page = page_of(tmp_path, hostile(small_run()))
-    assert sum(name == "script" for name, _ in page.tags) == 2, "the data and the page's own"
-    data = dict(page.scripts)["data-0"]
-    assert json.loads(data) == json.loads(to_json(hostile(small_run())))
-    assert "<" not in data and SCRIPT in " ".join(page.words)
+    files = everything_poisoned()
+    _, page = page_of(tmp_path, *files)
+    data = {name: text for name, text in page.scripts if name}
+    assert len(page.scripts) == len(data) + 1, "the data and the page's own"
+    assert json.loads(data["data-0"]) == json.loads(to_json(store.load_any(tmp_path / "run0.json")))
+    assert not any("<" in text for text in data.values()) and "img" not in [name for name, _ in page.tags]
+    assert "</script><script>" in " ".join(page.words) and "\u202e" not in " ".join(page.words)
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     policy = next(a["content"] for name, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None and "default-src 'none'" in policy and "script-src 'sha256-" in policy
 
@@ -264,13 +299,13 @@ def test_bars_carry_the_tables_figures() -> None:
 def test_times_that_allow_no_verdict_draw_no_speed_up() -> None:
     run = small_run()
     busy = replace(run, records=tuple(replace(r, unfit="the machine was busy") for r in run.records))
-    assert [figure.title for figure in of_run.speed(Measured(busy))] == ["Latency: latency"]
+    assert [figure.title for figure in of_run.speed(Measured(busy))] == ["Latency"]
 
 
 def test_tokens_fall_behind_the_blocks_that_cut() -> None:
     plane = next(of_run.tokens(Measured(small_run())))
     assert isinstance(plane, Plane)
-    assert plane.curves[0].points == ((0.0, 197.0), (3.0, 119.0), (6.0, 119.0))
+    assert plane.curves[0].points == ((0.0, 197.0), (3.0, 119.0), (4.0, 119.0))
 
 
 def test_modelled_bytes_are_told_from_measured_ones() -> None:
@@ -305,6 +340,18 @@ def test_the_roofline_is_two_flops_for_each_mac_over_bytes_and_time() -> None:
     assert working(replace(record, measurements=others)) is None
 
 
+def test_a_part_has_one_colour_in_all_charts_of_a_page(tmp_path: Path) -> None:
+    """Pruning adds parts, and the others keep their colours."""
+    run = store.load_any(PROFILE)
+    assert isinstance(run, ProfileRun)
+    whole, flash, pruned = (f for f in of_profile.figures(run) if isinstance(f, Stacks))
+    assert set(pruned.names) - set(flash.names) == {"score", "select", "cut"}
+    palette = charts.palette_of([flash, pruned])
+    drawings = [charts.drawn(figure, palette) for figure in (flash, pruned)]
+    look = re.compile(r'class="bar (c\d)"[^>]* data-tip="1, other')
+    assert look.search(drawings[0])[1] == look.search(drawings[1])[1]  # type: ignore[index]
+
+
 def test_drift_shows_in_the_samples() -> None:
     assert drift([1.0] * 10 + [1.1] * 10) == pytest.approx(1.1)
     assert drift([2.0]) == 1.0
@@ -335,9 +382,9 @@ def test_markup_escapes_what_is_not_markup() -> None:
     assert "\\x1b" in tag("p", "\x1b[31m")
 
 
-@pytest.mark.parametrize("path", sorted(BASELINES.glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(BASELINES.glob("**/*.json")), ids=lambda p: p.stem)
 def test_the_command_that_measures_again_has_options_that_exist(path: Path) -> None:
-    line = command_of(store.load(path))
+    line = command_of(store.load_any(path))
     assert line is not None
     name = line.split()[1]
     known = {option for p in commands()[name].params for option in p.opts}

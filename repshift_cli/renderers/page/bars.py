@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from repshift_cli.renderers.figures.shapes import Bars, Mark, Stack, Stacks, number, shortened
 from repshift_cli.renderers.page.drawing import (
-    COLOURS,
     LETTER,
     LINE,
     ROOM_BELOW,
@@ -70,9 +69,9 @@ def _bar(m: Mark, y: float, scale: Scale, figure: Bars, palette: Palette) -> Ite
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def stacks(figure: Stacks) -> Markup:
+def stacks(figure: Stacks, palette: Palette) -> Markup:
     """Bars made of parts, each part's colour in the legend."""
-    colours = {name: f"c{i % COLOURS}{' light' if i >= COLOURS else ''}" for i, name in enumerate(figure.names)}
+    colours = {name: palette.part(name) for name in figure.names}
     signs = [(name, rect(-6, -6, 12, 12, f"bar {colour}")) for name, colour in colours.items()]
     shown, top = legend(signs if len(signs) > 1 else [], 14.0)
     return _upright(figure, colours, shown, top) if figure.upright else _lying(figure, colours, shown, top)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from repshift_cli.renderers.figures.shapes import Axis, number, shortened
@@ -20,18 +20,24 @@ SIDE = 10.0
 
 @dataclass(frozen=True)
 class Palette:
-    """The number of each group, the same in all figures of a page."""
+    """The number of each group, and of each part of a stack, the same in all figures of a page."""
 
     places: dict[str, int]
+    parts: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, groups: Iterable[str]) -> Palette:
-        """Groups numbered as they first appear."""
-        return cls(dict(zip(dict.fromkeys(groups), count(), strict=False)))
+    def of(cls, groups: Iterable[str], parts: Iterable[str] = ()) -> Palette:
+        """Groups and parts numbered as they first appear."""
+        return cls(*(dict(zip(dict.fromkeys(names), count(), strict=False)) for names in (groups, parts)))
 
     def colour(self, group: str) -> str:
         """The class of the group's colour; none of what belongs to no group."""
         return f"c{self.places.get(group, 0) % COLOURS}" if group else "quiet"
+
+    def part(self, name: str) -> str:
+        """The classes of a part's colour; beyond the colours that there are, lighter ones."""
+        place = self.parts.get(name, 0)
+        return f"c{place % COLOURS}{' light' if place % (2 * COLOURS) >= COLOURS else ''}"
 
     def shape(self, group: str) -> int:
         """The number of the shape that points of the group have."""
