@@ -16,8 +16,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from html_page import SCRIPT, poisoned
+from html_page import page_of as report_of
 from PIL import Image
-from html_page import SCRIPT, page_of, poisoned
 from synthetic import small_run, sweep_run
 from test_report import everything_poisoned
 from test_tokens import GALLERY
@@ -191,7 +192,7 @@ def test_the_data_are_saved_as_the_run_that_they_are(
 
 def test_texts_of_every_kind_of_file_stay_texts(opened: Any, tmp_path: Path) -> None:
     """Code stands behind every text of a run, a gate, a history, a profile, an inspection and an evaluation."""
-    text, _ = page_of(tmp_path, *everything_poisoned())
+    text, _ = report_of(tmp_path, *everything_poisoned())
     shown = opened(text, 400)
     assert shown.page.evaluate("window.stolen") is None and shown.page.locator("img").count() == 0
     assert shown.page.locator("svg").count() > 30

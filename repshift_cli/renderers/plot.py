@@ -118,7 +118,7 @@ def drawn(figure: Figure, paper: Paper) -> Iterator[Text]:
 
 
 def _bars(figure: Bars, paper: Paper) -> Iterator[Text]:
-    told = [_plain(m.text(figure.axis.unit).replace(" to ", paper.signs.dash), paper) for m in figure.marks]
+    told = [_plain(m.short(figure.axis.unit, paper.signs.dash), paper) for m in figure.marks]
     labels, room, told = _shares([m.label for m in figure.marks], told, paper)
     reach = [v for m in figure.marks for v in (m.value, m.low, m.high) if v is not None]
     scale = from_zero([*reach, *figure.lines], figure.zero, 0.0, float(room))
@@ -205,27 +205,24 @@ FIGURE = 7
 
 
 def _heat(figure: Heat, paper: Paper) -> Iterator[Text]:
-    """A row for each of the map's: the deeper a cell's shade, the higher its value, which stands beside it with room."""
-    values = [mark.value for row in figure.cells for mark in row if mark]
-    if not values:
-        return
+    """A row for each of the map's: the deeper a shade, the higher its value, which stands beside it with room."""
     wide = min(max(map(len, (*figure.rows, figure.down))), paper.width // 3)
     room = paper.width - wide - 1
     told = FIGURE * len(figure.columns) <= room
     size = FIGURE if told else max(1, room // len(figure.columns))
-    every = 1 if told else -(-len(figure.columns) // room)
+    every, shades = 1 if told else -(-len(figure.columns) // room), paper.signs.shades
     yield Text(_padded(figure.down, wide, paper) + f" {_plain(figure.across, paper)}", "dim")
     yield Text(f"{'':{wide}} " + _columns(figure.columns[::every], size, paper), "dim")
-    span = (max(values) - min(values)) or 1.0
     for name, cells in zip(figure.rows, figure.cells, strict=True):
         line = Text(f"{_padded(name, wide, paper)} ")
         for mark in cells[::every]:
-            place = (mark.value - min(values)) / span if mark else 0.0
-            sign = paper.signs.shades[min(len(paper.signs.shades) - 1, int(place * len(paper.signs.shades)))]
+            place = int(figure.share(mark.value) * len(shades)) if mark else 0
+            sign = shades[min(len(shades) - 1, place)]
             cell = f"{sign}{number(mark.value, 3)}" if mark and told else sign * size if mark else ""
             line.append(cell[:size].ljust(size), "blue" if mark and not told else "")
         yield line
-    ends = f"{paper.signs.shades[0]} {number(min(values), 3)} to {paper.signs.shades[-1]} {number(max(values), 3)}"
+    low, high = (number(value, 3) for value in figure.reach)
+    ends = f"{shades[0]} {low} to {shades[-1]} {high}{', by logarithms' if figure.axis.log else ''}"
     yield Text(f"{'':{wide}} {ends}{f', each {every}th {figure.across}' if every > 1 else ''}", "dim")
 
 

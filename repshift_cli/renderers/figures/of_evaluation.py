@@ -1,4 +1,4 @@
-"""What an evaluation has to show: accuracy, what is lost against the unpruned model, by how many tokens, at what speed."""
+"""What an evaluation has to show: accuracy, what is lost against the unpruned model, by keep ratio and by speed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def bars(measured: Measured, like: Measurement) -> Iterator[Bars]:
     known = _unpruned(measured, like)
     line = "; the line across all: the unpruned model" if known is not None else ""
     yield from _bars(measured, like.metric, "", line, () if known is None else (known,))
-    yield from _bars(measured, against_unpruned(like.metric), "; paired on the same samples; at 0 nothing is lost", "", (0.0,))
+    yield from _bars(
+        measured, against_unpruned(like.metric), "; paired on the same samples; at 0 nothing is lost", "", (0.0,)
+    )
 
 
 def _bars(measured: Measured, name: str, how: str, line: str, lines: tuple[float, ...]) -> Iterator[Bars]:
@@ -95,5 +97,5 @@ def by_keep(measured: Measured, like: Measurement) -> Iterator[Plane]:
             keeps = [x for curve in curves for x, _ in curve.points]
             even = [] if known is None else [Curve("unpruned", ((min(keeps), known), (max(keeps), known)))]
             where = f"cut after block {', '.join(map(str, layers))}"
-            caption = f"{axis.words}, {like.better} is better, by the keep ratio, {where}; the quiet line is the unpruned model"
+            caption = f"{axis.words}, {like.better} is better, by the keep ratio; the quiet line is the unpruned model"
             yield Plane(f"{axis.label} by keep, {where}", caption, Axis("keep"), axis, curves=(*curves, *even))

@@ -1,4 +1,4 @@
-"""What an inspection has to show, by what its arrays say of themselves: heat maps, and courses along their first axis."""
+"""What an inspection has to show, by what its arrays say of themselves: heat maps, and courses from block to block."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def _maps(answer: Answer, q: Quantity) -> Iterator[Heat]:
             where = ", ".join(f"{axis.name} {tick}" for axis, tick in zip(before, at, strict=True))
             title = ", ".join(filter(None, (f"{answer.title}: {q.label}", where)))
             more = f"; each {every}th {across.name}" if every > 1 else ""
-            shown = Axis(q.label, q.unit)
+            shown = Axis(q.label, q.unit, log=_spreads(q))
+            more += "; shades by logarithms" if shown.log else ""
             columns = across.ticks[::every]
             yield Heat(title, _caption([q]) + more, shown, down.name, across.name, down.ticks, columns, cells, _zero(q))
 
@@ -53,6 +54,12 @@ def _rows(values: Sequence[object], across: Places) -> range:
 
 def _mark(value: float | None) -> Mark | None:
     return None if value is None or not math.isfinite(value) else Mark("", value)
+
+
+def _spreads(q: Quantity) -> bool:
+    """Whether the largest would leave no shade to the others: sizes, all above 0, over more than two powers of ten."""
+    known = [v for v in q.values if v is not None and math.isfinite(v)]
+    return q.unit != "x" and min(known) > 0 and max(known) > 100 * min(known) and q.high is None
 
 
 def _zero(q: Quantity) -> float | None:
@@ -85,8 +92,10 @@ def _plane(answer: Answer, found: Sequence[Quantity], along: Places, curves: Seq
     zero = next((z for q in found if (z := _zero(q)) is not None), None)
     reach = [x for curve in curves for x, _ in curve.points]
     even = [] if zero is None else [Curve(f"{zero:g}", ((min(reach), zero), (max(reach), zero)))]
-    axes = (Axis(along.name), Axis(label, found[0].unit))
-    return Plane(f"{answer.title}: {named} by {along.name}", _caption(found), *axes, curves=(*curves, *even), ticks=ticks)
+    axes = (Axis(along.name, whole=all(map(float.is_integer, _numbers(along)))), Axis(label, found[0].unit))
+    return Plane(
+        f"{answer.title}: {named} by {along.name}", _caption(found), *axes, curves=(*curves, *even), ticks=ticks
+    )
 
 
 def _curves(q: Quantity) -> Iterator[Curve]:

@@ -78,4 +78,4 @@ def _tokens(timed: Sequence[Breakdown]) -> Iterator[Plane]:
             curves.append(Curve(b.name, tuple(known), b.name, steps=True))
     if curves:
         caption = "tokens that enter each block, protected ones included"
-        yield Plane("Tokens along the depth", caption, Axis("block"), Axis("tokens"), curves=tuple(curves))
+        yield Plane("Tokens along the depth", caption, Axis("block", whole=True), Axis("tokens"), curves=tuple(curves))

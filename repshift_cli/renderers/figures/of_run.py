@@ -167,7 +167,9 @@ def tokens(measured: Measured) -> Iterator[Figure]:
         caption = "tokens, protected ones included, that enter each block; a cut is at a block's end"
         more = f"; {MOST_ROWS} of {len(curves)} schedules" if len(curves) > MOST_ROWS else ""
         drawn = tuple(curves.values())[:MOST_ROWS]
-        yield Plane("Tokens along the depth", caption + more, Axis("after block"), Axis("tokens"), curves=drawn)
+        yield Plane(
+            "Tokens along the depth", caption + more, Axis("after block", whole=True), Axis("tokens"), curves=drawn
+        )
 
 
 def moved(measured: Measured) -> Iterator[Figure]:

@@ -68,7 +68,7 @@ def rect(x: float, y: float, width: float, height: float, class_: str, **more: s
 
 def below(scale: Scale, axis: Axis, top: float, bottom: float, ticks: Sequence[str] = ()) -> Iterator[Markup]:
     """The axis along the bottom, with lines up to `top`, and its words; room for them is `ROOM_BELOW`."""
-    for value in _places(scale, ticks):
+    for value in _places(scale, ticks, axis.whole):
         x = scale(value)
         yield line(x, top, x, bottom, "grid")
         yield text(x, bottom + 16, ticks[int(value)] if ticks else number(value, 3), "middle", "tick")
@@ -92,9 +92,9 @@ def _words(axis: Axis) -> str:
     return f"{axis.words}{arrow}"
 
 
-def _places(scale: Scale, ticks: Sequence[str]) -> list[float]:
+def _places(scale: Scale, ticks: Sequence[str], whole: bool) -> list[float]:
     if not ticks:
-        return scale.ticks()
+        return [value for value in scale.ticks() if not whole or value.is_integer()]
     every = max(1, -(-len(ticks) // 6))
     return [float(i) for i in range(0, len(ticks), every)]
 

@@ -12,46 +12,60 @@ from repshift_cli.renderers.page.markup import Markup
 from repshift_cli.renderers.sheets.cells import MISSING
 
 ROW, LOW_ROW, TOP = 26.0, 18.0, 44.0
+LONGEST = 22
+"""Letters of a column's name that stands aslant."""
 MOST_HIGH_ROWS = 16
 """A map of more rows than this has low ones."""
+SLANT = math.radians(40)
 DEEPEST, PALEST = 0.8, 0.06
 """The opacity of the strongest colour, on which the figure stays legible, and of the weakest."""
-LEGIBLE = 28.0
-"""The width from which on a cell has its figure in it; where cells are narrower, the tip and the table have it."""
+LEGIBLE, ASLANT = 44.0, 14.0
+"""The width from which on a cell has its figure in it (else the tip has it), and a name above it aslant."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where the cells are: the left edge, a cell's width and height."""
+    """Where the cells are: the corner, a cell's width and height, and whether the names above stand aslant."""
 
     left: float
+    top: float
     step: float
     row: float
+    aslant: bool
 
 
 def heat(figure: Heat) -> Markup:
     """Rows and columns with the figures in their cells; a dashed one's interval holds the zero."""
     left = SIDE + min(34, max(map(len, (*figure.rows, figure.down)))) * LETTER + 10
     step = min(110.0, (WIDTH - left - SIDE) / len(figure.columns))
-    frame = _Frame(left, step, ROW if len(figure.rows) <= MOST_HIGH_ROWS else LOW_ROW)
+    longest = max(map(len, figure.columns))
+    aslant = step >= ASLANT and longest * LETTER > step
+    top = 30 + min(longest, LONGEST) * LETTER * math.sin(SLANT) if aslant else TOP
+    frame = _Frame(left, top, step, ROW if len(figure.rows) <= MOST_HIGH_ROWS else LOW_ROW, aslant)
     tone, drawn = _Tone(figure), list(_heads(figure, frame))
     for i, (name, cells) in enumerate(zip(figure.rows, figure.cells, strict=True)):
-        y = TOP + frame.row * i
+        y = top + frame.row * i
         drawn.append(text(left - 10, y + frame.row / 2 + 4, shortened(name, 34), "end", "tick"))
         for j, mark in enumerate(cells):
             place = f"{figure.down} {name}, {figure.across} {figure.columns[j]}"
             drawn += _cell(place, mark, tone, left + step * j, y, frame)
-    return svg(TOP + frame.row * len(figure.rows) + 10, drawn, name=figure.title)
+    return svg(top + frame.row * len(figure.rows) + 10, drawn, name=figure.title)
 
 
 def _heads(figure: Heat, frame: _Frame) -> Iterator[Markup]:
     """What the rows and the columns are, and the columns' names, of narrow ones each n-th."""
-    yield text(frame.left - 10, TOP - 8, figure.down, "end", "axis")
+    y = frame.top - 8
+    yield text(frame.left - 10, y, figure.down, "end", "axis")
     yield text(frame.left, 14, figure.across, "start", "axis")
-    every = math.ceil(LEGIBLE / frame.step)
-    letters = max(1, int(frame.step * every // LETTER))
+    every = 1 if frame.aslant else math.ceil(LEGIBLE / frame.step)
+    letters = LONGEST if frame.aslant else max(1, int(frame.step * every // LETTER))
     for i, name in list(enumerate(figure.columns))[::every]:
-        yield text(frame.left + frame.step * (i + 0.5), TOP - 8, shortened(name, letters), "middle", "tick")
+        x, words = frame.left + frame.step * (i + 0.5), shortened(name, letters)
+        if frame.aslant:
+            turn = f"rotate({-math.degrees(SLANT):.0f} {x:.1f} {y:.1f})"
+            yield text(x, y, words, "start", "tick", transform=turn)
+        else:
+            yield text(x, y, words, "middle", "tick")
 
 
 def _cell(place: str, mark: Mark | None, tone: _Tone, x: float, y: float, frame: _Frame) -> Iterator[Markup]:
@@ -75,15 +89,12 @@ class _Tone:
 
     def __init__(self, figure: Heat) -> None:
         self.figure = figure
-        values = [mark.value for row in figure.cells for mark in row if mark]
-        self._low, self._high = min(values, default=0.0), max(values, default=0.0)
-        self._farthest = max(map(self._distance, values), default=0.0) or 1.0
+        self._farthest = max(map(self._distance, figure.reach)) or 1.0
 
     def __call__(self, mark: Mark) -> tuple[str, float]:
         zero, lower_is_better = self.figure.zero, self.figure.axis.better == "lower"
         if zero is None:
-            span = self._high - self._low
-            share = (mark.value - self._low) / span if span else 0.5
+            share = self.figure.share(mark.value)
             return "won", PALEST + (DEEPEST - PALEST) * (1 - share if lower_is_better else share)
         if mark.low is not None and mark.high is not None and mark.low <= zero <= mark.high:
             return "even", 0.08

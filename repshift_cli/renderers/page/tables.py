@@ -45,7 +45,9 @@ def main_table(measured: Measured, source: str) -> Markup:
 
 def _columns(records: Sequence[Record], measured: Measured) -> list[Sorted]:
     if evaluation.is_evaluation(measured.run):
-        return [_of_evaluation(column, measured) for sheet in evaluation.sheets(measured.run) for column in sheet.columns]
+        return [
+            _of_evaluation(column, measured) for sheet in evaluation.sheets(measured.run) for column in sheet.columns
+        ]
     cases = [record.case for record in records]
     found = [Sorted(_of_field(name, cases), choose=True) for name in _telling(cases)]
     found += [Sorted(column, choose=column.title != "tokens") for column in case_columns(records)]
