@@ -78,8 +78,9 @@ def _cell(place: str, mark: Mark | None, tone: _Tone, x: float, y: float, frame:
             yield text(*at, MISSING, "middle", "tick")
         return
     colour, strength = tone(mark)
-    look = {"fill_opacity": round(strength, 2), "data_value": f"{mark.value:.6g}", "data_case": mark.case}
-    yield rect(*box, f"cell {colour}", data_tip=f"{place}: {mark.text(unit)}", **look)
+    look, tip = f"cell {colour}", f"{place}: {mark.text(unit)}"
+    value = f"{mark.value:.6g}"
+    yield rect(*box, look, fill_opacity=round(strength, 2), data_tip=tip, data_value=value, data_case=mark.case)
     if legible:
         yield text(*at, number(mark.value, 3) + ("x" if unit == "x" else ""), "middle", "in-cell")
 
