@@ -1,5 +1,6 @@
 """Machines played by fakes, and the skipping of tests marked `gpu` where torch has no CUDA device."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -19,6 +20,13 @@ from repshift_cli.commands.shared import launching
 from repshift_cli.machine import device as devices
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_already_is_not_searched_for_garbage() -> None:
+    """Before it times, `bench` collects: half a second each time in a process that has imported as much as this one."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A width that a shell or a test runner exports must not change what is tested."""
@@ -32,8 +40,9 @@ def measured_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=12, help="moments at which a sweep is killed (default: 12)")
-    parser.addoption("--mutants", type=int, default=5000, help="hostile files per campaign (default: 5000)")
+    parser.addoption("--kills", type=int, default=6, help="moments at which a sweep is killed (default: 6)")
+    parser.addoption("--mutants", type=int, default=1600, help="hostile files per campaign (default: 1600)")
+    parser.addoption("--gpus", type=int, default=200, help="GPUs of the cluster that is played (default: 200)")
 
 
 @pytest.fixture
