@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,15 @@ def mutants(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--mutants"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist hands out the files in the order of the collection, not those with few tests last."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first, so that two workers that take one file after another end together."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = devices.why_no_cuda() if marked else None
     for item in marked:

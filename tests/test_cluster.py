@@ -220,7 +220,7 @@ def test_a_reference_that_died_is_broken_from_then_on(tmp_path: Path, quick_disk
 
 
 ALL, COMPARISONS_EACH, SCHEDULES = 1000, 100, 50
-"""The GPUs that are meant; where fewer are played, what the command takes for them counts as often as they are fewer."""
+"""The GPUs that are meant; where a fifth of them is played, what the command takes for them counts five times."""
 
 
 def a_thousand_gpus(folder: Path, places: int) -> None:
