@@ -93,10 +93,10 @@ def test_a_record_keeps_it_and_its_schema_allows_it() -> None:
 
 def test_a_profile_holds_it(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
-    path.write_text('title = "x"\nkeep = [[0.9, 0.7]]\nlayers = [[3, 6]]\nsign = ["highest,lowest"]\nper-layer = true\n')
+    path.write_text('title = "x"\nkeep = [[0.9, 0.7]]\nlayers = [[3, 6]]\nsign = "highest,lowest"\nper-layer = true\n')
     assert Axes.from_options(load_profile(str(path)) | {"title": None}).keep == ((0.9, 0.7),)
     path.write_text('title = "x"\nkeep = [[0.9, 0.7]]\n')
-    with pytest.raises(UsageError, match="own.toml:2: keep"):
+    with pytest.raises(UsageError, match=r"own.toml:2: keep"):
         load_profile(str(path))
 
 

@@ -54,7 +54,7 @@ def _hooked(
 ) -> Iterator[Any]:
     seen = {layer: Seen.of(layer, len(subject.sites)) for layer in layers}
     yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
-    itself = set(layers) if place_of(method, case) == "start" else set()  # such a block sees to its arguments itself
+    itself = set(layers) if place_of(method, whole) == "start" else set()  # such a block sees to its arguments itself
     later = [n for n in range(min(layers) + 1, len(subject.sites) + 1) if n not in itself]
     behind = [*(subject.sites[n - 1].block for n in later), *subject.readers]
     for module in behind if subject.companions else subject.readers:
