@@ -79,6 +79,16 @@ def analyze(
             rich_help_panel=QUESTIONS,
         ),
     ] = None,
+    packed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Sinks: also in sequences packed of the beginnings of so many inputs, with start tokens or not, "
+            "masked apart or not.",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="All that was found, for `repshift show`.", rich_help_panel=options.OUTPUT),
@@ -99,7 +109,8 @@ def analyze(
     if out is not None:
         store.check_writable(out)
     sweep = _sweep(asked)
-    run = _inspected(sweep, names, inputs, {"left_out": left_out, "blocks": _blocks(blocks), "seed": sweep.seed})
+    told = {"left_out": left_out, "blocks": _blocks(blocks), "packed": packed, "seed": sweep.seed}
+    run = _inspected(sweep, names, inputs, told)
     if out is not None:
         store.write_text(out, to_json(run))
     outputs.emit(document_of(run))
@@ -170,9 +181,10 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
     cases = _cases(sweep, device)
     from repshift_cli.inspection import Settings
 
+    settings = Settings(**told)
     with Bar(len(names)) as bar:
-        bar.phase(f"building {cases[0].model}")
-        look = look_at(cases[0], inputs, Settings(**told), tuple(cases[1:]))
+        bar.phase(f"building {cases[0][0].model}")
+        look = look_at(cases[0], inputs, settings, tuple(cases[1:]))
         answers = []
         for name in names:
             tell = lambda share, name=name: bar.update(Progress(name, share))  # noqa: E731
@@ -180,8 +192,8 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
             bar.next()
     return Inspection(
         machine=dataclasses.replace(describe(device), threads=sweep.threads),
-        options=sweep.as_options() | {"question": list(names), "inputs": inputs, "left_out": told["left_out"]},
-        case=cases[0],
+        options=sweep.as_options() | {"question": list(names), "inputs": inputs} | _settings(told),
+        case=cases[0][0],
         tokens=look.subject.tokens + look.subject.protected,
         inputs=len(look.inputs),
         answers=tuple(answers),
@@ -191,8 +203,17 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
     )
 
 
-def _cases(sweep: Axes, device: str) -> list[Case]:
-    """The case of every length, the first being the one that most questions look at; UsageError where none can be."""
+def _settings(told: dict[str, Any]) -> dict[str, Any]:
+    """What was told of the questions, as a file keeps it."""
+    plain = {"left_out": told["left_out"], "blocks": list(told["blocks"]), "packed": told["packed"]}
+    return {name: value for name, value in plain.items() if value not in ([], 1)}
+
+
+def _cases(sweep: Axes, device: str) -> list[tuple[Case, ...]]:
+    """The cases of every length, one for each attention back end that takes it; UsageError where none does.
+
+    Most questions look at the first case of the first length alone.
+    """
     from repshift_cli.benchmark import planning
 
     planned = planning.plan_cases(sweep, device)
@@ -200,22 +221,30 @@ def _cases(sweep: Axes, device: str) -> list[Case]:
     found = []
     for length in lengths:
         here = [p for p in planned if p.case.length == length]
-        able = [p.case for p in here if not p.refused]
+        able = tuple(p.case for p in here if not p.refused)
         if not able:
             raise UsageError("; ".join(dict.fromkeys(str(p.refused) for p in here)))
-        found.append(able[0])
+        found.append(able)
     return found
 
 
-def look_at(case: Case, inputs: int, settings: Settings, others: tuple[Case, ...] = ()) -> Look:
-    """The case's model built, its attention to be bound within `active()`, its first inputs one by one."""
+def look_at(
+    cases: tuple[Case, ...], inputs: int, settings: Settings, others: tuple[tuple[Case, ...], ...] = ()
+) -> Look:
+    """The first case's model built, its attention to be bound within `active()`, its first inputs one by one; the other
+    cases are the same model under other attention."""
     from repshift_cli.benchmark import builder
     from repshift_cli.inspection import Look
 
+    case = cases[0]
     step = builder.lone_step(case)
     alone = [one for batch in step.subject.evaluation for one in _one_by_one(batch, case.batch)]
     more = tuple(partial(look_at, other, inputs, settings) for other in others)
-    return Look(case, step.subject, step.active, tuple(alone[:inputs]), settings, more)
+    look = Look(case, step.subject, step.active, tuple(alone[:inputs]), settings, more)
+    beside = (builder.eager_step(other, step.subject) for other in cases[1:])
+    return dataclasses.replace(
+        look, beside=tuple(dataclasses.replace(look, case=s.case, active=s.active) for s in beside)
+    )
 
 
 def _one_by_one(batch: Any, size: int) -> Iterator[Any]:
