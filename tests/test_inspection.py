@@ -557,7 +557,7 @@ def test_inputs_of_different_lengths_are_averaged_by_distance(monkeypatch: pytes
 
 
 def test_reach_is_the_distance_within_which_the_share_lies() -> None:
-    profile = torch.tensor([5.0, 0.5, 0.3, 0.1, 0.1])
+    profile = torch.tensor([5.0, 0.5, 0.3, 0.1, 0.1], dtype=torch.float64)
     assert reach.reach(profile, 0.9) == 3 and reach.reach(profile, 0.5) == 1
     assert reach.reach(torch.tensor([1.0, 0, 0])) is None
     assert reach.farthest(torch.tensor([1.0, 0.2, 0, 1e-9])) == 1

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repshift_cli import __version__, registry
-from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared import labelled, options
+from repshift_cli.commands.shared.labelled import Labels
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -89,6 +90,11 @@ def analyze(
             rich_help_panel=QUESTIONS,
         ),
     ] = 1,
+    labelled_data: labelled.Data = None,
+    task: labelled.Task = None,
+    split: labelled.Split = None,
+    train: labelled.Train = None,
+    limit: labelled.Limit = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="All that was found, for `repshift show`.", rich_help_panel=options.OUTPUT),
@@ -104,13 +110,15 @@ def analyze(
     if schema:
         typer.echo(json.dumps(inspection_schema(), indent=2))
         return
+    labels = Labels(labelled_data, task, split, train, limit)
     names = _questions(question)
+    _check_asked(names, labels, packed)
     outputs.check({"--out": out})
     if out is not None:
         store.check_writable(out)
     sweep = _sweep(asked)
     told = {"left_out": left_out, "blocks": _blocks(blocks), "packed": packed, "seed": sweep.seed}
-    run = _inspected(sweep, names, inputs, told)
+    run = _inspected(sweep, names, inputs, told, labels)
     if out is not None:
         store.write_text(out, to_json(run))
     outputs.emit(document_of(run))
@@ -137,6 +145,14 @@ def _questions(given: list[str] | None) -> tuple[str, ...]:
         return registry.ranked("inspection")
     wanted = {registry.find("inspection", name.strip()).name for text in given for name in text.split(",")}
     return tuple(name for name in registry.ranked("inspection") if name in wanted)
+
+
+def _check_asked(names: tuple[str, ...], labels: Labels, packed: int) -> None:
+    """UsageError for an option of a question that is not asked."""
+    labels.check()
+    for option, given, name in (("--labelled", labels.data is not None, "heads"), ("--packed", packed > 1, "sinks")):
+        if given and name not in names:
+            raise UsageError(f"{option} is an option of the question {name}: add it to --question, or leave it out")
 
 
 def _blocks(text: str | None) -> tuple[int, ...]:
@@ -172,7 +188,7 @@ def _sweep(asked: Asked) -> Axes:
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str, Any]) -> Inspection:
+def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str, Any], labels: Labels) -> Inspection:
     """The model made ready once, and asked one question after another."""
     device = devices.choose_device(sweep.device)
     threads = choose_threads(sweep.threads)
@@ -185,6 +201,7 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
     with Bar(len(names)) as bar:
         bar.phase(f"building {cases[0][0].model}")
         look = look_at(cases[0], inputs, settings, tuple(cases[1:]))
+        look = dataclasses.replace(look, judge=labels.judge(sweep, cases[0][0]))
         answers = []
         for name in names:
             tell = lambda share, name=name: bar.update(Progress(name, share))  # noqa: E731
@@ -192,7 +209,10 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
             bar.next()
     return Inspection(
         machine=dataclasses.replace(describe(device), threads=sweep.threads),
-        options=sweep.as_options() | {"question": list(names), "inputs": inputs} | _settings(told),
+        options=sweep.as_options()
+        | {"question": list(names), "inputs": inputs}
+        | _settings(told)
+        | labels.as_options(),
         case=cases[0][0],
         tokens=look.subject.tokens + look.subject.protected,
         inputs=len(look.inputs),

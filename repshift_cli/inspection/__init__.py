@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,13 +29,32 @@ class Settings:
     seed: int = 0
 
 
+Change = Callable[[Subject], AbstractContextManager[Any]]
+"""Something in a model that is changed within a context."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's score on labelled data with its interval, and the difference to the untouched model's with its own.
+
+    `difference` is (None, None, None) for the untouched model itself.
+    """
+
+    metric: str
+    unit: str
+    samples: int
+    score: tuple[float | None, float | None, float | None]
+    difference: tuple[float | None, float | None, float | None]
+
+
 @dataclass(frozen=True)
 class Look:
     """A model made ready to be looked at, unpruned, with its inputs one by one (batches of one).
 
     Within `active()` the case's attention is bound, and no gradients are kept. `others` make the same model ready at
     the other lengths that were asked for, `beside` are the same with other attention bound. `tell(share)` says how far
-    a question is, 0 to 1.
+    a question is, 0 to 1. `judge`, where labelled data was named, judges the untouched model, first, and the model
+    within each of the changes that it is given by name.
     """
 
     case: Case
@@ -45,6 +64,7 @@ class Look:
     settings: Settings = Settings()
     others: tuple[Callable[[], Look], ...] = ()
     beside: tuple[Look, ...] = ()
+    judge: Callable[[Mapping[str, Change]], Sequence[Judged]] | None = None
     tell: Callable[[float], None] = lambda share: None
 
     def run(self, inputs: Any) -> Any:

@@ -196,9 +196,9 @@ def _by_packing(look: Look) -> Quantity:
     return quantity(
         "rate_by_packing",
         "sink rate",
-        f"Share of heads, over all blocks and inputs, whose mean attention on that token is above {epsilon:g}: in whole "
-        f"inputs, and in sequences as long, packed of the beginnings of {documents}; masked apart, no document sees "
-        "another (Barbero et al. 2025).",
+        f"Share of heads, over all blocks and inputs, whose mean attention on that token is above {epsilon:g}: in "
+        f"whole inputs, and in sequences as long, packed of the beginnings of {documents}; masked apart, no document "
+        "sees another (Barbero et al. 2025).",
         [axis("sequence", (kind.name for kind in packing.PACKINGS)), axis("of", OF_PACKED)],
         rows,
         missing="a whole input has no later documents, or the model names no start token",
