@@ -21,7 +21,7 @@ from repshift_cli import __version__
 from repshift_cli.benchmark import engine
 from repshift_cli.benchmark.launchers import Terms, inline
 from repshift_cli.benchmark.tasks import Recording, Station
-from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared import operating, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -38,6 +38,7 @@ from repshift_cli.renderers import document_of
 
 if TYPE_CHECKING:
     from repshift_cli.sweep.axes import Axes
+    from repshift_cli.sweep.operators import OperatorAxes
     from repshift_cli.sweep.plan import Planned
 
 NOTHING_PROFILED = 5
@@ -109,6 +110,12 @@ def profile(
         ),
     ] = 5,
     dry_run: options.DryRun = False,
+    operator: operating.Operator = None,
+    heads: operating.Heads = None,
+    kv_heads: operating.KvHeads = None,
+    head_dim: operating.HeadDim = None,
+    window: operating.Window = None,
+    causal: operating.Causal = None,
     by: Annotated[
         str, typer.Option(metavar="VIEW", help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
     ] = "part",
@@ -138,13 +145,17 @@ def profile(
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
     options.check_view(by)
+    own = {"operator": operator, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "window": window}
+    operators = operating.operator_sweep(asked, own | {"causal": causal})
     files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
     if read is not None:
-        _only_summary(asked, files)
+        _only_summary(asked, files, operators)
     if not dry_run:
         outputs.check(files.named)
         files.check()
-    run = _read(read) if read is not None else _recorded(asked, steps, files, dry_run)
+    run = (
+        _read(read) if read is not None else _recorded(operators or options.checked_sweep(asked), steps, files, dry_run)
+    )
     if run is None:
         return
     run = dataclasses.replace(run, options=run.options | {"by": by, "diff": diff})
@@ -168,9 +179,9 @@ def profile_schema() -> dict[str, Any]:
 # --- a stored trace ---------------------------------------------------------------------------------------------------
 
 
-def _only_summary(asked: Asked, files: Files) -> None:
+def _only_summary(asked: Asked, files: Files, operators: OperatorAxes | None) -> None:
     """UsageError for what --read cannot go with: it runs nothing."""
-    names = [*asked.names]
+    names = [*asked.names, *["operator"] * (operators is not None)]
     names += [name for name, path in vars(files).items() if path is not None and name != "summary"]
     if names:
         raise UsageError(f"--read shows a stored trace and runs nothing; leave out --{names[0].replace('_', '-')}")
@@ -184,15 +195,9 @@ def _read(path: Path) -> ProfileRun:
 # --- recording --------------------------------------------------------------------------------------------------------
 
 
-def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
+def _recorded(sweep: Axes | OperatorAxes, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
     """The sweep's profile; None where its cases were only to be listed."""
-    sweep = options.checked_sweep(asked)
-    options.check_size(sweep, options.MOST_CASES)
-    from repshift_cli.benchmark import planning
-
-    device = devices.choose_device(sweep.device)
-    sweep = planning.with_batches(sweep, device)
-    planned = planning.plan_cases(sweep, device)
+    sweep, device, planned = _planned(sweep)
     if dry_run:
         options.list_cases(planned)
         return None
@@ -202,7 +207,22 @@ def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileR
     return _profiled(sweep, device, planned, steps, files)
 
 
-def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, files: Files) -> ProfileRun:
+def _planned(sweep: Axes | OperatorAxes) -> tuple[Axes | OperatorAxes, str, tuple[Planned, ...]]:
+    """The sweep with its batches found, the device and the cases."""
+    from repshift_cli.benchmark import planning
+    from repshift_cli.sweep.axes import Axes
+
+    device = devices.choose_device(sweep.device)
+    if not isinstance(sweep, Axes):
+        return sweep, device, operating.named(sweep, planning.plan_cases(sweep, device))
+    options.check_size(sweep, options.MOST_CASES)
+    sweep = planning.with_batches(sweep, device)
+    return sweep, device, planning.plan_cases(sweep, device)
+
+
+def _profiled(
+    sweep: Axes | OperatorAxes, device: str, planned: tuple[Planned, ...], steps: int, files: Files
+) -> ProfileRun:
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     run = ProfileRun(
         machine=dataclasses.replace(describe(device), threads=sweep.threads),
