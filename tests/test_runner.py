@@ -14,7 +14,8 @@ import pytest
 
 from repshift_cli.analysis.stats import estimate, hodges_lehmann
 from repshift_cli.benchmark import runner
-from repshift_cli.benchmark.runner import ContextLost, Parts, Settings, compare, reason_of
+from repshift_cli.benchmark.failures import ContextLost, reason_of
+from repshift_cli.benchmark.runner import Parts, Settings, compare
 from repshift_cli.records import (
     Case,
     CaseBroken,

@@ -133,14 +133,18 @@ def test_every_way_to_import_is_seen(line: str, package: str, name: str) -> None
     assert name in imports(line, package)
 
 
-def test_light_rooms_bring_no_torch() -> None:
+def test_light_rooms_bring_no_torch_and_a_worker_no_compiler() -> None:
+    """What torch.compile needs takes as long to import as torch itself, in every process that measures."""
     light = {"records", "analysis", "registry", "sweep", "machine", "renderers", "gate", "counters", "profiling"}
     modules = [".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in FILES if room_of(p) in light]
     modules = [m.removesuffix(".__init__") for m in modules if m != "repshift_cli.profiling.recorder"] + [
         "repshift_cli.benchmark.runner"
     ]
     code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
-    code += "sys.exit(' '.join({'torch', 'transformers', 'pynvml'} & set(sys.modules)) or None)"
+    code += "heavy = {'torch', 'transformers', 'pynvml'} & set(sys.modules)\n"
+    code += "from repshift_cli.benchmark import builder\n"
+    code += "heavy |= {'torch._dynamo', 'sympy', 'scipy', 'torchvision', 'transformers', 'timm'} & set(sys.modules)\n"
+    code += "sys.exit(' '.join(heavy) or None)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 

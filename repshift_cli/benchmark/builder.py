@@ -19,11 +19,12 @@ from repshift_cli.benchmark.contenders import Derived
 from repshift_cli.benchmark.delay import delayed
 from repshift_cli.benchmark.derived import paced_by_host, rates
 from repshift_cli.benchmark.execution import compiled, graph
+from repshift_cli.benchmark.failures import reason_of
 from repshift_cli.benchmark.inputs import Inputs
 from repshift_cli.benchmark.operators import measures, steps
 from repshift_cli.benchmark.outputs import output_of
 from repshift_cli.benchmark.passes import Pass, passes
-from repshift_cli.benchmark.runner import Parts, reason_of
+from repshift_cli.benchmark.runner import Parts
 from repshift_cli.benchmark.timers import timer_for
 from repshift_cli.benchmark.verification import verify, verify_library, verify_none
 from repshift_cli.counters.base.choice import Choice

@@ -59,7 +59,7 @@ def _forwards(request: dict[str, Any], stack: ExitStack) -> list[Callable[[], An
 
 
 def _reason(error: Exception) -> str:
-    from repshift_cli.benchmark.runner import reason_of
+    from repshift_cli.benchmark.failures import reason_of
 
     return str(error) if isinstance(error, CounterError) else reason_of(error)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repshift_cli import registry
 from repshift_cli.benchmark.builder import StepBuilder
-from repshift_cli.benchmark.runner import is_out_of_memory, reason_of
+from repshift_cli.benchmark.failures import is_out_of_memory, reason_of
 from repshift_cli.machine import memory
 from repshift_cli.machine.device import free_memory
 from repshift_cli.records import Case, Step, UsageError

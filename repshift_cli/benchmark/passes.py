@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from repshift_cli import registry
-from repshift_cli.benchmark.runner import is_poison, reason_of
+from repshift_cli.benchmark.failures import is_poison, reason_of
 from repshift_cli.probes import BEFORE_TIMING, ORDER, Context, Measure, Probe
 from repshift_cli.records import CaseBroken, Measurement, Metric, Step, UsageError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repshift_cli.benchmark import runner
+from repshift_cli.benchmark.failures import PASSED_ON, ContextLost, failed, is_poison, reason_of
 from repshift_cli.benchmark.launchers import Observer
-from repshift_cli.benchmark.runner import Settings, reason_of
+from repshift_cli.benchmark.runner import Settings
 from repshift_cli.counters.base.choice import Choice, choose
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.cores import choose_threads, set_threads
@@ -172,12 +173,12 @@ class Comparison:
         observer.phase(f"building {first.model}")
         try:
             builder.subject(first)
-        except runner.PASSED_ON:
+        except PASSED_ON:
             raise
         except BaseException as error:
-            if runner.is_poison(error):
-                raise runner.ContextLost(None, reason_of(error)) from error
-            yield from (runner.failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
+            if is_poison(error):
+                raise ContextLost(None, reason_of(error)) from error
+            yield from (failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
             return
         words = guarded.settle(first.seed)
         settle, inputs = partial(guarded.settle, first.seed), builder.inputs.put_back
@@ -208,7 +209,7 @@ class Recording:
         observer.phase(f"{self.about.name}: building and warming up")
         try:
             found: tuple[Breakdown, Recorded | None] = self._recorded(observer)
-        except runner.PASSED_ON:
+        except PASSED_ON:
             raise
         except BaseException as error:
             found = replace(self.about, status="failed", reason=reason_of(error)), None

@@ -117,8 +117,8 @@ def main(link_fd: int, status_fd: int, stack_fd: int, life_fd: int) -> None:
 
 
 def _answer(task: Any, reporter: Reporter, place: str | None) -> None:
+    from repshift_cli.benchmark.failures import ContextLost, reason_of
     from repshift_cli.benchmark.launchers import Arrival
-    from repshift_cli.benchmark.runner import ContextLost, reason_of
     from repshift_cli.machine.describe import describe
     from repshift_cli.profiling import kineto
     from repshift_cli.records import Record, RepshiftError

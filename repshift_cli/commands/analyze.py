@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repshift_cli import __version__, registry
-from repshift_cli.commands.shared import labelled, options
+from repshift_cli.commands.shared import checks, labelled, options
 from repshift_cli.commands.shared.labelled import Labels
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
@@ -168,7 +168,7 @@ def _blocks(text: str | None) -> tuple[int, ...]:
 
 def _sweep(asked: Asked) -> Axes:
     """What was asked for, of one model and one variant without pruning."""
-    sweep = options.checked_sweep(Asked({"variant": list(BACKENDS), **asked.given}))
+    sweep = checks.checked_sweep(Asked({"variant": list(BACKENDS), **asked.given}))
     several = {
         "--model": sweep.model,
         "--image-size": sweep.image_size,
@@ -283,7 +283,7 @@ def _one_by_one(batch: Any, size: int) -> Iterator[Any]:
 
 def _answered(name: str, look: Look) -> Answer:
     """The answer, or why there is none."""
-    from repshift_cli.benchmark.runner import PASSED_ON, reason_of
+    from repshift_cli.benchmark.failures import PASSED_ON, reason_of
 
     part = registry.find("inspection", name)
     question = registry.load(part)

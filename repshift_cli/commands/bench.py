@@ -19,7 +19,7 @@ from repshift_cli.benchmark import engine, signals
 from repshift_cli.benchmark.engine import Manner, Order, Session
 from repshift_cli.benchmark.launchers import Carrier
 from repshift_cli.benchmark.tasks import Plan
-from repshift_cli.commands.shared import consent, launching, options
+from repshift_cli.commands.shared import checks, consent, launching, options
 from repshift_cli.commands.shared.launching import Where
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
@@ -87,14 +87,16 @@ def bench(
     where = Where(on, in_process, case_timeout, parallel, device_kind)
     file, observing = _File(out, resume, retry_failed), as_asked(outputs.view)
     with signals.ending_in_order(), file.opened(asked, manner) as (order, place):
-        options.check_size(order.sweep, max_cases)
+        checks.check_size(order.sweep, max_cases)
         outputs.check({"--out": place.path})
         if not dry_run:
             file.check(place)
         with launching.launched(where, order) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
-                options.list_cases(plan.planned, outputs)
+                from repshift_cli.commands.shared.dry_run import list_cases
+
+                list_cases(plan.planned, outputs)
                 return
             order = replace(order, sweep=plan.sweep)
             session = _session(order, plan, place, carrier, observing, retry_failed)
@@ -149,12 +151,12 @@ class _File:
                 if not isinstance(order.sweep, Axes):
                     raise UsageError(f"go on with this run by repshift operators --resume {self.resume}")
                 _check_models(self.resume, order.sweep, asked)
-                sweep = options.with_full_names(order.sweep)
+                sweep = checks.with_full_names(order.sweep)
                 yield replace(order, sweep=sweep), _Place(self.resume, journal=journal)
             return
         if self.retry_failed:
             raise UsageError("--retry-failed goes with --resume RUN, which says whose failures to repeat")
-        sweep = options.checked_sweep(asked)
+        sweep = checks.checked_sweep(asked)
         consent.say_imports(asked.profile, sweep.model, _named(asked))
 
         def free() -> Path:

@@ -14,7 +14,7 @@ import typer
 
 from repshift_cli import registry
 from repshift_cli.benchmark import signals
-from repshift_cli.commands.shared import consent, options
+from repshift_cli.commands.shared import checks, consent, options
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -195,7 +195,7 @@ def _named(order: Order) -> Order:
 
     from repshift_cli.evaluation.tasks import ROOM
 
-    sweep = options.with_full_names(order.sweep)
+    sweep = checks.with_full_names(order.sweep)
     return dataclasses.replace(order, sweep=sweep, task=registry.find(ROOM, order.task).name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared import checks, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options, prepare_stdout
 from repshift_cli.records import WITHOUT_ATTENTION, Case, RepshiftError, Subject, Unbuildable, UsageError, protection
@@ -25,7 +25,7 @@ def explain(
     outputs: Outputs,
 ) -> None:
     """Say what was found of a model. Its blocks, branches and protected tokens, or why it is refused."""
-    sweep = options.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
+    sweep = checks.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
     if max(map(len, (sweep.model, sweep.image_size, sweep.frames, sweep.tokens))) > 1:
         raise UsageError(
             "one model at one size is explained at a time; give --model, --image-size, --frames, --tokens one value"
@@ -68,7 +68,7 @@ def _found(sweep: Axes) -> dict[str, Any]:
 def _subject(case: Case) -> Subject:
     """The built model; Unbuildable where its own code fails."""
     from repshift_cli.benchmark import builder
-    from repshift_cli.benchmark.runner import reason_of
+    from repshift_cli.benchmark.failures import reason_of
 
     try:
         return builder.lone_step(case).subject

@@ -148,7 +148,9 @@ def operators(
         with launching.launched(where, order) as carrier:
             plan = engine.plan_sweep(order.sweep, carrier, observing)
             if dry_run:
-                options.list_cases(plan.planned)
+                from repshift_cli.commands.shared.dry_run import list_cases
+
+                list_cases(plan.planned)
                 return
             session = _session(order, plan, path, journal, carrier, observing)
             with said_where_it_stopped(session, outputs, _say_how_to_go_on):

@@ -21,7 +21,7 @@ from repshift_cli import __version__
 from repshift_cli.benchmark import engine
 from repshift_cli.benchmark.launchers import Terms, inline
 from repshift_cli.benchmark.tasks import Recording, Station
-from repshift_cli.commands.shared import operating, options
+from repshift_cli.commands.shared import checks, operating, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -144,7 +144,7 @@ def profile(
     if schema:
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
-    options.check_view(by)
+    checks.check_view(by)
     own = {"operator": operator, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "window": window}
     operators = operating.operator_sweep(asked, own | {"causal": causal})
     files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
@@ -154,7 +154,7 @@ def profile(
         outputs.check(files.named)
         files.check()
     run = (
-        _read(read) if read is not None else _recorded(operators or options.checked_sweep(asked), steps, files, dry_run)
+        _read(read) if read is not None else _recorded(operators or checks.checked_sweep(asked), steps, files, dry_run)
     )
     if run is None:
         return
@@ -199,7 +199,9 @@ def _recorded(sweep: Axes | OperatorAxes, steps: int, files: Files, dry_run: boo
     """The sweep's profile; None where its cases were only to be listed."""
     sweep, device, planned = _planned(sweep)
     if dry_run:
-        options.list_cases(planned)
+        from repshift_cli.commands.shared.dry_run import list_cases
+
+        list_cases(planned)
         return None
     if files.memory_snapshot is not None and not device.startswith("cuda"):
         raise UsageError("--memory-snapshot shows CUDA's allocator, and this runs on the CPU; leave it out")
@@ -215,7 +217,7 @@ def _planned(sweep: Axes | OperatorAxes) -> tuple[Axes | OperatorAxes, str, tupl
     device = devices.choose_device(sweep.device)
     if not isinstance(sweep, Axes):
         return sweep, device, operating.named(sweep, planning.plan_cases(sweep, device))
-    options.check_size(sweep, options.MOST_CASES)
+    checks.check_size(sweep, options.MOST_CASES)
     sweep = planning.with_batches(sweep, device)
     return sweep, device, planning.plan_cases(sweep, device)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared import checks
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.records import Run, UsageError, store
 from repshift_cli.records.json_codec import json_schema
@@ -67,5 +67,5 @@ def _show_traffic(shown: Any, file: Path) -> None:
 def _views(by: str | None, diff: bool) -> dict[str, Any]:
     """The views of a profile that were asked for; the others stay as they were stored."""
     if by is not None:
-        options.check_view(by)
+        checks.check_view(by)
     return ({} if by is None else {"by": by}) | ({"diff": True} if diff else {})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repshift_cli.commands.shared import options
+from repshift_cli.commands.shared import checks, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.records import Progress, UsageError, store
@@ -41,7 +41,7 @@ def tokens(asked: Asked, out: Out = None) -> None:
         raise UsageError(f"--out: {out} is none of {', '.join(KINDS)}; name it like tokens.png")
     if out is not None:
         store.check_writable(out)
-    sweep = options.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
+    sweep = checks.checked_sweep(Asked({"variant": ["flash+repshift"], **asked.given}))
     gallery = _gallery(sweep)
     from repshift_cli.renderers.tokens import terminal
 

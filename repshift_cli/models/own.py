@@ -158,10 +158,13 @@ def _made(name: str) -> _Made:
     told = _from_toml(name) if name.endswith(".toml") else {"model": name}
     made = _called(told.pop("model"))
     if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module)):
-        raise UsageError(f"{name}() must return (module, inputs), inputs a dict of keyword tensors or a tuple")
+        raise UsageError(
+            f"{name}() must return (module, inputs), inputs a tensor, a dict of keyword tensors or a tuple"
+        )
     module, inputs, *more = made
+    inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     if not isinstance(inputs, (dict, tuple)) or not _tensors(inputs):
-        raise UsageError(f"{name}() must return inputs as a dict of keyword tensors or a tuple of tensors")
+        raise UsageError(f"{name}() must return inputs as a tensor, a dict of keyword tensors or a tuple of tensors")
     if more and not isinstance(more[0], dict):
         raise UsageError(f"{name}() must return its adapter, behind (module, inputs), as a dict of module paths")
     paths = {**more[0], **told} if more else told

@@ -19,6 +19,7 @@ from repshift_cli.models.base.torchvision import mend
 from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, load_weights, pooled, weights_file
 from repshift_cli.models.discovery.blocks import Found, NoSites, find_sites, pattern, prefix_tokens, successive
 from repshift_cli.models.inputs.images import batches, load_images, random_pixels
+from repshift_cli.models.inputs.preprocessing import Preprocessing, of_timm
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
@@ -88,6 +89,12 @@ def build(case: Case) -> Subject:
         warnings=(*warnings, *found.warnings),
         eager=partial(_unfused, module),
     )
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As timm's data configuration of the pretrained weights says."""
+    with torch.device("meta"):
+        return of_timm(_model(name, None).pretrained_cfg)
 
 
 def _model(name: str, image_size: int | None, **options: Any) -> Any:

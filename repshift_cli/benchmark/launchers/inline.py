@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from repshift_cli.benchmark.failures import ContextLost
 from repshift_cli.benchmark.launchers import Death, Event, Observer, Source, Spent, Task, Terms
-from repshift_cli.benchmark.runner import ContextLost
 from repshift_cli.benchmark.tasks import start_afresh
 
 

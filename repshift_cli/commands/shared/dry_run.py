@@ -6,12 +6,21 @@ import sys
 
 from rich.table import Table
 
+from repshift_cli.commands.shared.output import Outputs
 from repshift_cli.records import Case, printable_line
 from repshift_cli.records.json_codec import to_plain
 from repshift_cli.records.labels import words
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.table import console_for
 from repshift_cli.sweep.plan import Planned
+
+
+def list_cases(planned: tuple[Planned, ...], outputs: Outputs | None = None) -> None:
+    """What `--dry-run` prints: the list, and as JSON where that was asked for."""
+    if outputs is not None:
+        outputs.write(document_of_cases(planned))
+    if outputs is None or not outputs.own_stdout:
+        show_cases(planned)
 
 
 def document_of_cases(planned: tuple[Planned, ...]) -> Document:
