@@ -92,7 +92,7 @@ def test_accuracy_within_a_change_is_that_of_the_changed_model(folder: Path) -> 
     from transformers import ViTForImageClassification
 
     ready = Labelled.of(Order.from_options({"model": MODEL, "data": str(folder), "variant": "flash", "workers": 0}))
-    untouched, changed = ready.records({"none": without_attention})
+    untouched, changed = ready.records({"without attention": without_attention})
     module = ViTForImageClassification.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     pixels = torch.tensor(digits()[0][list(PLACES)]).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
     labels, right = torch.tensor(digits()[1][list(PLACES)]), []

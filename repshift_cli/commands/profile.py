@@ -147,6 +147,7 @@ def profile(
     checks.check_view(by)
     own = {"operator": operator, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "window": window}
     operators = operating.operator_sweep(asked, own | {"causal": causal})
+    by = "kernel" if operators and by == "part" else by  # an operator has no parts
     files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
     if read is not None:
         _only_summary(asked, files, operators)

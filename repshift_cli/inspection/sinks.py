@@ -69,7 +69,7 @@ def answer(look: Look) -> Answer:
             **SHARE,
         )
     )
-    settings = {"inputs": len(found), "epsilon": epsilon, "least_queries": LEAST}
+    settings: dict[str, Any] = {"inputs": len(found), "epsilon": epsilon, "least_queries": LEAST}
     if look.settings.packed > 1:
         quantities.append(_by_packing(look))
         settings |= {"packed": look.settings.packed, "start_token": packing.start_of(look)}
