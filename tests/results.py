@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from accuracies import Told
+
 from repshift_cli.analysis import stats
 from repshift_cli.analysis.crossing import crossing
 from repshift_cli.records import Case, Record, Run, store
@@ -79,22 +81,16 @@ def dinov2_rivals() -> str:
     return "\n".join(lines)
 
 
-def accuracies(name: str) -> Callable[[], str]:
-    """The linear probe's accuracy: schedules down, methods across; + and - where it is shown unlike random's."""
-    return lambda: _schedules(pruned(name), lambda case: case.pruning, _accuracy)
+def accuracy(name: str, metric: str = "probe_top1", places: int = 1) -> Callable[[], str]:
+    """The methods' ranking against random dropping; folded, every schedule."""
+    told = Told(metric, places, lambda record: method(record.case).removesuffix(", paper"))
 
+    def whole() -> str:
+        rows = [r for r in pruned(f"cpu/accuracy/{name}") if r.status == "ok"]
+        folded = f"<details><summary>Every schedule</summary>\n\n{told.schedules(rows)}\n\n</details>"
+        return f"{told.ranking(rows)}\n\n{folded}"
 
-def _accuracy(record: Record) -> str:
-    return f"{value(record, 'probe_top1'):.1f}{against_random(record)}"
-
-
-def against_random(record: Record) -> str:
-    """`+` where the probe is right more often than after random dropping, `-` where less often, else nothing."""
-    measurement = record.measurement("probe_top1_vs_random")
-    figure = stats.estimate(measurement) if measurement and measurement.samples else None
-    if figure is None or figure.spans(0):
-        return ""
-    return " +" if figure.value > 0 else " -"
+    return on_device(whole, f"cpu/accuracy/{name}")
 
 
 def smollm2_prompts() -> str:
@@ -264,8 +260,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
     "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
-    "dinov2-fashion": on_device(accuracies("cpu/accuracy/dinov2-s-fashion"), "cpu/accuracy/dinov2-s-fashion"),
-    "minilm-spam": on_device(accuracies("cpu/accuracy/minilm-spam"), "cpu/accuracy/minilm-spam"),
+    "digits": accuracy("digits", "top1"),
+    "dinov2-fashion": accuracy("dinov2-s-fashion"),
+    "minilm-spam": accuracy("minilm-spam"),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),

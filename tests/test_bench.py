@@ -329,8 +329,9 @@ def test_a_dry_run_counts_and_refuses_aloud_and_writes_nothing(repshift: Any, he
     dry = ("bench", "--model", f"{NAME}:tiny", "--device", "cpu", "--dry-run", "--variant")
     output = repshift(*dry, "flash,flash+repshift,cudnn+random", "--keep", "0.5,0.25")
     assert output.code == 0 and output.splitlines()[-1] == "3 cases to measure, 2 refused"
-    refused = [line for line in output.splitlines() if "refused: exists on CUDA only" in line]
+    refused = [line for line in output.splitlines()[:-1] if line.rstrip().endswith(" refused")]
     assert len(refused) == 2 and all("cudnn+random" in line for line in refused)
+    assert "· 2 refused: exists on CUDA only" in output.splitlines()
     assert "16 → 4" in output
     assert [p.name for p in here.iterdir() if p.name != "__pycache__"] == [f"{NAME}.py"]
     assert repshift(*dry, "flash").splitlines()[-1] == "1 case to measure, 0 refused"

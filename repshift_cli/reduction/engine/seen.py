@@ -60,6 +60,11 @@ def needs(method: Method, case: Case) -> tuple[str, ...]:
     return tuple(OLDER.get(name, name) for name in method.needs(case))
 
 
+def place_of(method: Method, case: Case) -> str:
+    """Where the method reduces."""
+    return method.PLACE if method.place is None else method.place(case)
+
+
 def scores_of(method: Method, seen: Seen, case: Case) -> Tensor:
     """The scores (B, N) of a method that scores."""
     assert method.score is not None
