@@ -55,54 +55,47 @@ def _question_help() -> str:
     return f"What to ask: {', '.join(registry.ranked('inspection'))}. (default: all)"
 
 
+def _asking(kind: Any, metavar: str, text: str, **more: Any) -> Any:
+    return Annotated[kind, typer.Option(metavar=metavar, help=text, rich_help_panel=QUESTIONS, **more)]
+
+
+Question = _asking(list[str] | None, "LIST", _question_help())
+Inputs = _asking(int, "N", "Inputs looked at.", min=1)
+LeftOut = _asking(
+    int, "N", "Tokens of each input that are left out one by one after each block, drawn at random.", min=4
+)
+Blocks = _asking(str | None, "LIST", "Blocks after which tokens are left out: 1,4,7 or 1:12:3. (default: all)")
+Packed = _asking(
+    int,
+    "N",
+    "Sinks: also in sequences packed of the beginnings of so many inputs, with start tokens or not, masked apart or not.",
+    min=1,
+)
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="All that was found, for `repshift show`.", rich_help_panel=options.OUTPUT),
+]
+Schema = Annotated[
+    bool, typer.Option("--schema", help="Print the JSON Schema of --out and stop.", rich_help_panel=options.OUTPUT)
+]
+
+
 @options.sweep_options(only=SHARED)
 @output_options("inspection")
 def analyze(
     asked: Asked,
-    question: Annotated[
-        list[str] | None, typer.Option(metavar="LIST", help=_question_help(), rich_help_panel=QUESTIONS)
-    ] = None,
-    inputs: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs looked at.", rich_help_panel=QUESTIONS)] = 4,
-    left_out: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=4,
-            help="Tokens of each input that are left out one by one after each block, drawn at random.",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = 32,
-    blocks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Blocks after which tokens are left out: 1,4,7 or 1:12:3. (default: all)",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = None,
-    packed: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Sinks: also in sequences packed of the beginnings of so many inputs, with start tokens or not, "
-            "masked apart or not.",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = 1,
+    question: Question = None,
+    inputs: Inputs = 4,
+    left_out: LeftOut = 32,
+    blocks: Blocks = None,
+    packed: Packed = 1,
     labelled_data: labelled.Data = None,
     task: labelled.Task = None,
     split: labelled.Split = None,
     train: labelled.Train = None,
     limit: labelled.Limit = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="All that was found, for `repshift show`.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    schema: Annotated[
-        bool,
-        typer.Option("--schema", help="Print the JSON Schema of --out and stop.", rich_help_panel=options.OUTPUT),
-    ] = False,
+    out: Out = None,
+    schema: Schema = False,
     *,
     outputs: Outputs,
 ) -> None:
