@@ -68,7 +68,8 @@ Blocks = _asking(str | None, "LIST", "Blocks after which tokens are left out: 1,
 Packed = _asking(
     int,
     "N",
-    "Sinks: also in sequences packed of the beginnings of so many inputs, with start tokens or not, masked apart or not.",
+    "Sinks: also in sequences packed of the beginnings of so many inputs, with start tokens or not, masked "
+    "apart or not.",
     min=1,
 )
 Out = Annotated[

@@ -99,7 +99,7 @@ Schema = Annotated[
 ]
 
 
-@options.sweep_options(without=("compile", "precision", "budget", "rounds", "warmup", "hbm"))
+@options.sweep_options(without=("compile", "precision", "budget", "rounds", "warmup", "hbm"), more=operating.OPTIONS)
 @output_options("profile")
 def profile(
     asked: Asked,
@@ -110,12 +110,6 @@ def profile(
         ),
     ] = 5,
     dry_run: options.DryRun = False,
-    operator: operating.Operator = None,
-    heads: operating.Heads = None,
-    kv_heads: operating.KvHeads = None,
-    head_dim: operating.HeadDim = None,
-    window: operating.Window = None,
-    causal: operating.Causal = None,
     by: Annotated[
         str, typer.Option(metavar="VIEW", help="Rows of the tables: part, layer, kernel, op.", rich_help_panel=SHOW)
     ] = "part",
@@ -145,18 +139,14 @@ def profile(
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
     checks.check_view(by)
-    own = {"operator": operator, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "window": window}
-    operators = operating.operator_sweep(asked, own | {"causal": causal})
-    by = "kernel" if operators and by == "part" else by  # an operator has no parts
+    by = operating.without_parts(by) if operating.are_asked(asked) else by
     files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
     if read is not None:
-        _only_summary(asked, files, operators)
+        _only_summary(asked, files)
     if not dry_run:
         outputs.check(files.named)
         files.check()
-    run = (
-        _read(read) if read is not None else _recorded(operators or checks.checked_sweep(asked), steps, files, dry_run)
-    )
+    run = _read(read) if read is not None else _recorded(asked, steps, files, dry_run)
     if run is None:
         return
     run = dataclasses.replace(run, options=run.options | {"by": by, "diff": diff})
@@ -180,9 +170,9 @@ def profile_schema() -> dict[str, Any]:
 # --- a stored trace ---------------------------------------------------------------------------------------------------
 
 
-def _only_summary(asked: Asked, files: Files, operators: OperatorAxes | None) -> None:
+def _only_summary(asked: Asked, files: Files) -> None:
     """UsageError for what --read cannot go with: it runs nothing."""
-    names = [*asked.names, *["operator"] * (operators is not None)]
+    names = [*asked.names]
     names += [name for name, path in vars(files).items() if path is not None and name != "summary"]
     if names:
         raise UsageError(f"--read shows a stored trace and runs nothing; leave out --{names[0].replace('_', '-')}")
@@ -196,9 +186,9 @@ def _read(path: Path) -> ProfileRun:
 # --- recording --------------------------------------------------------------------------------------------------------
 
 
-def _recorded(sweep: Axes | OperatorAxes, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
+def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
     """The sweep's profile; None where its cases were only to be listed."""
-    sweep, device, planned = _planned(sweep)
+    sweep, device, planned = _planned(asked)
     if dry_run:
         from repshift_cli.commands.shared.dry_run import list_cases
 
@@ -210,15 +200,17 @@ def _recorded(sweep: Axes | OperatorAxes, steps: int, files: Files, dry_run: boo
     return _profiled(sweep, device, planned, steps, files)
 
 
-def _planned(sweep: Axes | OperatorAxes) -> tuple[Axes | OperatorAxes, str, tuple[Planned, ...]]:
+def _planned(asked: Asked) -> tuple[Axes | OperatorAxes, str, tuple[Planned, ...]]:
     """The sweep with its batches found, the device and the cases."""
     from repshift_cli.benchmark import planning
-    from repshift_cli.sweep.axes import Axes
 
-    device = devices.choose_device(sweep.device)
-    if not isinstance(sweep, Axes):
-        return sweep, device, operating.named(sweep, planning.plan_cases(sweep, device))
+    if operating.are_asked(asked):
+        operators = operating.sweep_of(asked)
+        device = devices.choose_device(operators.device)
+        return operators, device, operating.named(operators, planning.plan_cases(operators, device))
+    sweep = checks.checked_sweep(asked)
     checks.check_size(sweep, options.MOST_CASES)
+    device = devices.choose_device(sweep.device)
     sweep = planning.with_batches(sweep, device)
     return sweep, device, planning.plan_cases(sweep, device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -21,30 +20,41 @@ def _option(kind: Any, text: str, *names: str, metavar: str | None = "LIST") -> 
     return Annotated[kind | None, typer.Option(*names, metavar=metavar, help=text, rich_help_panel=PANEL)]
 
 
-Operator = _option(
-    list[str],
-    "Attention operators (`repshift operators --list`) on planted input, in the place of a model: sliding,flash. "
-    "--tokens, --batch and --dtype apply.",
-)
-Heads = _option(list[str], "Query heads. (default: 4 on a CPU, 16 on CUDA)")
-KvHeads = _option(list[str], "KV heads. (default: as many as query heads)")
-HeadDim = _option(list[str], "Dims of a head. (default: 64)")
-Window = _option(list[str], "Window of the sliding forms. (default: 256)")
-Causal = _option(
-    bool, "With a causal mask or without. (default: wherever each is defined)", "--causal/--no-causal", metavar=None
-)
+OPTIONS: dict[str, Any] = {
+    "operator": _option(
+        list[str],
+        "Attention operators (`repshift operators --list`) on planted input, in the place of a model: sliding,flash. "
+        "--tokens, --batch and --dtype apply.",
+    ),
+    "heads": _option(list[str], "Query heads. (default: 4 on a CPU, 16 on CUDA)"),
+    "kv_heads": _option(list[str], "KV heads. (default: as many as query heads)"),
+    "head_dim": _option(list[str], "Dims of a head. (default: 64)"),
+    "window": _option(list[str], "Window of the sliding forms. (default: 256)"),
+    "causal": _option(
+        bool, "With a causal mask or without. (default: wherever each is defined)", "--causal/--no-causal", metavar=None
+    ),
+}
+"""The options of operators alone."""
 
 
-def operator_sweep(asked: Asked, own: Mapping[str, Any]) -> OperatorAxes | None:
-    """The sweep over operators where they were asked for; UsageError for what belongs to models, or to them alone."""
-    told = {name: value for name, value in own.items() if value is not None}
-    if "operator" not in told:
-        if told:
-            raise UsageError(f"--{next(iter(told)).replace('_', '-')} goes with --operator")
-        return None
-    if foreign := [name for name in asked.names if name not in SHARED]:
+def are_asked(asked: Asked) -> bool:
+    """Whether operators are asked for; UsageError for an option of theirs without them."""
+    own = [name for name in OPTIONS if name in asked.given]
+    if own and "operator" not in own:
+        raise UsageError(f"--{own[0].replace('_', '-')} goes with --operator")
+    return bool(own)
+
+
+def without_parts(view: str) -> str:
+    """The view of a profile that an operator has, which has no parts."""
+    return "kernel" if view == "part" else view
+
+
+def sweep_of(asked: Asked) -> OperatorAxes:
+    """The sweep over operators; UsageError for what belongs to models."""
+    if foreign := [name for name in asked.names if name not in (*OPTIONS, *SHARED)]:
         raise UsageError(f"--operator takes the place of a model: leave out --{foreign[0].replace('_', '-')}")
-    return OperatorAxes.from_options({**asked.given, **told})
+    return OperatorAxes.from_options(asked.given)
 
 
 def named(axes: OperatorAxes, planned: tuple[Planned, ...]) -> tuple[Planned, ...]:
