@@ -76,7 +76,8 @@ def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
         return _dataclass_from(kind, value, where)
     origin, args = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
-        return None if value is None else from_plain(args[0], value, where)
+        several = next((kind for kind in args if get_origin(kind) is tuple), args[0])
+        return None if value is None else from_plain(several if isinstance(value, list) else args[0], value, where)
     if origin is tuple:
         return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
     if origin is dict:
@@ -159,10 +160,10 @@ def _schema_of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
         return {"$ref": f"#/$defs/{kind.__name__}"}
     origin, args = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
-        return {"anyOf": [_schema_of(args[0], defs), {"type": "null"}]}
+        return {"anyOf": [_schema_of(kind, defs) for kind in args]}
     if origin is tuple:
         return {"type": "array", "items": _schema_of(args[0], defs)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema_of(args[1], defs)}
-    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
     return {"type": names[kind]} if kind in names else {}

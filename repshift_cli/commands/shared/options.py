@@ -61,6 +61,15 @@ Layers = Annotated[
         rich_help_panel=SWEEP,
     ),
 ]
+PerLayer = Annotated[
+    bool,
+    typer.Option(
+        "--per-layer",
+        help="A list is one value for each layer of --layers, for --keep and --sign: --keep 0.9,0.7 --layers 3,6. "
+        "Repeat the option for several.",
+        rich_help_panel=SWEEP,
+    ),
+]
 Variant = Annotated[
     list[str] | None,
     typer.Option(
@@ -241,6 +250,7 @@ OPTIONS: dict[str, Any] = {
     "keep": Keep,
     "remove": Remove,
     "layers": Layers,
+    "per_layer": PerLayer,
     "variant": Variant,
     "batch": Batch,
     "dtype": Dtype,

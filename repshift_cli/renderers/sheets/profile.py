@@ -53,7 +53,11 @@ def profile_sheets(run: ProfileRun) -> list[Sheet]:
 
 
 def view_of(b: Breakdown, by: str) -> str:
-    """The view that can be had: kernels where there are no parts, operators where there are no kernels."""
+    """The view that can be had: kernels where there are no parts, operators where there are no kernels.
+
+    A file may ask for what nobody knows: it is shown by part.
+    """
+    by = by if by in ("layer", "kernel", "op") else "part"
     if by in ("part", "layer") and not b.parts:
         by = "kernel"
     return "op" if by == "kernel" and not b.kernels else by
