@@ -55,23 +55,27 @@ def _question_help() -> str:
     return f"What to ask: {', '.join(registry.ranked('inspection'))}. (default: all)"
 
 
-def _asking(kind: Any, metavar: str, text: str, **more: Any) -> Any:
-    return Annotated[kind, typer.Option(metavar=metavar, help=text, rich_help_panel=QUESTIONS, **more)]
+def _asking(metavar: str, text: str, **more: Any) -> Any:
+    return typer.Option(metavar=metavar, help=text, rich_help_panel=QUESTIONS, **more)
 
 
-Question = _asking(list[str] | None, "LIST", _question_help())
-Inputs = _asking(int, "N", "Inputs looked at.", min=1)
-LeftOut = _asking(
-    int, "N", "Tokens of each input that are left out one by one after each block, drawn at random.", min=4
-)
-Blocks = _asking(str | None, "LIST", "Blocks after which tokens are left out: 1,4,7 or 1:12:3. (default: all)")
-Packed = _asking(
+Question = Annotated[list[str] | None, _asking("LIST", _question_help())]
+Inputs = Annotated[int, _asking("N", "Inputs looked at.", min=1)]
+LeftOut = Annotated[
+    int, _asking("N", "Tokens of each input that are left out one by one after each block, drawn at random.", min=4)
+]
+Blocks = Annotated[
+    str | None, _asking("LIST", "Blocks after which tokens are left out: 1,4,7 or 1:12:3. (default: all)")
+]
+Packed = Annotated[
     int,
-    "N",
-    "Sinks: also in sequences packed of the beginnings of so many inputs, with start tokens or not, masked "
-    "apart or not.",
-    min=1,
-)
+    _asking(
+        "N",
+        "Sinks: also in sequences packed of the beginnings of so many inputs, with start tokens or not, masked apart "
+        "or not.",
+        min=1,
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="All that was found, for `repshift show`.", rich_help_panel=options.OUTPUT),

@@ -20,20 +20,30 @@ PANEL = "Labels"
 NOTHING = (None, None, None)
 
 
-def _option(kind: Any, metavar: str, text: str, *names: str, **more: Any) -> Any:
-    return Annotated[kind | None, typer.Option(*names, metavar=metavar, help=text, rich_help_panel=PANEL, **more)]
+def _option(metavar: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=PANEL, **more)
 
 
-Data = _option(
-    str,
-    "PATH",
-    "Labelled data, as for `repshift eval`: heads says too how right the model is without its dormant ones.",
-    "--labelled",
-)
-Task = _option(str, "NAME", "What is asked of the model there (`repshift eval --list`). (default: classification)")
-Split = _option(str, "NAME", "Which split of the labelled data, where it has several.")
-Train = _option(str, "SPLIT|PATH", "What --task probe is fitted on: a split of the labelled data, or other data.")
-Limit = _option(int, "N", "Judge on a stratified sample of so many, drawn by --seed. (default: all)", min=2)
+Data = Annotated[
+    str | None,
+    _option(
+        "PATH",
+        "Labelled data, as for `repshift eval`: heads says too how right the model is without its dormant ones.",
+        "--labelled",
+    ),
+]
+Task = Annotated[
+    str | None,
+    _option("NAME", "What is asked of the model there (`repshift eval --list`). (default: classification)"),
+]
+Split = Annotated[str | None, _option("NAME", "Which split of the labelled data, where it has several.")]
+Train = Annotated[
+    str | None,
+    _option("SPLIT|PATH", "What --task probe is fitted on: a split of the labelled data, or other data."),
+]
+Limit = Annotated[
+    int | None, _option("N", "Judge on a stratified sample of so many, drawn by --seed. (default: all)", min=2)
+]
 
 
 @dataclass(frozen=True)
