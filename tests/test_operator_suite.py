@@ -318,6 +318,7 @@ def repshift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 TINY = ("--tokens", "32,64", "--heads", "2", "--head-dim", "16", "--rounds", "6", "--seed", "1")
 
 
+@pytest.mark.slow
 def test_from_options_to_run_file_table_and_comparison(repshift: Repshift) -> None:
     code, out, err = repshift("operators", *TINY, "--operator", "sliding,decode", "--causal", "--out", "a.json")
     assert code == 0, err
@@ -342,6 +343,7 @@ def test_from_options_to_run_file_table_and_comparison(repshift: Repshift) -> No
     assert {r.case for r in store.load(Path("a.json")).records} == set(run.planned)
 
 
+@pytest.mark.slow
 def test_backward_and_captured_inputs(repshift: Repshift) -> None:
     code, out, err = repshift("operators", *TINY, "--operator", "softmax", "--backward", "--causal", "--json", "b.json")
     assert code == 0, err

@@ -80,7 +80,7 @@ def test_the_tables_that_are_shown_stem_from_stored_runs() -> None:
 @pytest.mark.slow
 def test_the_main_command_prints_its_three_variants(tmp_path: Path) -> None:
     assert README.text.count(MAIN) >= 2
-    done = in_a_process(MAIN, tmp_path, columns=160)
+    done = in_a_process(f"{MAIN} --budget 1", tmp_path, columns=160)
     assert done.code == 0, done.err
     assert "197 → 119" in done.out
     for variant in ("vanilla", "flash", "flash+repshift"):
