@@ -33,7 +33,7 @@ WALLS: dict[str, set[str]] = {
     },
     "reduction": {"records", "kernels", "profiling.annotations", "reduction", *TENSORS},
     "operators": {"records", "machine.packages", "kernels", "operators", "flash_attn", "fla", "torch"},
-    "inspection": {"records", "kernels", "reduction", "inspection", "torch"},
+    "inspection": {"records", "kernels", "reduction", "operators", "probes.memory", "inspection", "torch"},
     "probes": {
         "records",
         "kernels",
