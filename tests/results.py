@@ -263,6 +263,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": accuracy("digits", "top1"),
     "dinov2-fashion": accuracy("dinov2-s-fashion"),
     "minilm-spam": accuracy("minilm-spam"),
+    "smollm2-topics": accuracy("smollm2-topics", "next_token_loss", 2),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),

@@ -63,6 +63,9 @@ def test_a_quick_gate_has_rounds_of_its_own(repository: Repository) -> None:
     assert code == 2 and "--quick has rounds of its own" in error
     code, out, error = repository.gate("--base", "main", "--quick")
     assert code == 0 and "a slow-down below 2.0% is let through" in out and "8 rounds of one process" in error
+    repository.write({"factor.txt": "1.02"})
+    code, out, error = repository.gate("--base", "main", "--quick")
+    assert code == 3 and last(out).endswith("without --quick, in more and longer rounds"), error
 
 
 def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:

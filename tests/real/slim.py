@@ -22,14 +22,15 @@ KINDS = ("", "_vs_unpruned", "_vs_random", "_p_holm")
 
 
 def slim(run: Run, metrics: list[str]) -> Run:
-    """The run with these metrics only, and how many samples they are of."""
+    """The run with these metrics only, and how many samples they are of, its records as they were planned."""
     wanted = {"samples", *(metric + kind for metric in metrics for kind in KINDS)}
+    place = {case: i for i, case in enumerate(run.planned)}
     records = tuple(
-        dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in wanted)) for r in run.records
+        dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in wanted))
+        for r in sorted(run.records, key=lambda r: place[r.case])
     )
-    options = dict(run.options)
-    options["evaluation"] = {**options["evaluation"], "metrics": metrics}
-    return dataclasses.replace(run, records=records, options=options)
+    options = {**run.options, "evaluation": {**run.options["evaluation"], "metrics": metrics}}
+    return dataclasses.replace(run, planned=(), records=records, options=options)
 
 
 def short(value: Any) -> Any:
@@ -48,7 +49,7 @@ def main() -> None:
     source, out, *metrics = sys.argv[1:]
     plain = short(to_plain(slim(store.load(Path(source)), metrics)))
     lines = [json.dumps(record, separators=(",", ":")) for record in plain.pop("records")]
-    head = json.dumps({**plain, "planned": []}, separators=(",", ":")).removesuffix("}")
+    head = json.dumps(plain, separators=(",", ":")).removesuffix("}")
     text = f'{head},"records":[\n' + ",\n".join(lines) + "\n]}\n"
     Path(out).write_text(text, encoding="utf-8")
     print(f"{out}: {len(lines)} records, {len(text) / 1e3:.0f} kB")

@@ -24,6 +24,8 @@ def keep_by_layer(measured: Measured, wanted: Sequence[Measurement] = ()) -> Ite
     tables: dict[Case, Cells] = {}
     for row, record in enumerate(measured.records):
         case = record.case
+        if isinstance(case.keep, tuple):
+            continue
         if record.status == "ok" and case.pruning != METHODS_WITHOUT_PRUNING and case.model != OPERATORS:
             alike = dataclasses.replace(case, keep=1.0, layers=())
             tables.setdefault(alike, {})[case.keep, case.layers] = row

@@ -86,9 +86,10 @@ def by_keep(measured: Measured, like: Measurement) -> Iterator[Plane]:
     for row, record in enumerate(measured.records):
         case, m = record.case, record.measurement(like.metric)
         mark = measured.mark(row, m) if m and m.samples else None
-        if mark and case.pruning != METHODS_WITHOUT_PRUNING and case.remove is None:
+        keep = None if isinstance(case.keep, tuple) or case.remove is not None else case.keep
+        if mark and case.pruning != METHODS_WITHOUT_PRUNING and keep is not None:
             alike = dataclasses.replace(case, keep=1.0, layers=())
-            schedules.setdefault(case.layers, {}).setdefault(alike, []).append((case.keep, mark.value))
+            schedules.setdefault(case.layers, {}).setdefault(alike, []).append((keep, mark.value))
     known, axis = _unpruned(measured, like), Axis(like.label or like.metric, like.unit, better=like.better)
     for layers, variants in islice(schedules.items(), MOST_SCHEDULES):
         names = labels(variants)

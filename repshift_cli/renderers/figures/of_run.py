@@ -8,7 +8,7 @@ from itertools import islice
 
 from repshift_cli.analysis.pareto import front
 from repshift_cli.analysis.roofline import Ceilings, ceilings, working
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Measurement, Run
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Measurement, Run, keep_text
 from repshift_cli.renderers.figures.growth import growth
 from repshift_cli.renderers.figures.maps import break_even, keep_by_layer
 from repshift_cli.renderers.figures.measured import Measured, is_speedup, is_time
@@ -161,7 +161,7 @@ def tokens(measured: Measured) -> Iterator[Figure]:
         ends = (0, *case.layers, end)
         counts = (*record.tokens, record.tokens[-1])
         points = tuple((float(block), float(n)) for block, n in zip(ends, counts, strict=True))
-        name = f"{record.tokens[0]} tokens, keep {case.keep:g} at {','.join(map(str, case.layers))}"
+        name = f"{record.tokens[0]} tokens, keep {keep_text(case.keep)} at {','.join(map(str, case.layers))}"
         curves.setdefault((record.tokens, case.layers), Curve(name, points, group=name, steps=True))
     if curves:
         caption = "tokens, protected ones included, that enter each block; a cut is at a block's end"

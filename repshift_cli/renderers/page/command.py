@@ -11,8 +11,6 @@ from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers.sheets.evaluation import is_evaluation
 
-REPEATED = ("layers",)
-"""Options that are given once for each value, each a list of its own."""
 DENIED = ("causal",)
 """What means something else where it is not said than where it is denied."""
 OF_OPERATORS = "operator"
@@ -44,7 +42,7 @@ def _words(key: str, value: Any) -> Iterator[str]:
     option = f"--{key.replace('_', '-')}"
     if isinstance(value, bool):
         yield from [option] if value else [f"--no-{key}"] * (key in DENIED)
-    elif key in REPEATED and isinstance(value, list) and value and isinstance(value[0], list):
+    elif isinstance(value, list) and any(isinstance(v, list) or (isinstance(v, str) and "," in v) for v in value):
         for one in value:
             yield from (option, _text(one))
     elif isinstance(value, dict):
