@@ -109,11 +109,12 @@ def test_the_shift_keeps_the_blank_patches_of_the_digits() -> None:
 
 def test_on_prose_the_shift_is_not_shown_unlike_random() -> None:
     told, rows = Told("next_token_loss", 2, str), pruned("cpu/accuracy/smollm2-topics")
+    rows = [r for r in rows if (r.case.layers, r.case.keep) != ((20,), 0.8)]
     means = {m: told.mean([r for r in rows if r.case.pruning == m]) for m in ("repshift", "norm", "dash", "lowest")}
     assert [means[m].spans(0) for m in means] == [True, True, False, False]
     shift = means["repshift"]
-    assert [round(v or 0.0, 2) for v in (shift.value, shift.low, shift.high)] == [0.01, -0.25, 0.27]
-    assert says(RESULTS.text, "(+0.01 nats, -0.25 to +0.27)")
+    assert [round(v or 0.0, 2) for v in (shift.value, shift.low, shift.high)] == [-0.03, -0.33, 0.26]
+    assert says(RESULTS.text, "(-0.03 nats, -0.33 to +0.26)")
     assert says(README.text, "on 128 windows of prose neither shift nor norm is shown unlike it")
 
 
