@@ -14,6 +14,7 @@ from generated import SECTIONS, WRITE, commands, parts, written_anew
 from pages import PAGES, ROOT, Done, Page, in_a_process, run, sections
 
 from repshift_cli import registry
+from repshift_cli.models.inputs import more
 
 README = PAGES["README.md"]
 CONTRIBUTING = PAGES[".github/CONTRIBUTING.md"]
@@ -44,11 +45,16 @@ def of_the_readme(folder: Path) -> list[Done]:
 
 
 def all_run(page: Page, folder: Path) -> list[Done]:
-    """Every command of a page, in its order; stops at the first that fails."""
+    """Every command of a page, in its order; stops at the first that fails.
+
+    Fidelity on 2 inputs does for that; that it is taken on 32 where they are cheap has tests of its own.
+    """
     done = []
-    for command in page.commands():
-        done.append(run(command, folder))
-        assert done[-1].code == 0, f"{page.name}: {command}\n{done[-1].out}\n{done[-1].err}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(more, "INPUTS", 2)
+        for command in page.commands():
+            done.append(run(command, folder))
+            assert done[-1].code == 0, f"{page.name}: {command}\n{done[-1].out}\n{done[-1].err}"
     return done
 
 
