@@ -197,6 +197,7 @@ def test_every_chart_has_a_table_a_caption_and_two_downloads(tmp_path: Path) -> 
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_the_largest_baseline_stays_far_below_6_mb_with_its_data_packed(tmp_path: Path) -> None:
     text, page = page_of(tmp_path, (BASELINES / "operators.json").read_text(encoding="utf-8"))
     assert len(text.encode()) < 2_000_000

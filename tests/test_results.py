@@ -6,8 +6,10 @@ import io
 import re
 from statistics import fmean
 
+import operator_tables
 import pytest
 from accuracies import Told
+from operator_tables import speedup
 from pages import PAGES
 from results import method, pruned, run_of, value
 
@@ -177,14 +179,21 @@ def test_the_command_beside_a_table_asks_for_what_the_run_has(name: str) -> None
 
 
 def test_what_the_operators_page_says_of_the_lengths() -> None:
-    rows = [r for r in run_of("cpu/operators").records if not r.case.option("decode")]
-    assert {r.status for r in run_of("cpu/operators").records} == {"ok"}
-    faster = {(r.case.variant, r.case.length): value(r, "speedup_vs_flash") for r in rows if r.case.variant != "flash"}
-    lengths = sorted({n for _, n in faster})
-    halves = {n: faster["flash+oracle", n] for n in lengths}
-    assert round(min(halves.values()), 1) == 3.4
-    assert max(faster["xattention", n] for n in lengths) < 1
-    assert [n for n in lengths if faster["sliding", n] > 1] == [2048, 4096, 8192]
-    beaten = {v: [n for n in lengths if faster[v, n] > halves[n]] for v, _ in faster if v != "flash+oracle"}
-    assert {v: n for v, n in beaten.items() if n} == {"linear": [2048, 4096, 8192], "log_linear": [4096, 8192]}
-    assert says(RESULTS.text, "at least 3.4 times as fast at every length")
+    assert {r.status for r in operator_tables.run_of_operators().records} == {"ok"}
+    both = [operator_tables.records_of(phase) for phase in ("Causal prefill", "Prefill without a mask")]
+    ratios = [{key: f.value for key, r in rows.items() if not r.unfit and (f := speedup(r))} for rows in both]
+    for rows in ratios:
+        assert max(value for (name, _), value in rows.items() if name == "`xattention`") < 1
+        assert all(value > 2 for (name, _), value in rows.items() if name == operator_tables.HALF)
+        assert max(value for (name, n), value in rows.items() if name == "`sliding`" and n < 2048) < 1
+    errors = {name: r.measurement("err_full") for (name, n), r in both[0].items() if n == 1024}
+    told = {name: m.samples[0] for name, m in errors.items() if m and m.samples}
+    assert min(told[f"`{name}`"] for name in ("sliding", "longformer", "streaming")) > 0.5
+    assert round(told["`streaming_cache`"], 2) == 0.25
+    decoding = operator_tables.records_of("Decoding")
+    error = decoding["`lessismore`", 1024].measurement("err_full")
+    assert error and round(error.samples[0], 3) == 0.018
+    faster = {name for (name, _), r in decoding.items() if not r.unfit and (f := speedup(r)) and f.low and f.low > 1.15}
+    assert faster == {"`dmc`"}
+    lacking = [line for line in operator_tables.operator_lengths().splitlines() if line.startswith("- Not here")]
+    assert "`cudnn`" in lacking[0] and "exists on CUDA only" in lacking[0]
