@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import repshift_cli
-from repshift_cli.attention import sliding, vanilla
+from repshift_cli.attention import flash, sliding, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.cli import app
 from repshift_cli.commands.analyze import inspection_schema
@@ -171,6 +171,19 @@ def test_no_more_weights_exist_at_once_than_the_bound_says() -> None:
     with Largest() as largest:
         rows.received(call, torch.ones(tokens, dtype=torch.bool), most)
     assert largest.elements <= most < tokens * tokens
+
+
+def test_no_map_of_all_heads_is_kept_while_a_model_is_looked_at() -> None:
+    """Under flash nothing of a question is as large as the heads' maps, nor larger than the bound of `rows`."""
+    tokens = 800
+    look = planted(1)
+    subject = replace(look.subject, tokens=tokens)
+    look = look_of(replace(subject, inputs=(0.1 * tiny.pixels(1, tokens, WIDTH),)), attention=flash)
+    with Largest() as largest:
+        assert sinks.answer(look).status == "ok"
+        with look.active():
+            score._seen(look, look.inputs[0])
+    assert tokens**2 < largest.elements <= rows.MOST < HEADS * tokens**2
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------

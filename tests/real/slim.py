@@ -1,10 +1,10 @@
-"""Makes a run file of `repshift eval` small enough to be committed: fewer metrics, and whole numbers as such.
+"""Makes a run file small enough to be committed: fewer metrics, and whole numbers as such.
 
     python tests/real/slim.py RUN OUT METRIC...
 
-writes to OUT what RUN says of these metrics (`probe_top1`, `next_token_loss`): the answer to every sample, the
-differences to the unpruned model and to random dropping, and the p-values adjusted by Holm. It is a run file like
-any other.
+writes to OUT what RUN says of these metrics (`latency`, `err_full`): of those of `repshift eval` (`probe_top1`,
+`next_token_loss`) the answer to every sample, the differences to the unpruned model and to random dropping, and the
+p-values adjusted by Holm too. It is a run file like any other.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ def slim(run: Run, metrics: list[str]) -> Run:
         dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in wanted))
         for r in sorted(run.records, key=lambda r: place[r.case])
     )
-    options = {**run.options, "evaluation": {**run.options["evaluation"], "metrics": metrics}}
+    options = dict(run.options)
+    if "evaluation" in options:
+        options["evaluation"] = {**options["evaluation"], "metrics": metrics}
     return dataclasses.replace(run, planned=(), records=records, options=options)
 
 
 def short(value: Any) -> Any:
-    """JSON values with whole numbers as integers, others to six places."""
+    """JSON values with whole numbers as integers, others to six digits."""
     if isinstance(value, float):
-        return int(value) if value.is_integer() else round(value, 6)
+        return int(value) if value.is_integer() else float(f"{value:.6g}")
     if isinstance(value, list):
         return [short(v) for v in value]
     if isinstance(value, dict):
