@@ -50,7 +50,7 @@ def test_every_part_has_a_help_line_and_none_is_private() -> None:
 
 
 def test_literals_are_read_from_the_source() -> None:
-    assert list(parts("reduction")["repshift"].constants["OPTIONS"]) == ["operation", "distance", "form"]
+    assert list(parts("reduction")["repshift"].constants["OPTIONS"]) == ["operation", "distance", "form", "sign"]
     assert "vit_b" in parts("models")["vit"].constants["ALIASES"]
 
 
@@ -179,7 +179,7 @@ def test_a_method_may_leave_out_what_has_a_default(loaded: Any) -> None:
 # --- the options of methods -------------------------------------------------------------------------------------------
 
 
-REST = ["ahead", "early", "map", "margin", "pivots", "proportional", "tau_info", "tau_sim", "tau_size"]
+REST = ["ahead", "early", "map", "margin", "pivots", "proportional", "sign", "tau_info", "tau_sim", "tau_size"]
 OURS = ["operation", "distance", "form", *REST]
 
 
