@@ -211,6 +211,17 @@ def test_compiled_code_reduces_alike_without_a_break(name: str) -> None:
     torch.testing.assert_close(out, run(plain, name, flash)[0], **EXACT)
 
 
+def test_a_block_that_is_asked_first_is_answered_once() -> None:
+    """The call that asks reaches no back end, so that what it ran on can be verified call by call."""
+    plain, calls, answered = FAMILIES["vit"](), [], []
+    subject, mctf = tiny.subject(plain.module, plain.inputs), METHODS["mctf"].method
+    with torch.inference_mode(), attending(flash), pruned(subject, mctf, given("mctf")):
+        with heard_by(calls.append), heard_by(answered.append, answered=True):
+            call(plain.module, plain.inputs)
+    assert [c.query.shape[2] for c in calls] == [17, 13, 13, 10, 10]
+    assert [c.query.shape[2] for c in answered] == [17, 13, 10], "reused, the map is that of all tokens"
+
+
 # --- what is refused, and why -----------------------------------------------------------------------------------------
 
 VIT = Facts(depth=12, tokens=196, prefix=1, head_dim=64)
