@@ -215,9 +215,15 @@ def test_a_block_that_is_asked_first_is_answered_once() -> None:
     """The call that asks reaches no back end, so that what it ran on can be verified call by call."""
     plain, calls, answered = FAMILIES["vit"](), [], []
     subject, mctf = tiny.subject(plain.module, plain.inputs), METHODS["mctf"].method
-    with torch.inference_mode(), attending(flash), pruned(subject, mctf, given("mctf")):
-        with heard_by(calls.append), heard_by(answered.append, answered=True):
-            call(plain.module, plain.inputs)
+    reached = heard_by(answered.append, answered=True)
+    with (
+        torch.inference_mode(),
+        attending(flash),
+        pruned(subject, mctf, given("mctf")),
+        heard_by(calls.append),
+        reached,
+    ):
+        call(plain.module, plain.inputs)
     assert [c.query.shape[2] for c in calls] == [17, 13, 13, 10, 10]
     assert [c.query.shape[2] for c in answered] == [17, 13, 10], "reused, the map is that of all tokens"
 
