@@ -215,7 +215,7 @@ def test_a_block_that_is_asked_first_is_answered_once() -> None:
     """The call that asks reaches no back end, so that what it ran on can be verified call by call."""
     plain, calls, answered = FAMILIES["vit"](), [], []
     subject, mctf = tiny.subject(plain.module, plain.inputs), METHODS["mctf"].method
-    reached = heard_by(answered.append, answered=True)
+    told = heard_by(answered.append, answered=True)
     with (
         torch.inference_mode(),
         attending(flash),
