@@ -221,7 +221,7 @@ def test_a_block_that_is_asked_first_is_answered_once() -> None:
         attending(flash),
         pruned(subject, mctf, given("mctf")),
         heard_by(calls.append),
-        reached,
+        told,
     ):
         call(plain.module, plain.inputs)
     assert [c.query.shape[2] for c in calls] == [17, 13, 13, 10, 10]
