@@ -1,4 +1,4 @@
-"""Any ViT-like, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:NAME` is a folder or a hub id."""
+"""Any ViT-like, ResNet, ConvNeXt, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:FOLDER` or a hub id."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.models import clip, siglip
-from repshift_cli.models.base import decoder, text, vision_language
+from repshift_cli.models import clip, convnext, resnet, siglip
+from repshift_cli.models.base import decoder, stages, text, vision_language
+from repshift_cli.models.base.towers import TextTower, text_tower
 from repshift_cli.models.base.transformers import Recipe, check_index, family, first_line, weights_file
 from repshift_cli.models.discovery.blocks import NoSites
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
@@ -23,7 +24,8 @@ from repshift_cli.records import Case, Facts, Subject, UsageError
 ALIASES: dict[str, object] = {}
 DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-_KNOWN = {"clip": clip.IMAGES, "siglip": siglip.IMAGES}
+_CNNS = {"convnext": convnext.stages_of, "resnet": resnet.stages_of}
+_KNOWN = {"clip": clip.IMAGES, "convnext": convnext.IMAGES, "resnet": resnet.IMAGES, "siglip": siglip.IMAGES}
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Where transformers keeps what images want: alone, beside the tokenizer's, for clips."""
 ENCODERS = {
@@ -138,7 +140,7 @@ def preprocessing(name: str) -> Preprocessing | None:
     """What the checkpoint's image processor does, else what its architecture is known for; None where neither says."""
     place = name.removeprefix("hf:")
     config, stored = _config(place), _processor(place)
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    size = getattr(getattr(config, "vision_config", config), "image_size", stages.SIZE)
     if isinstance(size, int) and not stored and config.model_type in _KNOWN:
         return _KNOWN[config.model_type].at(size)
     return of_processor(stored, size) if stored and isinstance(size, int) else None
@@ -185,12 +187,23 @@ def _seeing(name: str, image_size: int | None) -> vision_language.Seeing:
     return vision_language.KINDS[config.model_type](model, config, place, image_size, *_normalisation(place))
 
 
+def _staged(name: str, size: int) -> stages.Stages:
+    place = name.removeprefix("hf:")
+    config = _config(place)
+    return _CNNS[config.model_type](config, place)
+
+
 _IMAGES, _TEXT, _CAUSAL = family(_recipe), text.family(_encoder), decoder.family(_prompted)
-_SEEING = vision_language.family(_seeing)
+_SEEING, _GRIDS = vision_language.family(_seeing), stages.family(_staged)
 
 
 def _kind(name: str) -> str:
     return str(_config(name.removeprefix("hf:")).model_type)
+
+
+def _pictured(kind: str) -> tuple[Any, Any]:
+    """The family of a model that takes images or clips."""
+    return _SEEING if kind in vision_language.KINDS else _GRIDS if kind in _CNNS else _IMAGES
 
 
 def facts(
@@ -209,8 +222,7 @@ def facts(
         return _CAUSAL[0](name, image_size, frames, weights, length)
     if length is not None:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
-    made = _SEEING if kind in vision_language.KINDS else _IMAGES
-    return made[0](name, image_size, frames, weights)
+    return _pictured(kind)[0](name, image_size, frames, weights)
 
 
 def build(case: Case) -> Subject:
@@ -220,12 +232,18 @@ def build(case: Case) -> Subject:
         return _TEXT[1](case)
     if kind in DECODERS:
         return _CAUSAL[1](case)
-    made = _SEEING if kind in vision_language.KINDS else _IMAGES
     try:
-        return made[1](case)
+        return _pictured(kind)[1](case)
     except NoSites as error:
         if not error.adapter:
             raise
         keys = ", ".join(f'{key} = "{path}"' for key, path in error.adapter.items())
         way = f"from a function of your own it can be pruned, by the adapter {keys}"
         raise NoSites(f"{error}; {way}", error.looked, error.adapter) from error
+
+
+def towers(case: Case) -> TextTower | None:
+    """The text tower beside the vision tower that `build` makes, or None for a checkpoint of one kind of input."""
+    place = case.model.removeprefix("hf:")
+    config = _config(place)
+    return text_tower(config, place, case) if config.model_type in _TOWERS else None

@@ -32,6 +32,8 @@ class Recipe:
 
     `prepare(module)` may mend a freshly built model (a tensor that is no buffer and stays behind on the CPU).
     A checkpoint may lack parameters whose names begin as one of `unused`: the model's output does not need them.
+    `renamed(name)` gives the model's name of a weight that a file in another library's layout may hold.
+    `attention` is what transformers is to compute it by, None for a model that has none.
     """
 
     model: type
@@ -42,6 +44,8 @@ class Recipe:
     std: tuple[float, ...] = IMAGENET_STD
     prepare: Callable[[Any], None] | None = None
     unused: tuple[str, ...] = ()
+    renamed: Callable[[str], str] = str
+    attention: str | None = "sdpa"
 
 
 Maker = Callable[[str, int | None, int | None], Recipe]
@@ -118,7 +122,7 @@ def in_place(made: Recipe, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
         if case.weights == "random":
             warnings = (RANDOM_WEIGHTS,)
         else:
-            load_weights(module, case.weights)
+            load_weights(module, case.weights, made.renamed)
     module = module.eval().to(device=case.device, dtype=dtype)
     if made.prepare is not None:
         made.prepare(module)
@@ -164,7 +168,7 @@ def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
             made.checkpoint,
             config=made.config,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=made.attention,
             output_loading_info=True,
             trust_remote_code=False,
         )
@@ -207,14 +211,14 @@ def _pickle_refused(path: Path) -> str:
     return f"{path} is a pickle, and loading one can run any code; convert it to safetensors first"
 
 
-def load_weights(module: nn.Module, place: str) -> None:
-    """Load a safetensors file into a model built from a configuration; every name and shape must fit."""
+def load_weights(module: nn.Module, place: str, renamed: Callable[[str], str] = str) -> None:
+    """Load a safetensors file into a model built from a configuration; every (`renamed`) name and shape must fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = weights_file(place)
     try:
-        module.load_state_dict(load_file(file), strict=True)
+        module.load_state_dict({renamed(name): value for name, value in load_file(file).items()}, strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise UsageError(f"{file} does not fit {type(module).__name__}: {first_line(error, 3)}") from error
 
