@@ -189,7 +189,7 @@ def test_weights_of_torchvisions_resnet_are_loaded(tmp_path: Path) -> None:
         config = ResNetConfig(layer_type=kind, depths=[1, 2, 1, 1], hidden_sizes=widths, num_labels=5)
         recipe = resnet.stages_of(config).recipe
         ours = recipe.model(config).eval()
-        load_weights(ours, str(tmp_path), recipe.renamed)
+        load_weights(ours, str(tmp_path), recipe.translated)
         x = torch.randn(2, 3, 32, 32)
         with torch.inference_mode():
             assert torch.allclose(ours(x).logits, theirs(x), atol=1e-5)

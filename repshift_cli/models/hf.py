@@ -1,4 +1,7 @@
-"""Any ViT-like, ResNet, ConvNeXt, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:FOLDER` or a hub id."""
+"""Any ViT-like, ResNet, ConvNeXt, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:FOLDER` or a hub id.
+
+`hf:NAME:tower` is the vision tower of a Llava checkpoint, as a model of its own.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,8 @@ ENCODERS = {
 """The text encoders, by what their configurations call them."""
 PATIENCE = 4
 """Seconds to wait for the hub."""
+TOWER = ":tower"
+"""What stands behind the name of a vision-language checkpoint whose vision tower alone is meant."""
 LENGTH = 512
 """The most random tokens of a sequence where nothing else is said."""
 
@@ -45,11 +50,12 @@ LENGTH = 512
 def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     import transformers
 
-    place = name.removeprefix("hf:")
-    config = _config(place)
+    place = _place(name)
+    config = _tower(_config(place), place) if name.endswith(TOWER) else _config(place)
     model = getattr(transformers, _class_name(config, place), None)
     if model is None:
         raise UsageError(f"transformers {transformers.__version__} has no {_class_name(config, place)} for {place}")
+    renamed = vision_language.TOWERS_KEYS if name.endswith(TOWER) else {}
     config = getattr(config, "vision_config", config)
     patch = () if isinstance(getattr(config, "tubelet_size", None), (list, tuple)) else ("patch_size",)
     for needed in ("image_size", "num_hidden_layers", *patch):
@@ -57,11 +63,29 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
             raise UsageError(f"{place} is no plain vision transformer: its configuration has no whole {needed}")
     mean, std = _normalisation(place)
     if not hasattr(config, "num_frames"):
-        return Recipe(model, config, checkpoint=place, mean=mean, std=std)
+        return Recipe(model, config, checkpoint=place, mean=mean, std=std, renamed=renamed)
     if image_size not in (None, config.image_size):
         raise UsageError(f"{place} takes video of {config.image_size} pixels only; leave out --image-size {image_size}")
     config.num_frames = frames or config.num_frames
     return Recipe(model, config, place, "video", mean, std, prepare=place_positions)
+
+
+def _place(name: str) -> str:
+    """The folder or hub id."""
+    return name.removeprefix("hf:").removesuffix(TOWER)
+
+
+def _tower(config: Any, place: str) -> Any:
+    """The configuration of a vision-language checkpoint's tower."""
+    if config.model_type not in vision_language.KINDS:
+        raise UsageError(f"{place} is no vision-language checkpoint; leave out {TOWER}")
+    tower = config.vision_config
+    if tower.model_type.removesuffix("_vision_model") not in _TOWERS:
+        raise UsageError(
+            f"the tower of {place} merges neighbours and packs all images into one row, so tokens cannot be dropped in "
+            f"it; leave out {TOWER}, and its image tokens are dropped in the language model"
+        )
+    return tower
 
 
 def _config(place: str) -> Any:
@@ -115,8 +139,8 @@ def hub_answers() -> bool:
 
 
 def _class_name(config: Any, place: str) -> str:
-    if config.model_type in _TOWERS:
-        return _TOWERS[config.model_type]
+    if (kind := config.model_type.removesuffix("_vision_model")) in _TOWERS:
+        return _TOWERS[kind]
     if not config.architectures:
         raise UsageError(f"the configuration of {place} names no architecture")
     return str(config.architectures[0])
@@ -138,7 +162,7 @@ def _processor(place: str) -> dict[str, Any]:
 
 def preprocessing(name: str) -> Preprocessing | None:
     """What the checkpoint's image processor does, else what its architecture is known for; None where neither says."""
-    place = name.removeprefix("hf:")
+    place = _place(name)
     config, stored = _config(place), _processor(place)
     size = getattr(getattr(config, "vision_config", config), "image_size", stages.SIZE)
     if isinstance(size, int) and not stored and config.model_type in _KNOWN:
@@ -148,7 +172,7 @@ def preprocessing(name: str) -> Preprocessing | None:
 
 def class_names(name: str) -> dict[int, str] | None:
     """The names in the checkpoint's configuration, unless they are LABEL_0 and so on, which say nothing."""
-    told = dict(getattr(_config(name.removeprefix("hf:")), "id2label", None) or {})
+    told = dict(getattr(_config(_place(name)), "id2label", None) or {})
     return None if all(label == f"LABEL_{place}" for place, label in told.items()) else told
 
 
@@ -163,7 +187,7 @@ def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _encoder(name: str) -> text.Encoder:
     import transformers
 
-    place = name.removeprefix("hf:")
+    place = _place(name)
     config = _config(place)
     model = getattr(transformers, ENCODERS[config.model_type])
     positions = config.max_position_embeddings
@@ -174,21 +198,21 @@ def _encoder(name: str) -> text.Encoder:
 
 
 def _prompted(name: str) -> decoder.Decoder:
-    place = name.removeprefix("hf:")
+    place = _place(name)
     return decoder.Decoder(_config(place), checkpoint=place)
 
 
 def _seeing(name: str, image_size: int | None) -> vision_language.Seeing:
     import transformers
 
-    place = name.removeprefix("hf:")
+    place = _place(name)
     config = _config(place)
     model = getattr(transformers, _class_name(config, place))
     return vision_language.KINDS[config.model_type](model, config, place, image_size, *_normalisation(place))
 
 
 def _staged(name: str, size: int) -> stages.Stages:
-    place = name.removeprefix("hf:")
+    place = _place(name)
     config = _config(place)
     return _CNNS[config.model_type](config, place)
 
@@ -198,7 +222,10 @@ _SEEING, _GRIDS = vision_language.family(_seeing), stages.family(_staged)
 
 
 def _kind(name: str) -> str:
-    return str(_config(name.removeprefix("hf:")).model_type)
+    """What the configuration calls the model; of a tower the tower's own."""
+    if name.endswith(TOWER):
+        return str(_tower(_config(_place(name)), _place(name)).model_type)
+    return str(_config(_place(name)).model_type)
 
 
 def _pictured(kind: str) -> tuple[Any, Any]:
@@ -244,6 +271,6 @@ def build(case: Case) -> Subject:
 
 def towers(case: Case) -> TextTower | None:
     """The text tower beside the vision tower that `build` makes, or None for a checkpoint of one kind of input."""
-    place = case.model.removeprefix("hf:")
+    place = _place(case.model)
     config = _config(place)
     return text_tower(config, place, case) if config.model_type in _TOWERS else None

@@ -47,7 +47,7 @@ def stages_of(config: Any, checkpoint: str | None = None) -> Stages:
     """A ResNet of transformers' configuration, with random weights or a checkpoint's."""
     from transformers import ResNetForImageClassification
 
-    recipe = Recipe(ResNetForImageClassification, config, checkpoint, renamed=from_torchvision, attention=None)
+    recipe = Recipe(ResNetForImageClassification, config, checkpoint, translated=from_torchvision, attention=None)
     return Stages(recipe, lambda pixels: halved(halved(pixels)), halved, sites)
 
 
