@@ -6,10 +6,6 @@
 from __future__ import annotations
 
 import json
-import threading
-import urllib.error
-import urllib.request
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from repshift_cli.models.base import decoder, stages, text, vision_language
 from repshift_cli.models.base.towers import TextTower, text_tower
 from repshift_cli.models.base.transformers import Recipe, check_index, family, first_line, weights_file
 from repshift_cli.models.discovery.blocks import NoSites
+from repshift_cli.models.inputs.hub import PATIENCE, hub_answers
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models.inputs.preprocessing import Preprocessing, of_processor
 from repshift_cli.models.inputs.trust import check_code, check_size
@@ -39,8 +36,6 @@ ENCODERS = {
     "xlm-roberta": "XLMRobertaModel",
 }
 """The text encoders, by what their configurations call them."""
-PATIENCE = 4
-"""Seconds to wait for the hub."""
 TOWER = ":tower"
 """What stands behind the name of a vision-language checkpoint whose vision tower alone is meant."""
 LENGTH = 512
@@ -109,33 +104,6 @@ def _config(place: str) -> Any:
         raise UsageError(f"no checkpoint {place!r} (neither a folder nor a hub id): {first_line(error)}") from error
     check_size(place, config)
     return config
-
-
-@cache
-def hub_answers() -> bool:
-    """Whether the hub can be reached, asked once and for a few seconds: the library itself tries for half a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    answered: list[bool] = []
-
-    def ask() -> None:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE):
-                answered.append(True)
-        except urllib.error.HTTPError:
-            answered.append(True)
-        except (OSError, ValueError):
-            pass
-
-    # in a thread, for a name server that does not answer keeps the caller longer than any timeout
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    constants.HF_HUB_OFFLINE = not answered  # tokenizers and the like are looked for in the cache alone, too
-    return bool(answered)
 
 
 def _class_name(config: Any, place: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from repshift_cli.evaluation.datasets import chosen_split, missing
 from repshift_cli.evaluation.datasets.csv import of_rows
 from repshift_cli.evaluation.samples import Sample
-from repshift_cli.models.hf import hub_answers
+from repshift_cli.models.inputs.hub import hub_answers
 from repshift_cli.records import UsageError
 
 RANK = 5
