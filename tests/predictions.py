@@ -104,7 +104,7 @@ def schedules(trial: Trial) -> list[Schedule]:
     run = store.load(FOLDER / f"{trial.run}.json")
     found: dict[tuple[tuple[int, ...], float], dict[str, list[float]]] = {}
     for record in run.records:
-        if record.case.layers and record.case.option("form") in (None, "paper"):
+        if record.status == "ok" and record.case.layers and record.case.option("form") in (None, "paper"):
             values = found.setdefault((record.case.layers, record.case.keep), {})
             values.setdefault(record.case.pruning, []).append(trial.better * _value(record, trial.metric))
     made = []
