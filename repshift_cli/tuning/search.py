@@ -190,6 +190,6 @@ def optuna_here() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise UsageError("tune needs the package optuna; pip install 'repshift[tune]'") from error
+        raise UsageError("tune needs the package optuna; pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
