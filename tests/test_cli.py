@@ -150,6 +150,7 @@ def test_bad_input_exits_2_with_one_sentence(arguments: list[str], words: str) -
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_met_quietly() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "repshift_cli", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -201,6 +202,7 @@ def test_backends_says_why_one_is_not_here(shown: Callable[..., str], no_gpu: py
     assert "On this machine's cpu." in text
 
 
+@pytest.mark.slow
 def test_the_doctor_exits_0_as_a_program() -> None:
     done = repshift("doctor")
     assert (done.returncode, done.stderr) == (0, "")

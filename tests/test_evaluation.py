@@ -55,6 +55,7 @@ def table(path: Path, rows: list[dict[str, Any]]) -> Path:
 # --- accuracies that are known ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_says_what_each_variant_loses(done: Done) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     assert done.code == 0, done.err
@@ -250,6 +251,7 @@ class _Kept:
     def close(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_the_same_variants_are_timed_and_compared(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

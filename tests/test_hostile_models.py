@@ -129,6 +129,7 @@ def measured(model: str, *more: str) -> dict[str, Record]:
     return {f"{r.case.variant} {r.case.keep}": r for r in store.load(out).records}
 
 
+@pytest.mark.slow
 def test_inputs_changed_in_place_are_put_back_and_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(here))
     monkeypatch.delitem(sys.modules, NAME, raising=False)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_a_against_a_passes(repository: Repository) -> None:
 def test_how_long_it_takes_is_told_before_and_rounds_of_a_total(repository: Repository) -> None:
     code, _, error = repository.gate("--base", "main", "--rounds", "9", "--most-rounds", "12")
     assert code == 0, error
-    assert "9 rounds of one process per side, about " in error and "; up to 12, about " in error
+    assert "9 rounds of one process per side, at most about " in error and "; up to 12, at most about " in error
     assert re.search(r"^round 1 of 9: base, about \d+ s left$", error, flags=re.MULTILINE)
 
 
@@ -63,6 +64,21 @@ def test_a_quick_gate_has_rounds_of_its_own(repository: Repository) -> None:
     assert code == 2 and "--quick has rounds of its own" in error
     code, out, error = repository.gate("--base", "main", "--quick")
     assert code == 0 and "a slow-down below 2.0% is let through" in out and "8 rounds of one process" in error
+    repository.write({"factor.txt": "1.02"})
+    code, out, error = repository.gate("--base", "main", "--quick")
+    assert code == 3 and last(out).endswith("without --quick, in more and longer rounds"), error
+
+
+def test_a_quick_gate_times_what_gates_alone(repository: Repository, tmp_path: Path) -> None:
+    inform = '[thresholds.cases."efficient"]\nlatency = "inform"\n'
+    repository.write({"gate.toml": (repository.folder / "gate.toml").read_text() + inform, "factor.txt": "1.2"})
+    code, out, error = repository.gate("--base", "main", "--quick", "--out", "g")
+    asked = tomllib.loads((repository.folder / "g" / "rounds" / "profile.toml").read_text())
+    assert code == 1 and "efficient" not in last(out), error
+    assert asked["variant"] == ["flash"] and "only on" not in out
+    repository.write({"gate.toml": (repository.folder / "gate.toml").read_text().replace("0.01", '"inform"')})
+    code, out, error = repository.gate("--base", "main", "--quick")
+    assert code == 0 and "round 1" not in error, "MACs gate, and need no rounds"
 
 
 def test_a_slower_commit_fails_in_every_output(repository: Repository) -> None:
@@ -319,7 +335,7 @@ def test_the_self_test_passes_where_the_delay_arrives(repository: Repository, tm
     log = tmp_path / "log"
     code, out, error = repository.gate("--self-test", SHAM_LOG=str(log))
     assert code == 0, error
-    assert "8 rounds of 3 processes, about " in error
+    assert "8 rounds of 3 processes, at most about " in error
     started = [line.split()[0] for line in log.read_text().splitlines()]
     assert "".join(name[0] for name in started) == "h" + "bhddhb" * 4
     lines = out.splitlines()

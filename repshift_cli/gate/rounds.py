@@ -16,7 +16,7 @@ from repshift_cli.analysis import stats
 from repshift_cli.analysis.comparison import EXACT, LEAST, Finding, Lonely
 from repshift_cli.gate import outputs, verdict
 from repshift_cli.gate.process import Side, Starter
-from repshift_cli.gate.survey import BASE, HEAD, Survey
+from repshift_cli.gate.survey import BASE, HEAD, Survey, options_of, part_of
 from repshift_cli.gate.thresholds import OUTPUT, Thresholds
 from repshift_cli.gate.verdict import Check, Judged, NothingMeasured
 from repshift_cli.records import Case, Measurement, Record, Run, store
@@ -73,13 +73,13 @@ class BaseAndHead:
         return self.base, self.head
 
     def plan(self) -> str:
-        """What is to come, and about how long it takes, before the first round: by what the surveys took."""
+        """What is to come, and how long it takes at most, before the first round: a survey does more than a process."""
         first, most, turns = self.thresholds.rounds, self.thresholds.most_rounds, len(self._turns())
         each = turns * min(self.starter.seconds[: self._surveys], default=0.0)
         processes = "one process per side" if turns == len(self.both) else f"{turns} processes"
         return (
-            f"{first} rounds of {processes}, about {_minutes(first * each)}; up to {most}, about "
-            f"{_minutes(most * each)}, where the noise asks for them; a failure is measured once more"
+            f"{first} rounds of {processes}, at most about {_minutes(first * each)}; up to {most}, at most "
+            f"about {_minutes(most * each)}, where the noise asks for them; a failure is measured once more"
         )
 
     def _progress(self, name: str, before: int, turns: int) -> str:
@@ -172,7 +172,8 @@ class BaseAndHead:
 
     def _process(self, side: Side, name: str) -> tuple[Figures, dict[Case, str]]:
         more = ["--timing-only"] if all(self.starter.takes(one, "--timing-only") for one in self.both) else []
-        ended = self.starter.measure(side, name, "--rounds", str(self.thresholds.process_rounds), *more)
+        asked = options_of(part_of(self.starter.command, check.case) for check in self.watched)
+        ended = self.starter.measure(side, name, "--rounds", str(self.thresholds.process_rounds), *more, **asked)
         records = {r.case: r for r in ended.run.records} if ended.run else {}
         self._note_warnings(records.values())
         figures: Figures = {}

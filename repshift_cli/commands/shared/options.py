@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 import typer
@@ -295,9 +296,12 @@ class Asked:
 
 
 def sweep_options(
-    only: Collection[str] = tuple(OPTIONS), without: Collection[str] = ()
+    only: Collection[str] = tuple(OPTIONS),
+    without: Collection[str] = (),
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Declares the options of a sweep, `only` these or `without` those, on a command, which takes them as `asked`.
+    """Declares the options of a sweep, `only` these or `without` those, and `more` of the command's own, on a command,
+    which takes them as `asked`.
 
     Typer reads a command's signature, so the command gets one that has these options in front of its own.
     """
@@ -312,7 +316,7 @@ def sweep_options(
             plain = {name: value for name, value in given.items() if name != "profile"}
             command(asked=Asked(plain, given.get("profile")), **values)
 
-        return declared({**shared, "stray": Stray}, of=command, instead="asked")(with_sweep)
+        return declared({**shared, **more, "stray": Stray}, of=command, instead="asked")(with_sweep)
 
     return decorate
 

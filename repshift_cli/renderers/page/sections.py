@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from repshift_cli.records import Machine, Run
@@ -15,6 +15,7 @@ from repshift_cli.renderers.figures.of_document import figures_of
 from repshift_cli.renderers.page import charts, tables
 from repshift_cli.renderers.page.command import command_of
 from repshift_cli.renderers.page.markup import Markup, tag
+from repshift_cli.renderers.sheets import history, inspection, profile
 from repshift_cli.renderers.sheets.answer import closing
 from repshift_cli.renderers.sheets.break_even import maps
 from repshift_cli.renderers.sheets.crossing import crossings
@@ -22,10 +23,18 @@ from repshift_cli.renderers.sheets.evaluation import is_evaluation
 from repshift_cli.renderers.sheets.evaluation import sheets as sheets_of_evaluation
 from repshift_cli.renderers.sheets.run import sheets as sheets_of_run
 
+SENTENCES: Mapping[str, Callable[[Any], str]] = {
+    "history": history.sentence,
+    "inspection": inspection.sentence,
+    "profile": profile.sentence,
+}
+"""What a document of this kind says in a sentence, where no sheet of it does."""
+NO_ROOM = "The charts are left out, for the page would be too large: make one of this file alone."
 
-def section(document: Document, source: str) -> Markup:
+
+def section(document: Document, source: str, charted: bool = True) -> Markup:
     """One document; `source` numbers it, so that what is in it has a name of its own in the page."""
-    figures = figures_of(document)
+    figures = figures_of(document) if charted else []
     palette = charts.palette_of(figures)
     drawings = [charts.chart(figure, palette, f"figure-{source}-{i}") for i, figure in enumerate(figures)]
     body = [
@@ -33,6 +42,7 @@ def section(document: Document, source: str) -> Markup:
         *_verdict(document),
         *_tables(document, source),
         tag("div", *drawings, class_="figures") if drawings else None,
+        None if charted else tag("p", NO_ROOM),
         *_origin(document.content),
     ]
     return tag("section", *body, id=f"source-{source}")
@@ -41,7 +51,8 @@ def section(document: Document, source: str) -> Markup:
 def _verdict(document: Document) -> Iterator[Markup]:
     """The document's own sentence, or the answer of a run with the lines that apply it."""
     code, answer = _closing(document)
-    if sentence := document.sentence or answer:
+    said = SENTENCES[document.kind](document.content) if document.kind in SENTENCES else answer
+    if sentence := document.sentence or said:
         yield tag("p", sentence, class_="verdict")
     if code:
         lines = tag("pre", tag("code", code), tabindex="0")
