@@ -96,6 +96,48 @@ def signs_right(found: Sequence[Schedule]) -> str:
     return f"{sum(s.sign * s.over_lowest > 0 for s in told)} of {len(told)}"
 
 
+# --- why the sign flips ---------------------------------------------------------------------------------------------
+
+THROUGH = ("norm", "attention received", "reader's attention")
+INSPECTED = tuple(
+    name
+    for name in ("dinov2-s", "digits", "dinov2-s-fashion", "minilm", "minilm-mails", "smollm2", "smollm2-topics")
+    if (FOLDER / "inspection" / f"{name}.json").is_file()
+)
+
+
+def signs() -> str:
+    """By inspection: in how many blocks the shift ranks importance as it would through a third thing alone.
+
+    Through the norm it would where (shift ~ norm) x (importance ~ norm) has the sign of shift ~ importance; in brackets
+    the rank correlation, over blocks, of the product with what it stands for.
+    """
+    lines = [f"| inspection | blocks | {' | '.join(f'through {name}' for name in THROUGH)} |", "|---" * 5 + "|"]
+    by_name = {name: [_products(name, third) for third in THROUGH] for name in INSPECTED}
+    together = [[pair for found in by_name.values() for pair in found[n]] for n in range(len(THROUGH))]
+    for name, found in [*by_name.items(), ("all", together)]:
+        cells = (_agreement(pairs) for pairs in found)
+        lines.append(f"| {name} | {len(found[0])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _products(name: str, third: str) -> list[tuple[float, float]]:
+    """By block (shift ~ third) x (importance ~ third), and shift ~ importance."""
+    tables = _inspected(name)
+    values = [
+        (rho, tables["correlation"][block, third], tables["importance_correlation"][block, third])
+        for (block, beside), rho in tables["correlation"].items()
+        if beside == "importance"
+    ]
+    return [(a * b, rho) for rho, a, b in values if rho is not None and a is not None and b is not None]
+
+
+def _agreement(pairs: Sequence[tuple[float, float]]) -> str:
+    rho = spearman([a for a, _ in pairs], [b for _, b in pairs]) if len(pairs) > 3 else None
+    counted = f"{sum(a * b > 0 for a, b in pairs)} of {len(pairs)}"
+    return counted if rho is None else f"{counted} ({rho:+.2f})"
+
+
 # --- what was said, and what came -------------------------------------------------------------------------------------
 
 

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from accuracies import Told
+import predictions
 from operator_tables import operator_lengths
-from predictions import predictions
 
 from repshift_cli.analysis import stats
 from repshift_cli.records import Case, Record, Run, store
@@ -221,7 +221,8 @@ def inspections() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "inspections": inspections,
-    "predictions": predictions,
+    "predictions": predictions.predictions,
+    "signs": predictions.signs,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
