@@ -54,15 +54,20 @@ class Told:
     # --- the ranking --------------------------------------------------------------------------------------------------
 
     def ranking(self, rows: Sequence[Record]) -> str:
-        """Methods down, the best first: the mean difference to random dropping over the keeps, by block and in all."""
+        """Methods down, the best first: the mean difference to random dropping over the keeps, by block and in all.
+
+        The means are of the schedules that all methods have, the counts of all schedules of each.
+        """
         blocks = sorted({r.case.layers for r in rows})
         heads = [f"after block {', '.join(map(str, layers))}" for layers in blocks]
         own = {m: [r for r in rows if self.name(r) == m] for m in dict.fromkeys(map(self.name, rows)) if m != RANDOM}
-        whole = {m: self.mean(of) for m, of in own.items()}
+        common = set.intersection(*({r.case.schedule for r in of} for of in own.values()))
+        alike = {m: [r for r in of if r.case.schedule in common] for m, of in own.items()}
+        whole = {m: self.mean(of) for m, of in alike.items()}
         rising = any(r.measurement(self.metric).better == "lower" for r in rows[:1])  # type: ignore[union-attr]
         lines = [f"| method | {' | '.join(heads)} | all | better | worse |", "|---" * (len(heads) + 4) + "|"]
         for m in sorted(own, key=lambda m: whole[m].value, reverse=not rising):
-            parts = [self._difference(self.mean([r for r in own[m] if r.case.layers == b])) for b in blocks]
+            parts = [self._difference(self.mean([r for r in alike[m] if r.case.layers == b])) for b in blocks]
             signs = [self.against_random(r) for r in own[m]]
             counts = (str(signs.count(1)), f"{signs.count(-1)} of {len(signs)}")
             lines.append(f"| {' | '.join([m, *parts, f'**{self._difference(whole[m])}**', *counts])} |")

@@ -229,6 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
     "digits": accuracy("digits", "top1"),
     "dinov2-fashion": accuracy("dinov2-s-fashion"),
+    "dinov2-fashion-knn": accuracy("dinov2-s-fashion", "knn_top1"),
     "minilm-spam": accuracy("minilm-spam"),
     "smollm2-topics": accuracy("smollm2-topics", "next_token_loss", 2),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),

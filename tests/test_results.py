@@ -84,16 +84,27 @@ def test_the_shift_is_ahead_on_the_prompts() -> None:
     assert says(README.text, "(KL 1.29 against 1.52 at keep 0.5), but a token's plain norm does nearly as well (1.43)")
 
 
-@pytest.mark.parametrize(("name", "worse", "lowest"), [("dinov2-s-fashion", 5, [-1] * 6), ("minilm-spam", 1, [1])])
-def test_no_accuracy_shows_the_shift_better_than_random(name: str, worse: int, lowest: list[int]) -> None:
-    told, signs = Told("probe_top1", 1, str), dict[str, list[int]]()
-    for r in pruned(f"cpu/accuracy/{name}"):
-        signs.setdefault(r.case.pruning, []).append(told.against_random(r))
-    assert [s for s in signs["repshift"] if s] == [-1] * worse and [s for s in signs["lowest"] if s] == lowest
+@pytest.mark.parametrize(("name", "worse"), [("dinov2-s-fashion", 3), ("minilm-spam", 1)])
+def test_no_probe_shows_the_shift_better_than_random(name: str, worse: int) -> None:
+    told = Told("probe_top1", 1, str)
+    signs = [told.against_random(r) for r in pruned(f"cpu/accuracy/{name}") if r.case.pruning == "repshift"]
+    assert len(signs) == 12 and [s for s in signs if s] == [-1] * worse
     assert says(
-        RESULTS.text, "it is worse in 5 of 12, above all after block 9, where its sign is wrong; on the mails in 1"
+        README.text,
+        "worse in 8 of 12 schedules on digits (a small ViT), in 3 of 12 on Fashion-MNIST (DINOv2-S, a probe)",
     )
-    assert says(README.text, "worse in 8 of 12 schedules on digits (a small ViT), in 5 of 12 on Fashion-MNIST")
+
+
+def test_the_shift_is_worse_than_random_on_fashion_mnist() -> None:
+    rows = [r for r in pruned("cpu/accuracy/dinov2-s-fashion") if r.status == "ok" and r.case.keep > 0.3]
+    own = {m: [r for r in rows if r.case.pruning == m] for m in ("repshift", "lowest", "evit", "tome", "divprune")}
+    probe, nearest = Told("probe_top1", 1, str), Told("knn_top1", 1, str)
+    shift = probe.mean(own["repshift"])
+    assert [round(v or 0.0, 1) for v in (shift.value, shift.low, shift.high)] == [-3.6, -6.7, -0.5]
+    assert round(nearest.mean(own["repshift"]).value, 1) == -7.1
+    assert all(not probe.mean(own[m]).spans(0) and probe.mean(own[m]).value < 0 for m in ("lowest", "evit"))
+    assert all(probe.mean(own[m]).spans(0) for m in ("tome", "divprune"))
+    assert says(RESULTS.text, "by 3.6 points (0.5 to 6.7) in the mean, by 7.1 with nearest neighbours")
 
 
 def test_the_shift_keeps_the_blank_patches_of_the_digits() -> None:
@@ -111,11 +122,12 @@ def test_the_shift_keeps_the_blank_patches_of_the_digits() -> None:
 
 def test_on_prose_the_shift_is_not_shown_unlike_random() -> None:
     told, rows = Told("next_token_loss", 2, str), pruned("cpu/accuracy/smollm2-topics")
+    rows = [r for r in rows if (r.case.layers, r.case.keep) != ((20,), 0.8)]
     means = {m: told.mean([r for r in rows if r.case.pruning == m]) for m in ("repshift", "norm", "dash", "lowest")}
     assert [means[m].spans(0) for m in means] == [True, True, False, False]
     shift = means["repshift"]
-    assert [round(v or 0.0, 2) for v in (shift.value, shift.low, shift.high)] == [0.01, -0.25, 0.27]
-    assert says(RESULTS.text, "(+0.01 nats, -0.25 to +0.27)")
+    assert [round(v or 0.0, 2) for v in (shift.value, shift.low, shift.high)] == [-0.03, -0.33, 0.26]
+    assert says(RESULTS.text, "(-0.03 nats, -0.33 to +0.26)")
     assert says(README.text, "on 128 windows of prose neither shift nor norm is shown unlike it")
 
 

@@ -118,7 +118,8 @@ def _folder(out: Path | None) -> Path:
 def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcome:
     """Rounds, verdicts, and the run files of it all; no rounds where the survey has decided already."""
     known, note = _known_noise(sides, noise_file)
-    checks = sides.checks(known)
+    timed = sides.checks(known)
+    checks = [c for c in timed if c.gates or not sides.thresholds.is_quick]
     decided, broken = _decided(sides), tuple[Lonely, ...]()
     judged: dict[Check, Judged] = {}
     try:
@@ -132,7 +133,7 @@ def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcom
     words = (sides.base.words, sides.head.words)
     unsteady = (*sides.survey.unsteady, *sides.unsteady)
     outcome = Outcome(*words, tuple(found), lonely, tuple(notes), sides.count, unsteady)
-    if outcome.verdict == PASS and not checks:
+    if outcome.verdict == PASS and not timed:
         raise NothingMeasured(f"nothing measured on both sides: {sides.why_nothing()}")
     if outcome.verdict == PASS and all(f.metric == thresholds.OUTPUT for f in outcome.judged):
         raise NothingMeasured("nothing measured that gates: no metric of [thresholds] has a figure on both sides")
