@@ -21,6 +21,7 @@ NOTHING = "–"
 DRAWS, SEED = 2000, 0
 FEWEST_BLOCKS = 5
 """Below so many blocks no interval is told: schedules after one block share what is said of it."""
+METHODS = ("repshift", "random", "lowest")
 PREDICTORS = ("shift ~ importance", "one by one", "at once")
 """What is said of a block: the rank correlation of shift and importance, and what the lower half costs over a random
 one, token by token or at once; these two with their sign turned, so that more is better for the shift."""
@@ -39,6 +40,7 @@ class Trial:
 
 
 TRIALS = (
+    Trial("digits, points", "accuracy/digits", "top1", "digits", accuracy=True),
     Trial("DINOv2-S, Fashion-MNIST, points", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s", accuracy=True),
     Trial("MiniLM, spam, points", "accuracy/minilm-spam", "probe_top1", "minilm", accuracy=True),
     Trial("DINOv2-S, photos, cosine", "dinov2-s-photos", "fidelity_cosine", "dinov2-s"),
@@ -146,14 +148,14 @@ def schedules(trial: Trial) -> list[Schedule]:
     run = store.load(FOLDER / f"{trial.run}.json")
     found: dict[tuple[tuple[int, ...], float], dict[str, list[float]]] = {}
     for record in run.records:
-        if record.case.layers and record.case.option("form") in (None, "paper"):
+        if record.case.pruning in METHODS and record.case.option("form") in (None, "paper"):
             values = found.setdefault((record.case.layers, record.case.keep), {})
             values.setdefault(record.case.pruning, []).append(trial.better * _value(record, trial.metric))
     made = []
     for (layers, _), values in sorted(found.items()):
         said = said_of(trial.inspection, layers)
-        if said is not None and {"repshift", "random", "lowest"} <= values.keys():
-            shift, chance, opposite = (fmean(values[name]) for name in ("repshift", "random", "lowest"))
+        if said is not None and len(values) == len(METHODS):
+            shift, chance, opposite = (fmean(values[name]) for name in METHODS)
             made.append(Schedule((trial.run, layers), *said, shift - chance, shift - opposite))
     return made
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from accuracies import Told
 import predictions
+from accuracies import Told
 from operator_tables import operator_lengths
 
 from repshift_cli.analysis import stats
@@ -202,7 +202,7 @@ def inspections() -> str:
         "at once",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name in ("dinov2-s", "minilm", "smollm2"):
+    for name in ("dinov2-s", "digits", "minilm", "smollm2"):
         stored = store.load_any(FOLDER / "cpu" / "inspection" / f"{name}.json")
         assert isinstance(stored, Inspection)
         found = {q.name: dict(q.items()) for q in stored.answer("score").quantities}
