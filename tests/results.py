@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import predictions
-from accuracies import Told
+from accuracies import Told, summary
 from operator_tables import operator_lengths
 
 from repshift_cli.analysis import stats
@@ -82,16 +82,36 @@ def dinov2_rivals() -> str:
     return "\n".join(lines)
 
 
+def told_of(metric: str, places: int = 1) -> Told:
+    """How an accuracy is shown; the published form of the score goes without saying."""
+    return Told(metric, places, lambda record: method(record.case).removesuffix(", paper"))
+
+
+def evaluated(name: str) -> list[Record]:
+    """The records of an evaluation that drop tokens and could."""
+    return [r for r in pruned(f"cpu/accuracy/{name}") if r.status == "ok"]
+
+
 def accuracy(name: str, metric: str = "probe_top1", places: int = 1) -> Callable[[], str]:
     """The methods' ranking against random dropping; folded, every schedule."""
-    told = Told(metric, places, lambda record: method(record.case).removesuffix(", paper"))
 
     def whole() -> str:
-        rows = [r for r in pruned(f"cpu/accuracy/{name}") if r.status == "ok"]
+        told, rows = told_of(metric, places), evaluated(name)
         folded = f"<details><summary>Every schedule</summary>\n\n{told.schedules(rows)}\n\n</details>"
         return f"{told.ranking(rows)}\n\n{folded}"
 
     return on_device(whole, f"cpu/accuracy/{name}")
+
+
+def compared() -> dict[str, tuple[Told, list[Record]]]:
+    """All evaluations by label: how they are told, and their records."""
+    return {
+        "ViT, digits": (told_of("top1"), evaluated("digits")),
+        "DINOv2-S, Fashion-MNIST": (told_of("probe_top1"), evaluated("dinov2-s-fashion")),
+        "the same, k-NN": (told_of("knn_top1"), evaluated("dinov2-s-fashion")),
+        "MiniLM, spam": (told_of("probe_top1"), evaluated("minilm-spam")),
+        "SmolLM2, nats (less is better)": (told_of("next_token_loss", 2), evaluated("smollm2-topics")),
+    }
 
 
 def smollm2_prompts() -> str:
@@ -227,6 +247,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
     "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
+    "accuracies": lambda: summary(compared()),
     "digits": accuracy("digits", "top1"),
     "dinov2-fashion": accuracy("dinov2-s-fashion"),
     "dinov2-fashion-knn": accuracy("dinov2-s-fashion", "knn_top1"),

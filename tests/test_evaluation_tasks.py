@@ -271,6 +271,24 @@ def test_every_format_gives_the_same_samples(make: Any, name: str, kind: str, tm
         assert str(sample[LABEL]) == file.parent.name
 
 
+def test_a_name_of_the_hub_is_asked_for_once_and_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the hub is asked by datasets")
+    from repshift_cli.evaluation.datasets import arrow
+
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["ham", "spam"]))
+    asked: list[Any] = []
+    monkeypatch.setattr(arrow, "hub_answers", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: asked.append((given, named)) or rows)
+    found = read("hub:owner/mails:plain", "test")[1]
+    assert asked == [(("owner/mails", "plain"), {"split": "test"})]
+    assert [s["label"] for s in found] == ["ham", "spam"]
+    monkeypatch.setattr(arrow, "hub_answers", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: 1 / 0)
+    with pytest.raises(UsageError, match="the hub does not answer"):
+        read("hub:owner/mails", None)
+
+
 def test_a_tar_is_evaluated_by_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(write_digits(tmp_path / "files", range(COUNT)).rglob("*.png"))
     data = webdataset(tmp_path / "shard.tar", files)

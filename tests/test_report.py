@@ -19,6 +19,7 @@ from repshift_cli.analysis.comparison import between
 from repshift_cli.analysis.history import Point as At
 from repshift_cli.analysis.history import Series, Step
 from repshift_cli.cli import run as repshift
+from repshift_cli.commands.shared.stored import documents
 from repshift_cli.gate.verdict import Outcome
 from repshift_cli.records import store
 from repshift_cli.records.inspection import Inspection
@@ -26,7 +27,8 @@ from repshift_cli.records.json_codec import to_json, to_plain
 from repshift_cli.renderers import markdown
 from repshift_cli.renderers.figures import of_evaluation, of_inspection, of_run
 from repshift_cli.renderers.figures.shapes import Bars, Heat, Plane
-from repshift_cli.renderers.page import embedded
+from repshift_cli.renderers.page import page as whole_page
+from repshift_cli.renderers.page import sections
 from repshift_cli.renderers.page.command import command_of
 from repshift_cli.renderers.sheets.gate import document_of as document_of_gate
 
@@ -64,6 +66,7 @@ def test_a_profile_has_its_time_by_part_and_by_block(tmp_path: Path) -> None:
     _, page = page_of(tmp_path, PROFILE.read_text(encoding="utf-8"))
     assert page.titles()[0] == "Time by part"
     assert sum(title.startswith("Time by block") for title in page.titles()) == 2
+    assert any(words.startswith("flash+repshift: the selection costs 0.52 ms, paid for from") for words in page.words)
 
 
 def outcome() -> Outcome:
@@ -142,6 +145,7 @@ def course() -> list[Series]:
 def test_a_history_has_its_course(tmp_path: Path) -> None:
     _, page = page_of(tmp_path, course())
     assert page.titles() == ["latency over time"]
+    assert "1 of 1 series step; the last: step at 2026-11-05 (abc5): vanilla +50.0%." in page.words
     assert sum(a.get("class", "").startswith("change ") for _, a in page.tags if a.get("class")) == 1
 
 
@@ -205,9 +209,19 @@ def test_the_largest_baseline_stays_far_below_6_mb_with_its_data_packed(tmp_path
     assert json.loads(packed) == json.loads(to_json(store.load(BASELINES / "operators.json")))
 
 
-def test_data_without_room_are_named_instead_of_embedded() -> None:
-    said = embedded.embedded({"a": "x" * 10_000}, "0", "run.json", room=20)
-    assert "run.json is too large to be embedded" in said and "<script" not in said
+def test_what_makes_a_page_too_large_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the data of the last files, then their charts; no button promises what is not there."""
+    _, both = page_of(tmp_path, small_run(), course())
+    sizes = [
+        len(sections.section(document, "0")) for document in documents([tmp_path / f"run{i}.json" for i in (0, 1)])
+    ]
+    monkeypatch.setattr(whole_page, "LARGEST", sum(sizes) + 100)
+    _, page = page_of(tmp_path, small_run(), course())
+    assert page.titles() == both.titles() and not any("data-save" in a for _, a in page.tags)
+    assert sum("too large to be in this page" in words for words in page.words) == 2
+    monkeypatch.setattr(whole_page, "LARGEST", sum(sizes) - 100)
+    _, page = page_of(tmp_path, small_run(), course())
+    assert page.titles() == both.titles()[:-1] and sections.NO_ROOM in page.words
 
 
 # --- who is refused ---------------------------------------------------------------------------------------------------

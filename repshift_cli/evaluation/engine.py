@@ -124,7 +124,7 @@ class Session:
             return
         damaged = self.loop.damaged
         count = max((int(m.samples[0]) for r in made for m in r.measurements[:1]), default=0)
-        if damaged and not count:
+        if damaged and not count and len(damaged) >= len(self.samples):
             raise UsageError(f"none of the {len(damaged)} samples could be read: {_some(damaged)}")
         self.journal.change(options=self.order.as_options() | {"evaluation": self._about(count)})
         self.journal.change(warnings=tuple(self._warnings(count)))
@@ -156,6 +156,11 @@ def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe) 
     task = registry.load(registry.find(tasks.ROOM, order.task))
     ready = assemble(order)
     judge = task.begin(ready.context)
+    if ready.context.frames and not judge.frames:
+        raise UsageError(
+            f"{ready.context.case.model} takes images, and the data are clips: --task retrieval of a checkpoint of "
+            "images and texts takes the mean of their frames, any other task needs a model of clips"
+        )
     run = Run(
         machine=replace(describe(ready.device), threads=ready.threads),
         options=order.as_options(),

@@ -70,7 +70,8 @@ class Loop:
         """The model's inputs of the first batch that can be read, or None."""
         piece = samples[: self.shard]
         self.decoder.ask(-1, [item for sample in piece for item in self.judge.items(sample)])
-        items = [item for item in self.decoder.take(-1) if not isinstance(item, Damaged)]
+        found = [item for item in self.decoder.take(-1) if not isinstance(item, Damaged)]
+        items = [part for item in found for part in self.feed.parts(item)]
         rows = self.feed.batches(items, self.batch)
         return self.feed.inputs([items[row] for row in rows[0]]) if rows else None
 
@@ -109,6 +110,7 @@ class Loop:
         for place, sample in enumerate(piece):
             if reasons := [value.reason for value in decoded[place] if isinstance(value, Damaged)]:
                 damaged[sample.name], decoded[place] = reasons[0], []
+            decoded[place] = [part for value in decoded[place] for part in self.feed.parts(value)]
         self.shards.save_damage(role, number, damaged)
         return decoded, damaged
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,15 +43,30 @@ def score(seen: Seen, case: Case) -> Tensor:
     cosine to it that no pivot before has kept; the shares differ by one at most, so that exactly `stay` are kept. The
     cosine is of x^ as it is; the authors norm it by the model's last norm first.
 
+    Samples of different lengths each keep their own share.
+
     Cost: 5 launches and BNC e bytes for each pivot, a sort of BN among them; the pivots follow each other.
     """
     states, norms = F.normalize(seen["resid_post"], dim=-1), seen.free(seen.heard)
-    own = norms.topk(min(case.option("pivots") or 4, seen.stay), 1).indices
-    taken = torch.zeros_like(norms, dtype=torch.bool).scatter(1, own, True)
-    room, count = seen.stay - own.shape[1], own.shape[1]
-    for number in range(count):
-        share = (room * (number + 1)) // count - (room * number) // count
+    free, stay = seen.free_ones, seen.stay if seen.stays is None else seen.stays.unsqueeze(1)
+    if free is not None:
+        norms = norms.masked_fill(~free, -torch.inf)
+    most = min(case.option("pivots") or 4, seen.stay)
+    own = norms.argsort(dim=1, descending=True, stable=True)[:, :most]
+    count: Any = most if isinstance(stay, int) else stay.clamp(1, most)
+    taken = torch.zeros_like(norms, dtype=torch.bool) if free is None else ~free
+    taken = _with_first(taken, own, count)
+    for number in range(most):
+        share = ((stay - count) * (number + 1)) // count - ((stay - count) * number) // count
         pivot = states.take_along_dim(own[:, number, None, None], 1)
         likeness = (states * pivot).sum(-1).masked_fill(taken, torch.inf)
-        taken = taken.scatter(1, likeness.topk(share, 1, largest=False).indices, True)
+        taken = _with_first(taken, likeness.argsort(dim=1, stable=True), share * (number < count))
     return taken.to(norms.dtype)
+
+
+def _with_first(taken: Tensor, order: Tensor, count: Any) -> Tensor:
+    """With the first `count` of every sample's `order` (B, k), a number or one for each sample (B, 1): (B, N)."""
+    if isinstance(count, int):
+        return taken.scatter(1, order[:, :count], True)
+    new = torch.arange(order.shape[1], device=order.device) < count
+    return taken.scatter(1, order, taken.gather(1, order) | new)

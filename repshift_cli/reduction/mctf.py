@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift_cli.kernels.maps import column_means, dense
+from repshift_cli.kernels.maps import column_means
 from repshift_cli.kernels.matching import best_match
 from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.records import Case
@@ -64,7 +64,7 @@ def place(case: Case) -> str:
 
 def hear(call: AttentionCall, case: Case) -> Tensor:
     """a_j, the column means of the map over heads and queries, with the sizes where these weigh in it: (B, N)."""
-    return dense(call).mean((1, 2)) if case.option("map") == "dense" else column_means(call)
+    return column_means(call, whole=case.option("map") == "dense")
 
 
 def reduce(seen: Seen, case: Case) -> Reduction:
@@ -76,7 +76,7 @@ def reduce(seen: Seen, case: Case) -> Reduction:
     is the mean of its tokens by a_i s_i; sizes add up. The rows are then the protected ones, the even ones left and the
     odd ones left, by falling W.
 
-    Cost of deciding: that of asking the block (`engine.ahead`), `column_means` or `dense` of `kernels.maps`, and twice
+    Cost of deciding: that of asking the block (`engine.ahead`), of the column means (`kernels.maps`), and twice
     the matching as in `kernels.matching`, over C channels and with 4 launches more a block; two sorts of BN / 2.
     """
     metric, length = F.normalize(seen["rows"], dim=-1), seen["rows"].shape[1]

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repshift_cli.evaluation.datasets import chosen_split
-from repshift_cli.evaluation.samples import IMAGE, LABEL, Sample
+from repshift_cli.evaluation.samples import IMAGE, LABEL, VIDEOS, Sample
 from repshift_cli.records import UsageError
 
 RANK = 90
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 

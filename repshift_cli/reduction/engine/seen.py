@@ -28,12 +28,15 @@ class Seen(dict[str, Tensor]):
     `prefix` leading and `suffix` trailing tokens stay; the tensors are without them for a method that scores, and whole
     for one that reduces. `stay` of the other tokens will stay. `heard` is what the method's `hear` made of the block's
     attention call, over all tokens; `sizes` (B, N) how many tokens each stands for, where any were merged. This is the
-    block `layer`, from 1, of `depth`.
+    block `layer`, from 1, of `depth`. In a batch in which samples have protected tokens and padding in places of their
+    own, nothing is left out: `free_ones` (B, N) are true for the tokens that may go, and of them `stays` (B) will stay.
     """
 
     prefix: int = 0
     suffix: int = 0
     stay: int = 0
+    free_ones: Tensor | None = None
+    stays: Tensor | None = None
     heard: Any = None
     sizes: Tensor | None = None
     layer: int = 1

@@ -104,7 +104,7 @@ def legend(names: Sequence[tuple[str, Markup]], top: float) -> tuple[list[Markup
     made, x, y = [], SIDE, top
     for name, sign in names:
         words = shortened(name, 56)
-        wide = 22 + len(words) * LETTER + 14
+        wide = 22 + len(words) * LETTER * 1.1 + 14
         if x > SIDE and x + wide > WIDTH:
             x, y = SIDE, y + LINE
         made.append(tag("g", sign, transform=f"translate({x + 7:g} {y:g})"))

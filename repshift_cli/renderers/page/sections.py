@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from repshift_cli.records import Machine, Run
@@ -15,6 +15,7 @@ from repshift_cli.renderers.figures.of_document import figures_of
 from repshift_cli.renderers.page import charts, tables
 from repshift_cli.renderers.page.command import command_of
 from repshift_cli.renderers.page.markup import Markup, tag
+from repshift_cli.renderers.sheets import history, inspection, profile
 from repshift_cli.renderers.sheets.answer import closing
 from repshift_cli.renderers.sheets.break_even import maps
 from repshift_cli.renderers.sheets.crossing import crossings
@@ -22,10 +23,18 @@ from repshift_cli.renderers.sheets.evaluation import is_evaluation
 from repshift_cli.renderers.sheets.evaluation import sheets as sheets_of_evaluation
 from repshift_cli.renderers.sheets.run import sheets as sheets_of_run
 
+SENTENCES: Mapping[str, Callable[[Any], str]] = {
+    "history": history.sentence,
+    "inspection": inspection.sentence,
+    "profile": profile.sentence,
+}
+"""What a document of this kind says in a sentence, where no sheet of it does."""
+NO_ROOM = "The charts are left out, for the page would be too large: make one of this file alone."
 
-def section(document: Document, source: str) -> Markup:
+
+def section(document: Document, source: str, charted: bool = True) -> Markup:
     """One document; `source` numbers it, so that what is in it has a name of its own in the page."""
-    figures = figures_of(document)
+    figures = figures_of(document) if charted else []
     palette = charts.palette_of(figures)
     drawings = [charts.chart(figure, palette, f"figure-{source}-{i}") for i, figure in enumerate(figures)]
     body = [
@@ -33,6 +42,7 @@ def section(document: Document, source: str) -> Markup:
         *_verdict(document),
         *_tables(document, source),
         tag("div", *drawings, class_="figures") if drawings else None,
+        None if charted else tag("p", NO_ROOM),
         *_origin(document.content),
     ]
     return tag("section", *body, id=f"source-{source}")
@@ -41,7 +51,8 @@ def section(document: Document, source: str) -> Markup:
 def _verdict(document: Document) -> Iterator[Markup]:
     """The document's own sentence, or the answer of a run with the lines that apply it."""
     code, answer = _closing(document)
-    if sentence := document.sentence or answer:
+    said = SENTENCES[document.kind](document.content) if document.kind in SENTENCES else answer
+    if sentence := document.sentence or said:
         yield tag("p", sentence, class_="verdict")
     if code:
         lines = tag("pre", tag("code", code), tabindex="0")
@@ -58,7 +69,7 @@ def _closing(document: Document) -> tuple[str, str]:
 def _tables(document: Document, source: str) -> Iterator[Markup | None]:
     """A run's cases as one table, with what is said below it; of another document its sheets."""
     if not isinstance(document.content, Run):
-        yield from (tables.of_sheet(sheet) for sheet in document.sheets)
+        yield from (tables.of_sheet(sheet, f"{source}-{i}") for i, sheet in enumerate(document.sheets))
         return
     run = document.content
     groups = (sheets_of_evaluation if is_evaluation(run) else sheets_of_run)(run)
@@ -68,8 +79,8 @@ def _tables(document: Document, source: str) -> Iterator[Markup | None]:
     if run.records:
         yield tables.main_table(Measured(run), source)
     yield tables.notes([*(g.kernels for g in groups if g.kernels), *(note for g in groups for note in g.notes)])
-    for sheet in () if is_evaluation(run) else (*maps(run), *crossings(run)):
-        yield tag("details", tag("summary", sheet.header[0]), tables.of_sheet(sheet))
+    for i, sheet in enumerate(() if is_evaluation(run) else (*maps(run), *crossings(run))):
+        yield tag("details", tag("summary", sheet.header[0]), tables.of_sheet(sheet, f"{source}-{i}"))
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------
@@ -81,8 +92,8 @@ def _origin(content: Any) -> Iterator[Markup | None]:
     if command := command_of(content):
         yield tag("h3", "The command that measures this again")
         yield tag("pre", tag("code", command), tabindex="0")
-    if content.machine is not None:
-        yield tag("details", tag("summary", "machine and versions"), _machine(content.machine, content))
+    for machine in content.measured_on if isinstance(content, Run) else filter(None, [content.machine]):
+        yield tag("details", tag("summary", "machine and versions"), _machine(machine, content))
 
 
 def _machine(machine: Machine, content: Run | ProfileRun | Inspection) -> Markup:
