@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from accuracies import Told
+import predictions
+from accuracies import Told, summary
 from operator_tables import operator_lengths
-from predictions import predictions
+from rival_tables import fidelities, rivals
 
 from repshift_cli.analysis import stats
-from repshift_cli.profiling.annotations import SELECTION
 from repshift_cli.records import Case, Record, Run, store
 from repshift_cli.records.inspection import Inspection
-from repshift_cli.records.profile import ProfileRun, total
 from repshift_cli.renderers import document_of, markdown
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines"
@@ -64,99 +63,36 @@ def deit_methods() -> str:
     return "\n".join(lines)
 
 
-def rivals(name: str) -> Callable[[], str]:
-    """Time against flash and the oracle, what choosing takes of it, and peak memory: methods down."""
-
-    def table() -> str:
-        heads = ("method", "tokens", "over flash", "time / oracle", "choosing", "MACs", "peak memory")
-        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        shares = choosing(f"cpu/parts/{name}")
-        for record in pruned(f"cpu/{name}"):
-            times = (_interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
-            macs = f"{value(record, 'macs') / 1e9:.1f} G"
-            peak = f"{value(record, 'memory_peak_allocated') / 2**20:.0f} MiB"
-            own = (rival(record.case), _tokens(record), *times, shares.get(rival(record.case), NOTHING), macs, peak)
-            lines.append(f"| {' | '.join(own)} |")
-        return "\n".join(["```console", command(f"cpu/{name}"), "```", "", *lines, "", beyond(f"cpu/{name}")])
-
-    return table
+def told_of(metric: str, places: int = 1) -> Told:
+    """How an accuracy is shown; the published form of the score goes without saying."""
+    return Told(metric, places, lambda record: method(record.case).removesuffix(", paper"))
 
 
-def command(name: str) -> str:
-    """The command that a run was asked for by."""
-    options, told = run_of(name).options, ["$ repshift bench"]
-    for option in ("model", "batch", "frames", "keep", "layers", "variant", "ahead", "rounds", "threads"):
-        value = options.get(option)
-        if option == "layers":
-            told += [f"--layers {','.join(map(str, schedule))}" for schedule in value]
-        elif value:
-            told.append(f"--{option} {','.join(map(str, value)) if isinstance(value, list) else value}")
-    return " ".join(told)
-
-
-def beyond(name: str) -> str:
-    """Which methods are faster or slower than the shift by more than both intervals, and how busy the machine was."""
-    rows = {rival(r.case): r.measurement("speedup_vs_flash") for r in pruned(name)}
-    found = {method: stats.estimate(m) if m else None for method, m in rows.items()}
-    own = found["repshift"]
-    assert own is not None and own.low is not None and own.high is not None
-    faster = [m for m, f in found.items() if f is not None and f.low is not None and f.low > own.high]
-    slower = [m for m, f in found.items() if f is not None and f.high is not None and f.high < own.low]
-    busy = any("machine was busy" in w for r in run_of(name).records for w in r.warnings)
-    beside = " The machine was busy with other programs, so that only large differences mean anything." if busy else ""
-    told = [
-        f"{word} than the shift by more than both intervals: {', '.join(ms) or 'none'}"
-        for word, ms in (("Faster", faster), ("slower", slower))
-    ]
-    return f"{'; '.join(told)}.{beside}"
-
-
-def choosing(name: str) -> dict[str, str]:
-    """What a profile says of scoring, selecting and cutting, by method: their share of a step."""
-    if not (FOLDER / f"{name}.json").exists():
-        return {}
-    profile = store.load_any(FOLDER / f"{name}.json")
-    assert isinstance(profile, ProfileRun)
-    shares = {}
-    for one in profile.breakdowns:
-        if one.case is not None and one.parts:
-            chosen = total((p for p in one.parts if p.part in SELECTION), on_device=False)
-            shares[rival(one.case)] = f"{chosen / total(one.parts, on_device=False):.0%}"
-    return shares
-
-
-def fidelities(name: str) -> Callable[[], str]:
-    """Cosine: methods down, the best first."""
-
-    def table() -> str:
-        rows = [r for r in pruned(name) if r.status == "ok"]
-        rows.sort(key=lambda r: -value(r, "fidelity_cosine"))
-        told = [f"| {rival(r.case)} | {_tokens(r)} | {value(r, 'fidelity_cosine'):.4f} |" for r in rows]
-        return "\n".join(["| method | tokens | cosine |", "|---|---|---|", *told])
-
-    return table
-
-
-def rival(case: Case) -> str:
-    """The method, with MCTF's kind of attention."""
-    ahead = case.option("ahead")
-    return case.pruning + (f", {ahead}" if ahead else "")
-
-
-def _tokens(record: Record) -> str:
-    return " → ".join(map(str, record.tokens))
+def evaluated(name: str) -> list[Record]:
+    """The records of an evaluation that drop tokens and could."""
+    return [r for r in pruned(f"cpu/accuracy/{name}") if r.status == "ok"]
 
 
 def accuracy(name: str, metric: str = "probe_top1", places: int = 1) -> Callable[[], str]:
     """The methods' ranking against random dropping; folded, every schedule."""
-    told = Told(metric, places, lambda record: method(record.case).removesuffix(", paper"))
 
     def whole() -> str:
-        rows = [r for r in pruned(f"cpu/accuracy/{name}") if r.status == "ok"]
+        told, rows = told_of(metric, places), evaluated(name)
         folded = f"<details><summary>Every schedule</summary>\n\n{told.schedules(rows)}\n\n</details>"
         return f"{told.ranking(rows)}\n\n{folded}"
 
     return on_device(whole, f"cpu/accuracy/{name}")
+
+
+def compared() -> dict[str, tuple[Told, list[Record]]]:
+    """All evaluations by label: how they are told, and their records."""
+    return {
+        "ViT, digits": (told_of("top1"), evaluated("digits")),
+        "DINOv2-S, Fashion-MNIST": (told_of("probe_top1"), evaluated("dinov2-s-fashion")),
+        "the same, k-NN": (told_of("knn_top1"), evaluated("dinov2-s-fashion")),
+        "MiniLM, spam": (told_of("probe_top1"), evaluated("minilm-spam")),
+        "SmolLM2, nats (less is better)": (told_of("next_token_loss", 2), evaluated("smollm2-topics")),
+    }
 
 
 def smollm2_prompts() -> str:
@@ -269,7 +205,7 @@ def inspections() -> str:
         "at once",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name in ("dinov2-s", "minilm", "smollm2"):
+    for name in ("dinov2-s", "digits", "minilm", "smollm2"):
         stored = store.load_any(FOLDER / "cpu" / "inspection" / f"{name}.json")
         assert isinstance(stored, Inspection)
         found = {q.name: dict(q.items()) for q in stored.answer("score").quantities}
@@ -288,13 +224,15 @@ def inspections() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "inspections": inspections,
-    "predictions": predictions,
+    "predictions": predictions.predictions,
+    "signs": predictions.signs,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(rivals("deit-s-rivals"), "cpu/deit-s-rivals"),
     "umt-rivals": on_device(rivals("umt-b-rivals"), "cpu/umt-b-rivals"),
     "dinov2-rivals": on_device(fidelities("cpu/dinov2-s-rivals"), "cpu/dinov2-s-rivals"),
     "minilm-rivals": on_device(fidelities("cpu/minilm-rivals"), "cpu/minilm-rivals"),
+    "accuracies": lambda: summary(compared()),
     "digits": accuracy("digits", "top1"),
     "dinov2-fashion": accuracy("dinov2-s-fashion"),
     "dinov2-fashion-knn": accuracy("dinov2-s-fashion", "knn_top1"),

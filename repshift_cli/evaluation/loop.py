@@ -18,6 +18,8 @@ from repshift_cli.evaluation.tasks import Judge, NotFinite
 from repshift_cli.records import Case, Step, one_line
 
 EVALUATED, TRAINING = "eval", "train"
+DEATHS = 2
+"""A variant during which the process has ended so often is not begun again."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ class Loop:
     batch: int
     shard: int
     damaged: dict[str, str] = field(default_factory=dict)
+    moved: Callable[[float], None] = lambda done: None
+    """Is told before each variant how many samples are done, of those of this shard the share of its variants."""
 
     def run(
         self, contenders: Sequence[Contender], samples: Sequence[Sample], role: str = EVALUATED,
@@ -86,7 +90,8 @@ class Loop:
         else:
             items = None
         self.damaged |= damaged
-        for contender in alive:
+        for place, contender in enumerate(alive):
+            self.moved(number * self.shard + len(piece) * place / len(alive))
             kept = known[contender.case]
             if kept is None or len(kept) != len(piece):
                 assert items is not None
@@ -118,6 +123,10 @@ class Loop:
         self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int
     ) -> np.ndarray | None:
         """What the judge keeps of a shard under a variant (n, items, d); None where the variant fails."""
+        if (deaths := self.shards.deaths(contender.case)) >= DEATHS:
+            contender.failure = f"the process ended {deaths} times while this variant was evaluated: a crash, or memory"
+            return None
+        self.shards.begin(contender.case)
         try:
             return self._rows(contender, piece, items, role, number)
         except Exception as error:
@@ -126,6 +135,8 @@ class Loop:
             else:
                 contender.failure = f"{type(error).__name__}: {one_line(error)}"
             return None
+        finally:
+            self.shards.end(contender.case)
 
     def _rows(
         self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int
