@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import predictions
 from accuracies import Told, summary
 from operator_tables import operator_lengths
-from predictions import predictions
 
 from repshift_cli.analysis import stats
 from repshift_cli.records import Case, Record, Run, store
@@ -222,7 +222,7 @@ def inspections() -> str:
         "at once",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name in ("dinov2-s", "minilm", "smollm2"):
+    for name in ("dinov2-s", "digits", "minilm", "smollm2"):
         stored = store.load_any(FOLDER / "cpu" / "inspection" / f"{name}.json")
         assert isinstance(stored, Inspection)
         found = {q.name: dict(q.items()) for q in stored.answer("score").quantities}
@@ -241,7 +241,8 @@ def inspections() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "inspections": inspections,
-    "predictions": predictions,
+    "predictions": predictions.predictions,
+    "signs": predictions.signs,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
