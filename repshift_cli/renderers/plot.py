@@ -200,6 +200,7 @@ def _plane(figure: Plane, paper: Paper) -> Iterator[Text]:
 
 # --- maps -------------------------------------------------------------------------------------------------------------
 
+
 def _heat(figure: Heat, paper: Paper) -> Iterator[Text]:
     """A row for each of the map's: the deeper a shade, the higher its value, which stands beside it with room."""
     wide = min(max(map(len, (*figure.rows, figure.down))), paper.width // 3)
