@@ -79,7 +79,7 @@ class Session:
                 lambda p, rung: self.losses(p.case, rungs[rung]),
                 len(rungs),
             )
-            signs = {m: {n: v for n, v in own.items() if n == SIGN} for m, own in space.choices.items()}
+            signs = {m: {n: v for n, v in own.items() if n == SIGN or len(v) == 1} for m, own in space.choices.items()}
             narrow = replace(space, methods=(*space.methods, *CONTROLS), choices=signs)
             known = self._singles(narrow, keeps_of(space)[:1], rungs[0])
             plain = means.cost(unpruned)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Measurement
-from repshift_cli.records.tuning import CHOSEN, Confirmed, Single, Tuning
+from repshift_cli.records.tuning import CHOSEN, Confirmed, Tuning
 from repshift_cli.renderers import Document
+from repshift_cli.renderers.figures.of_tuning import score_of
 from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet
 
 
@@ -40,7 +41,7 @@ def _sensitivity(tuning: Tuning) -> Sheet:
     """A row for each score, sign and keep, a column for each block; the least loss of a column at a keep stands out."""
     rows: dict[tuple[str, float], dict[int, float]] = {}
     for one in sorted(tuning.singles, key=lambda s: (s.keep, s.method)):
-        rows.setdefault((_score(one), one.keep), {})[one.layer] = one.loss
+        rows.setdefault((score_of(one), one.keep), {})[one.layer] = one.loss
     blocks = sorted({one.layer for one in tuning.singles})
     columns = [
         Column("score", ALWAYS, tuple(Cell(score) for score, _ in rows)),
@@ -63,10 +64,6 @@ def _of_block(rows: dict[tuple[str, float], dict[int, float]], block: int) -> tu
         best = value is not None and value == least[keep]
         cells.append(Cell() if value is None else Cell(f"{value:.3g}{'*' * best}", "good" if best else ""))
     return tuple(cells)
-
-
-def _score(one: Single) -> str:
-    return " ".join([one.method, *(str(value) for _, value in one.options)])
 
 
 # --- what was found ---------------------------------------------------------------------------------------------------
