@@ -11,7 +11,7 @@ import pytest
 from accuracies import Told
 from operator_tables import speedup
 from pages import PAGES
-from results import method, pruned, run_of, value
+from results import compared, method, pruned, run_of, value
 
 from repshift_cli.records import Record
 from repshift_cli.renderers import document_of, markdown
@@ -93,6 +93,21 @@ def test_no_probe_shows_the_shift_better_than_random(name: str, worse: int) -> N
         README.text,
         "worse in 8 of 12 schedules on digits (a small ViT), in 3 of 12 on Fashion-MNIST (DINOv2-S, a probe)",
     )
+
+
+def test_who_wins_over_all_runs() -> None:
+    """Each method's mean difference to random dropping: -1, 0, 1 for shown worse, neither, better."""
+    shown: dict[str, list[int]] = {}
+    for told, rows in compared().values():
+        for name, of in told.alike(rows).items():
+            figure = told.mean(of)
+            better = (figure.value > 0) == (told.metric != "next_token_loss")
+            shown.setdefault(name, []).append(0 if figure.spans(0) else 1 if better else -1)
+    assert shown["repshift"] == [-1, -1, -1, 0, 0]
+    assert [m for m, signs in shown.items() if -1 not in signs and len(signs) > 1] == [
+        "divprune", "pitome", "vid_tldr", "tome", "stride",
+    ]  # fmt: skip
+    assert shown["dart"][:2] == [1, -1] and next(iter(shown)) == "dart"
 
 
 def test_the_shift_is_worse_than_random_on_fashion_mnist() -> None:

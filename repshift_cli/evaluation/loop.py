@@ -18,6 +18,8 @@ from repshift_cli.evaluation.tasks import Judge, NotFinite
 from repshift_cli.records import Case, Step, one_line
 
 EVALUATED, TRAINING = "eval", "train"
+DEATHS = 2
+"""A variant during which the process has ended so often is not begun again."""
 
 
 @dataclass
@@ -118,6 +120,10 @@ class Loop:
         self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int
     ) -> np.ndarray | None:
         """What the judge keeps of a shard under a variant (n, items, d); None where the variant fails."""
+        if (deaths := self.shards.deaths(contender.case)) >= DEATHS:
+            contender.failure = f"the process ended {deaths} times while this variant was evaluated: a crash, or memory"
+            return None
+        self.shards.begin(contender.case)
         try:
             return self._rows(contender, piece, items, role, number)
         except Exception as error:
@@ -126,6 +132,8 @@ class Loop:
             else:
                 contender.failure = f"{type(error).__name__}: {one_line(error)}"
             return None
+        finally:
+            self.shards.end(contender.case)
 
     def _rows(
         self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int

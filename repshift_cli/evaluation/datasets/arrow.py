@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.evaluation.datasets import chosen_split, missing
+from repshift_cli.evaluation.datasets import chosen_split, missing, no_split
 from repshift_cli.evaluation.datasets.csv import of_rows
 from repshift_cli.evaluation.samples import Sample
 from repshift_cli.models.inputs.hub import hub_answers
@@ -40,7 +40,7 @@ def read(place: str, split: str | None) -> Sequence[Sample]:
     if isinstance(found, datasets.DatasetDict):
         found = found[chosen_split(place, list(found), split)]
     elif split is not None and not place.startswith(HUB):
-        raise UsageError(f"--split {split}: {place} has no splits")
+        raise no_split(place, split, ())
     names = {}
     for name, feature in found.features.items():
         if isinstance(feature, (datasets.Image, datasets.Video)):
