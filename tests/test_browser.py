@@ -214,7 +214,7 @@ def test_the_data_are_saved_as_the_run_that_they_are(
 
 
 def test_texts_of_every_kind_of_file_stay_texts(opened: Any, tmp_path: Path) -> None:
-    """Code stands behind every text of a run, a gate, a history, a profile, an inspection and an evaluation."""
+    """Code stands behind every text of a file of each kind."""
     text, _ = report_of(tmp_path, *everything_poisoned())
     shown = opened(text, 400)
     assert shown.page.evaluate("window.stolen") is None and shown.page.locator("img").count() == 0
@@ -223,7 +223,7 @@ def test_texts_of_every_kind_of_file_stay_texts(opened: Any, tmp_path: Path) -> 
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= 400
     assert nameless(shown) == 0 and unlabelled(shown) == 0
     shown.page.locator("#source-0").get_by_label("filter by words").fill("repshift")
-    shown.page.locator("#source-5 thead button", has_text="vs unpruned").first.click()
+    shown.page.locator("#source-6 thead button", has_text="vs unpruned").first.click()
     shown.page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), {text: 'window.stolen = 2'}))"
     )

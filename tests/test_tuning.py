@@ -9,6 +9,7 @@ from typing import Any
 import planted
 import pytest
 from evaluating import MODEL, digits, evaluate, plain_logits, write_digits
+from PIL import Image
 from tiny import one_thread  # noqa: F401
 
 from repshift_cli import cli, prune
@@ -18,6 +19,7 @@ from repshift_cli.renderers.sheets.tuning import sheets
 from repshift_cli.sweep.axes import Axes, merge
 from repshift_cli.sweep.profiles import load_profile
 from repshift_cli.tuning.costs import Load, fit, load_of
+from repshift_cli.tuning.engine import begin
 from repshift_cli.tuning.grounds import KL, on_data
 from repshift_cli.tuning.order import Goal, Order
 from repshift_cli.tuning.search import study_of
@@ -179,7 +181,7 @@ def test_the_profile_prunes_as_it_was_measured(tmp_path: Path) -> None:
     axes = Axes.from_options(merge(load_profile(str(path), "bench"), {"model": "planted"}))
     case = chosen(found).case
     assert (axes.layers, axes.batch, axes.dtype) == ((case.layers,), (planted.BATCH,), ("fp32",))
-    with prune(planted.Planted().eval(), inputs=(planted.tokens(0, 4),), profile=path, method="repshift") as handle:
+    with prune(planted.Planted().eval(), inputs=(planted.tokens(0, 4),), profile=path) as handle:
         assert (handle.keep, handle.layers) == (case.keep, case.layers)
 
 
@@ -251,3 +253,11 @@ def test_the_command_says_what_it_found_and_eval_takes_its_profile(folder: Path,
     done = evaluate(capsys, tmp_path / "run.json", "--profile", out, "--data", folder, *more)
     case = done.record("flash+norm").case
     assert (case.keep, case.option("sign")) == ((0.9, 0.5), "lowest,highest")
+
+
+def test_images_without_classes_are_halved_too(tmp_path: Path) -> None:
+    for place in range(4):
+        Image.fromarray(digits()[0][place]).save(tmp_path / f"{place}.png")
+    told = {"model": "vit_t", "image_size": 32, "batch": 2, "device": "cpu", "threads": 1, "data": str(tmp_path)}
+    own = begin(Order.from_options(told), lambda word: None).ground
+    assert [len(split) for split in (own.calibration, own.held_out)] == [1, 1]

@@ -50,6 +50,7 @@ class Session:
     began: float = 0.0
     stopped_by: str | None = None
     times: dict[Case, Record] = field(default_factory=dict)
+    headline: str = "variants, one after the other"
 
     def measure(self) -> Run:
         """Evaluate what is not yet on disk and record it; what is done is recorded too when it is interrupted."""
@@ -57,6 +58,7 @@ class Session:
         try:
             if self.judge.trains:
                 self._train()
+            self.began, self.loop.moved = time.monotonic(), self._moved
             self.loop.run(self.ready.contenders, self.samples, told=self._told)
             if self.order.bench:
                 self._time()
@@ -98,7 +100,8 @@ class Session:
     def _told(self, done: int, contenders: Sequence[Contender]) -> bool:
         samples = self.samples
         made = self._records()
-        self._say(_running(made, self.metrics[0]), done, len(samples))
+        self.headline = _running(made, self.metrics[0])
+        self._say(self.headline, done, len(samples))
         if self.order.until is None or done < LEAST or done >= len(samples):
             return False
         name = f"{self.metrics[0].name}_vs_unpruned"
@@ -108,9 +111,13 @@ class Session:
             self.stopped_by = PRECISION
         return self.stopped_by is not None
 
-    def _say(self, text: str, done: int, count: int) -> None:
+    def _moved(self, done: float) -> None:
+        self._say(self.headline, done, len(self.samples))
+
+    def _say(self, text: str, done: float, count: int) -> None:
         spent = time.monotonic() - self.began
-        self.observe(Progress("evaluating", done / count, spent / done * (count - done), f"{text} · {done}/{count}"))
+        left = spent / done * (count - done) if done else None
+        self.observe(Progress("evaluating", done / count, left, f"{text} · {done:.0f}/{count}"))
 
     def _records(self) -> list[Record]:
         seed = self.order.sweep.seed

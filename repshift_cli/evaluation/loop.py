@@ -53,6 +53,8 @@ class Loop:
     batch: int
     shard: int
     damaged: dict[str, str] = field(default_factory=dict)
+    moved: Callable[[float], None] = lambda done: None
+    """Is told before each variant how many samples are done, of those of this shard the share of its variants."""
 
     def run(
         self, contenders: Sequence[Contender], samples: Sequence[Sample], role: str = EVALUATED,
@@ -88,7 +90,8 @@ class Loop:
         else:
             items = None
         self.damaged |= damaged
-        for contender in alive:
+        for place, contender in enumerate(alive):
+            self.moved(number * self.shard + len(piece) * place / len(alive))
             kept = known[contender.case]
             if kept is None or len(kept) != len(piece):
                 assert items is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from repshift_cli.records.case import Case, Value
 from repshift_cli.records.run import Machine, Measurement
@@ -21,7 +21,7 @@ class Single:
     method: str
     layer: int
     keep: float
-    options: tuple[tuple[str, Value], ...]
+    options: tuple[tuple[str, Value], ...] = field(metadata={"json": "object"})
     loss: float
 
 

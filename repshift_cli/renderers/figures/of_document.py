@@ -22,8 +22,8 @@ DRAWN: Mapping[str, Callable[[Any], Iterable[Figure]]] = {
     "run": lambda run: (of_evaluation if is_evaluation(run) else of_run).figures(run),
     "profile": of_profile.figures,
     "inspection": of_inspection.figures,
-    "history": of_history.figures,
     "tuning": of_tuning.figures,
+    "history": of_history.figures,
     "gate": lambda outcome: of_findings.figures(outcome.findings),
     "comparison": lambda told: of_findings.figures([f for pair in told for f in pair["findings"]]),
 }

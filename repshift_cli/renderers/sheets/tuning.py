@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Measurement
-from repshift_cli.records.tuning import CHOSEN, Confirmed, Tuning
+from repshift_cli.records.tuning import CHOSEN, Confirmed, Single, Tuning
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.figures.of_tuning import score_of
 from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet
 
 
@@ -41,7 +40,7 @@ def _sensitivity(tuning: Tuning) -> Sheet:
     """A row for each score, sign and keep, a column for each block; the least loss of a column at a keep stands out."""
     rows: dict[tuple[str, float], dict[int, float]] = {}
     for one in sorted(tuning.singles, key=lambda s: (s.keep, s.method)):
-        rows.setdefault((score_of(one), one.keep), {})[one.layer] = one.loss
+        rows.setdefault((score(one), one.keep), {})[one.layer] = one.loss
     blocks = sorted({one.layer for one in tuning.singles})
     columns = [
         Column("score", ALWAYS, tuple(Cell(score) for score, _ in rows)),
@@ -66,6 +65,11 @@ def _of_block(rows: dict[tuple[str, float], dict[int, float]], block: int) -> tu
     return tuple(cells)
 
 
+def score(one: Single) -> str:
+    """The method with its options: `repshift mlp l2 update`."""
+    return " ".join([one.method, *(str(value) for _, value in one.options)])
+
+
 # --- what was found ---------------------------------------------------------------------------------------------------
 
 
@@ -75,7 +79,7 @@ def _confirmed(tuning: Tuning) -> Sheet:
     columns = [
         *([Column("no.", ALWAYS, tuple(Cell(str(one.number)) for one in told), numeric=True)] * several),
         Column("what", ALWAYS, tuple(Cell(one.role) for one in told)),
-        Column("schedule", ALWAYS, tuple(Cell(_schedule(one)) for one in told)),
+        Column("schedule", ALWAYS, tuple(Cell(schedule(one)) for one in told)),
         Column(_of(tuning), ALWAYS, tuple(_figure(one.loss, one.failure) for one in told), numeric=True),
         Column("found less it", ALWAYS, tuple(_difference(one) for one in told), numeric=True),
         Column("speed-up", ALWAYS, tuple(_figure(one.speedup) for one in told), numeric=True),
@@ -90,7 +94,8 @@ def _of(tuning: Tuning) -> str:
     return f"{tuning.loss} ({tuning.unit})" if tuning.unit else tuning.loss
 
 
-def _schedule(one: Confirmed) -> str:
+def schedule(one: Confirmed) -> str:
+    """`repshift 0.5 at 3,6 mlp l2`."""
     options = [str(value) for _, value in one.case.options]
     return " ".join([one.case.pruning, one.case.rate, "at", ",".join(map(str, one.case.layers)), *options])
 
