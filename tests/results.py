@@ -11,6 +11,7 @@ from pathlib import Path
 import predictions
 from accuracies import Told, summary
 from operator_tables import operator_lengths
+from rival_tables import fidelities, rivals
 
 from repshift_cli.analysis import stats
 from repshift_cli.records import Case, Record, Run, store
@@ -59,26 +60,6 @@ def deit_methods() -> str:
         modelled = f"{value(record, 'hbm_modelled') / 2**30:.3f} GiB"
         cells = (record.case.pruning, _interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
         lines.append(f"| {' | '.join((*cells, modelled))} |")
-    return "\n".join(lines)
-
-
-def deit_rivals() -> str:
-    """Time against flash and the oracle, and peak memory: methods down."""
-    lines = ["| method | tokens | over flash | time / oracle | MACs | peak memory |", "|---|---|---|---|---|---|"]
-    for record in pruned("cpu/deit-s-rivals"):
-        tokens, peak = " → ".join(map(str, record.tokens)), f"{value(record, 'memory_peak_allocated') / 2**20:.0f} MiB"
-        times = (_interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
-        cells = (record.case.pruning, tokens, *times, f"{value(record, 'macs') / 1e9:.1f} G", peak)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def dinov2_rivals() -> str:
-    """Cosine: methods down."""
-    lines = ["| method | tokens | cosine |", "|---|---|---|"]
-    for record in pruned("cpu/dinov2-s-rivals"):
-        tokens, cosine = " → ".join(map(str, record.tokens)), f"{value(record, 'fidelity_cosine'):.4f}"
-        lines.append(f"| {record.case.pruning} | {tokens} | {cosine} |")
     return "\n".join(lines)
 
 
@@ -202,6 +183,8 @@ def on_device(table: Callable[[], str], name: str) -> Callable[[], str]:
     """The table, and below it the device and the versions of the run that it is made of."""
 
     def whole() -> str:
+        if not (FOLDER / f"{name}.json").exists():
+            return "Not measured yet."
         run = run_of(name)
         versions = f"torch {run.machine.packages.get('torch')}, {run.created[:10]}"
         return f"{table()}\n\nOn {run.machine.device_name}, {versions}."
@@ -245,8 +228,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "signs": predictions.signs,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
-    "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
-    "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
+    "deit-rivals": on_device(rivals("deit-s-rivals"), "cpu/deit-s-rivals"),
+    "umt-rivals": on_device(rivals("umt-b-rivals"), "cpu/umt-b-rivals"),
+    "dinov2-rivals": on_device(fidelities("cpu/dinov2-s-rivals"), "cpu/dinov2-s-rivals"),
+    "minilm-rivals": on_device(fidelities("cpu/minilm-rivals"), "cpu/minilm-rivals"),
     "accuracies": lambda: summary(compared()),
     "digits": accuracy("digits", "top1"),
     "dinov2-fashion": accuracy("dinov2-s-fashion"),

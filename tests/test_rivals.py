@@ -197,11 +197,11 @@ def test_the_same_tokens_stay_under_every_back_end_and_their_ends_add_up(name: s
         assert (first.traced[-1].ends >= 0).all(), "no token is lost"
 
 
-@pytest.mark.parametrize("name", ["tome", "evit", "vid_tldr", "mctf"])
+@pytest.mark.parametrize("name", METHODS)
 def test_compiled_code_reduces_alike_without_a_break(name: str) -> None:
     import torch._dynamo as dynamo
 
-    plain = FAMILIES["vit"]()
+    plain = FAMILIES["vit" if name in ("tome", "mctf") else "plain_torch"]()
     subject = tiny.subject(plain.module, plain.inputs)
     dynamo.reset()
     dynamo.utils.counters.clear()
