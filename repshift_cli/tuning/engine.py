@@ -16,6 +16,7 @@ from repshift_cli.benchmark import builder
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.cores import choose_threads, set_threads
 from repshift_cli.machine.describe import describe
+from repshift_cli.models.inputs.images import IMAGES
 from repshift_cli.records import Case, Progress
 from repshift_cli.records.tuning import CHOSEN, INTERRUPTED, NOTHING, Confirmed, Costs, Single, Tuning
 from repshift_cli.sweep.plan import Planned
@@ -79,7 +80,7 @@ class Session:
                 lambda p, rung: self.losses(p.case, rungs[rung]),
                 len(rungs),
             )
-            signs = {m: {n: v for n, v in own.items() if n == SIGN} for m, own in space.choices.items()}
+            signs = {m: {n: v for n, v in own.items() if n == SIGN or len(v) == 1} for m, own in space.choices.items()}
             narrow = replace(space, methods=(*space.methods, *CONTROLS), choices=signs)
             known = self._singles(narrow, keeps_of(space)[:1], rungs[0])
             plain = means.cost(unpruned)
@@ -248,11 +249,19 @@ def begin(order: Order, observe: Observe) -> Session:
     unpruned: Planned = planner.unpruned
     planner.space()
     observe(Progress("building the model", 0.0))
-    if order.data is None:
+    if order.data is None or loose(order):
         ground = unlabelled(builder.StepBuilder(device).subject(unpruned.case), unpruned.case, device)
     else:
         ground = on_data(order)
     return Session(order, ground, planner, clock_on(ground, unpruned, few(sweep), lambda _: None), observe, threads)
+
+
+def loose(order: Order) -> bool:
+    """Whether the data are images without labels, which `bench` reads: one, or a folder of them without classes."""
+    if order.data is None or order.task is not None:
+        return False
+    place = Path(order.data)
+    return any(f.suffix.lower() in IMAGES for f in (place.iterdir() if place.is_dir() else (place,)))
 
 
 def fixed_options(order: Order) -> dict[str, Any]:
