@@ -121,13 +121,14 @@ def test_show_draws_below_its_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--plot draws on stdout" in capsys.readouterr().err
 
 
-def test_a_map_has_its_figures_where_there_is_room_and_shades_where_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_has_its_figures_where_there_is_room_and_shades_where_not() -> None:
     cells = tuple(tuple(Mark("", 10.0 ** (-row - column)) for column in range(4)) for row in range(2))
     ticks = ("a", "b", "c", "d")
     heat = Heat("Map", "", Axis("size", log=True), "block", "head", ("1", "2"), ticks, cells)
-    lines = [line.plain.rstrip() for line in plot.drawn(heat, plot.Paper(40, plot.UNICODE))]
-    assert lines[:3] == ["block head", "      a      b      c      d", "    1 █1     ▓0.1   ▒0.01  ░0.001"]
-    assert lines[-1] == "      · 1.00e-04 to █ 1, by logarithms".replace("1.00e-04", "1.0e-04")
+    lines = [line.plain.rstrip() for line in plot.drawn(heat, plot.Paper(50, plot.UNICODE))]
+    assert lines[:2] == ["block head", "      a        b        c        d"]
+    assert lines[2:4] == ["    1 █1       ▓0.1     ▒0.01    ░0.001", "    2 ▓0.1     ▒0.01    ░0.001   ·1.0e-04"]
+    assert lines[4] == "      · 1.0e-04 to █ 1, by logarithms"
     narrow = [line.plain for line in plot.drawn(heat, plot.Paper(20, plot.ASCII))]
     assert narrow[2] == "    1 ###***===:::" and all(len(line) <= 20 for line in narrow[:4])
     inspection = store.load_any(
