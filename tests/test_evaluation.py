@@ -230,6 +230,18 @@ def test_damage_is_named_and_counts_for_nobody(
     assert gone.code == 2 and "none of the 40 samples could be read" in gone.err
 
 
+def test_a_shard_of_which_nothing_could_be_read_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_digits(tmp_path / "data", range(40))
+    files = sorted(data.rglob("*.png"))
+    for place in stratified([f.parent.name for f in files], 0)[16:32]:
+        files[place].write_bytes(b"no image")
+    run = evaluate(capsys, tmp_path / "s.json", *SHORT, "--data", data, "--variant", "flash,flash+stride")
+    assert run.code == 0, run.err
+    assert len(run.samples("flash", "top5")) == 24 and "16 of 40 samples could not be read" in run.out
+
+
 def test_nan_fails_a_variant_and_not_the_others(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
