@@ -102,7 +102,7 @@ def test_who_wins_over_all_runs() -> None:
             shown.setdefault(name, []).append(0 if figure.spans(0) else 1 if better else -1)
     assert shown["repshift"] == [-1, -1, -1, -1, -1, 0]
     assert {m for m, signs in shown.items() if -1 not in signs} >= {"divprune", "pitome", "vid_tldr", "tome"}
-    assert shown["divprune"] == [1, 0, 0, 0, 1]
+    assert shown["divprune"] == [1, 0, 0, 0, 1, 0] and shown["fastv"] == [1]
     assert shown["dart"][:2] == [1, -1] and next(iter(shown)) == "dart"
     assert says(README.text, "the shift as published is worse than random dropping on three of four models")
 
@@ -150,6 +150,9 @@ def test_on_prose_the_shift_is_not_shown_unlike_random() -> None:
     shift = means["repshift"]
     assert [round(v or 0.0, 2) for v in (shift.value, shift.low, shift.high)] == [-0.03, -0.33, 0.26]
     assert says(RESULTS.text, "(-0.03 nats, -0.33 to +0.26)")
+    fastv = told.mean([r for r in pruned("cpu/accuracy/smollm2-topics-rivals") if r.case.pruning == "fastv"])
+    assert [round(v or 0.0, 2) for v in (fastv.value, fastv.low, fastv.high)] == [-0.67, -0.96, -0.38]
+    assert says(RESULTS.text, "(by 0.67 nats, 0.38 to 0.96)")
     assert says(README.text, "on 128 windows of prose neither shift nor norm is shown unlike it")
 
 
