@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,46 @@ def test_texts_find_their_clips_by_the_mean_of_frames(
     monkeypatch.setattr(assembly, "find_spec", lambda name: None)
     without = evaluate(capsys, tmp_path / "w.json", *asked)
     assert without.code == 2 and "decoding clips needs PyAV: pip install" in without.err
+
+
+def test_clips_are_classified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder for each class, and the same ones in a tar; a damaged one counts for nobody."""
+    av = pytest.importorskip("av", reason="clips are decoded by PyAV")
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    from repshift_cli.models.inputs.clips import frames_of
+
+    torch.manual_seed(1)
+    names = {i: name for i, name in enumerate(("jump", "run", "sit"))}
+    config = VideoMAEConfig(**SIZES, image_size=32, patch_size=8, num_frames=4, tubelet_size=2, id2label=names)
+    module = VideoMAEForVideoClassification(config).eval()
+    module.save_pretrained(tmp_path)
+    told = {"size": {"shortest_edge": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(told))
+    data, generator = tmp_path / "data", np.random.default_rng(0)
+    for i in range(12):
+        place = data / names[i % 3] / f"{i:02}.mp4"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(av, place, generator.integers(0, 255, (9, 3), dtype=np.uint8))
+    clips = sorted(data.rglob("*.mp4"))
+    (data / "run" / "99.mp4").write_bytes(b"no clip")
+    with tarfile.open(tmp_path / "clips.tar", "w") as tar:
+        for clip in clips:
+            (tmp_path / "label").write_text(clip.parent.name)
+            tar.add(clip, clip.name)
+            tar.add(tmp_path / "label", f"{clip.stem}.cls")
+    with torch.inference_mode():
+        inputs = torch.stack([pixels(frames_of(clip, 4)) for clip in clips])
+        answers = module(pixel_values=inputs).logits.argmax(-1).tolist()
+    right = sum(names[answer] == clip.parent.name for answer, clip in zip(answers, clips, strict=True))
+    asked = ("--model", f"hf:{tmp_path}", *SHORT, "--variant", "flash,flash+random", "--data")
+    run = evaluate(capsys, tmp_path / "f.json", *asked, data)
+    assert run.code == 0, run.err
+    assert sum(run.samples("flash")) == 100.0 * right and len(run.samples("flash")) == 12
+    assert "1 of 13 samples could not be read" in run.out and "99.mp4" in run.out
+    packed = evaluate(capsys, tmp_path / "t.json", *asked, tmp_path / "clips.tar")
+    assert packed.code == 0, packed.err
+    assert sum(packed.samples("flash")) == 100.0 * right
 
 
 def write_clip(av: Any, place: Path, colours: np.ndarray) -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import planted
 import pytest
+from evaluating import MODEL, digits, evaluate, plain_logits, write_digits
+from PIL import Image
 from tiny import one_thread  # noqa: F401
 
-from repshift_cli import prune
+from repshift_cli import cli, prune
 from repshift_cli.records import Progress, UsageError
 from repshift_cli.records.tuning import CHOSEN, FOUND, INTERRUPTED, NOTHING, Tuning
 from repshift_cli.renderers.sheets.tuning import sheets
 from repshift_cli.sweep.axes import Axes, merge
 from repshift_cli.sweep.profiles import load_profile
+from repshift_cli.tuning.confirm import verdict
 from repshift_cli.tuning.costs import Load, fit, load_of
-from repshift_cli.tuning.order import Order
+from repshift_cli.tuning.engine import begin
+from repshift_cli.tuning.grounds import KL, on_data
+from repshift_cli.tuning.order import Goal, Order
+from repshift_cli.tuning.search import study_of
 from repshift_cli.tuning.written import profile_text
 
 pytest.importorskip("optuna")
@@ -54,13 +62,20 @@ def test_where_nothing_helps_nothing_is_found() -> None:
     assert found.status == NOTHING and "nothing found that beats random" in found.sentence
     assert {c.role for c in found.confirmed} >= {
         CHOSEN,
-        "random, same schedule",
-        "random, searched",
-        "stride, searched",
+        "random at the same schedule",
+        "random searched alike",
+        "stride searched alike",
     }
 
 
-def test_the_same_seed_gives_the_same_result_and_another_may_not() -> None:
+def test_the_same_seed_gives_the_same_result() -> None:
+    space = planted.session(order()).planner.space()
+
+    def drawn(seed: int) -> list[Any]:
+        study = study_of("drawn", Goal(1.4), seed, None, "same")
+        return [space.suggest(study.ask()) for _ in range(4)]
+
+    assert drawn(3) == drawn(3) != drawn(4)
     once, again = (planted.session(order(seed=3)).tune() for _ in range(2))
     assert [c.case for c in once.confirmed] == [c.case for c in again.confirmed]
     assert [c.calibration for c in once.confirmed] == [c.calibration for c in again.confirmed]
@@ -163,13 +178,28 @@ def test_the_profile_prunes_as_it_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
     path.write_text(profile_text(found, chosen(found), {"image_size": []}))
     text = path.read_text()
-    for said in ("random, same schedule", "stride, searched", "measured", found.machine.device_name, "held-out"):
+    for said in (
+        "random at the same schedule",
+        "stride searched alike",
+        "measured",
+        found.machine.device_name,
+        "held-out",
+    ):
         assert said in text
     axes = Axes.from_options(merge(load_profile(str(path), "bench"), {"model": "planted"}))
     case = chosen(found).case
     assert (axes.layers, axes.batch, axes.dtype) == ((case.layers,), (planted.BATCH,), ("fp32",))
-    with prune(planted.Planted().eval(), inputs=(planted.tokens(0, 4),), profile=path, method="repshift") as handle:
+    with prune(planted.Planted().eval(), inputs=(planted.tokens(0, 4),), profile=path) as handle:
         assert (handle.keep, handle.layers) == (case.keep, case.layers)
+
+
+def test_what_was_measured_to_reach_the_target_is_recommended_and_a_miss_is_said() -> None:
+    told = planted.session(order()).tune().confirmed
+    slow = [replace(c, number=1, speedup=planted.SPEEDUP.of(*[1.2] * 8)) for c in told]
+    fast = [replace(c, number=2) for c in told]
+    assert verdict([*slow, *fast], Goal(1.4), "KL").number == 2
+    alone = verdict(slow, Goal(1.4), "KL")
+    assert alone.number == 1 and "measured 1.20x" in alone.sentence and "misses the target of 1.4x" in alone.sentence
 
 
 @pytest.mark.parametrize(
@@ -197,3 +227,54 @@ def test_one_batch_cannot_be_halved() -> None:
 
     with pytest.raises(UsageError, match="smaller --batch"):
         divided([planted.session(order()).ground.calibration[0]])
+
+
+# --- the command, on samples of files ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"), range(40))
+
+
+WORDS = ("--model", MODEL, "--limit", "40", "--batch", "8", "--device", "cpu", "--threads", "1", "--seed", "1")
+
+
+def test_labels_and_divergence_are_those_of_a_plain_loop(folder: Path) -> None:
+    told = {"model": MODEL, "data": str(folder), "batch": 8, "limit": 40, "device": "cpu", "threads": 1}
+    labelled, far = (on_data(Order.from_options({**told, "task": task})) for task in ("classification", None))
+    splits = (labelled.calibration, labelled.held_out)
+    names = [sample.name for split in splits for batch in split for sample in batch.samples]
+    assert len(set(names)) == len(names) == 40, "no sample is in both"
+    right = plain_logits(range(40), 8).argmax(-1).numpy() == digits()[1][:40]
+    losses = [labelled.losses(labelled.case, split) for split in splits]
+    assert labelled.loss.unit == "points" and sum(map(sum, losses)) == 100 * (40 - right.sum())
+    assert far.loss is KL and far.losses(far.case, far.held_out).max() < 1e-6
+    with pytest.raises(UsageError, match="no loss for each sample"):
+        on_data(Order.from_options({**told, "task": "retrieval"}))
+
+
+def test_the_command_says_what_it_found_and_eval_takes_its_profile(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    out, as_json = tmp_path / "tuned.toml", tmp_path / "told.json"
+    how = ("--trials", "3", "--cuts", "2", "--per-layer", "--layers", "1,2", "--methods", "norm", "--max-loss", "50")
+    asked = ("tune", *WORDS, "--data", str(folder), "--task", "classification", *how, "--rounds", "2")
+    assert cli.run([*asked, "--out", str(out), "--json", str(as_json)], False) == 0
+    printed, told = capsys.readouterr(), json.loads(as_json.read_text())
+    assert told["samples"] == [24, 16] and told["trials"] == 9 and told["loss"] == "lost top-1"
+    assert f"{told['sentence']}." in " ".join(printed.out.split())
+    assert out.exists() == (told["status"] == FOUND) and (tmp_path / "tuned.journal").exists()
+    rows = [one for one in told["confirmed"] if one["latency"]]
+    assert rows and all(one["latency"]["samples"] for one in rows), "every schedule was timed"
+    out.write_text(f'title = "x"\nmodel = "{MODEL}"\nkeep = [[0.9, 0.5]]\nlayers = [[1, 2]]\nper-layer = true\n')
+    more = ("--variant", "flash+norm", "--sign", "lowest,highest", "--limit", "16", "--batch", "8")
+    done = evaluate(capsys, tmp_path / "run.json", "--profile", out, "--data", folder, *more)
+    case = done.record("flash+norm").case
+    assert (case.keep, case.option("sign")) == ((0.9, 0.5), "lowest,highest")
+
+
+def test_images_without_classes_are_halved_too(tmp_path: Path) -> None:
+    for place in range(4):
+        Image.fromarray(digits()[0][place]).save(tmp_path / f"{place}.png")
+    told = {"model": "vit_t", "image_size": 32, "batch": 2, "device": "cpu", "threads": 1, "data": str(tmp_path)}
+    own = begin(Order.from_options(told), lambda word: None).ground
+    assert [len(split) for split in (own.calibration, own.held_out)] == [1, 1]

@@ -69,6 +69,7 @@ WALLS: dict[str, set[str]] = {
         "machine",
         "benchmark.builder",
         "evaluation",
+        "models.inputs.images",
         "probes.fidelity",
         "tuning",
         "optuna",

@@ -26,7 +26,7 @@ def clock_on(ground: Ground, unpruned: Planned, sweep: Axes, observe: Callable[[
     """A clock on the ground's first batch, as `repshift bench` times."""
 
     def timed(cases: Sequence[Planned]) -> dict[Case, Record]:
-        wanted = [unpruned, *(p for p in cases if p.case != unpruned.case)]
+        wanted = {p.case: p for p in (unpruned, *cases)}.values()
         contenders = [Contender(p.case, p.tokens, builder.eager_step(p.case, ground.subject)) for p in wanted]
         return speed.timed(contenders, ground.calibration[0].inputs, sweep, ground.device, observe)
 

@@ -16,6 +16,7 @@ from repshift_cli.benchmark import builder
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.cores import choose_threads, set_threads
 from repshift_cli.machine.describe import describe
+from repshift_cli.models.inputs.images import IMAGES
 from repshift_cli.records import Case, Progress
 from repshift_cli.records.tuning import CHOSEN, INTERRUPTED, NOTHING, Confirmed, Costs, Single, Tuning
 from repshift_cli.sweep.plan import Planned
@@ -79,7 +80,7 @@ class Session:
                 lambda p, rung: self.losses(p.case, rungs[rung]),
                 len(rungs),
             )
-            signs = {m: {n: v for n, v in own.items() if n == SIGN} for m, own in space.choices.items()}
+            signs = {m: {n: v for n, v in own.items() if n == SIGN or len(v) == 1} for m, own in space.choices.items()}
             narrow = replace(space, methods=(*space.methods, *CONTROLS), choices=signs)
             known = self._singles(narrow, keeps_of(space)[:1], rungs[0])
             plain = means.cost(unpruned)
@@ -161,7 +162,7 @@ class Session:
     # --- how it ends --------------------------------------------------------------------------------------------------
 
     def _confirmed(self, searches: Mapping[str, Search], known: Sequence[Single], model: CostModel) -> Tuning:
-        found = self._recommended(searches[MAIN].best())
+        found = self._recommended(searches[MAIN], model)
         if not found:
             none = f"nothing found that fits {goal_words(self.order.goal, self.ground.loss.label)}"
             return self._outcome(NOTHING, none, known, searches, model)
@@ -175,16 +176,22 @@ class Session:
             told = [c for c in told if c.number == said.number] + [c for c in told if c.number != said.number]
         return self._outcome(said.status, said.sentence, known, searches, model, told)
 
-    def _recommended(self, best: Sequence[Scored]) -> list[Scored]:
-        """The best, or a few points of the front that lie far apart."""
-        if not self.order.goal.front or len(best) <= confirm.MOST_POINTS:
-            return list(best if self.order.goal.front else best[:1])
+    def _recommended(self, own: Search, model: CostModel | None) -> list[Scored]:
+        """The best, at a target also the best that reaches it with the predictions' error to spare; or a few points of
+        the front that lie far apart."""
+        best, goal = own.best(), self.order.goal
+        if goal.target is not None:
+            error = model.typical if model is not None else None
+            sure = [s for s in best if s.milliseconds * (1 + (error or 0)) <= own.unpruned / goal.target]
+            return list(dict.fromkeys([*best[:1], *sure[:1]]))
+        if not goal.front or len(best) <= confirm.MOST_POINTS:
+            return list(best if goal.front else best[:1])
         places = np.linspace(0, len(best) - 1, confirm.MOST_POINTS).round().astype(int)
         return [best[place] for place in dict.fromkeys(places.tolist())]
 
     def _interrupted(self, searches: Mapping[str, Search], known: Sequence[Single], model: CostModel | None) -> Tuning:
         """The best so far as the search saw it."""
-        best = self._recommended(searches[MAIN].best()) if MAIN in searches else []
+        best = self._recommended(searches[MAIN], model) if MAIN in searches else []
         missing = self.ground.loss.missing("not confirmed")
         told = [
             Confirmed(CHOSEN, n, s.planned.case, s.planned.tokens, missing, s.loss, s.milliseconds)
@@ -248,11 +255,19 @@ def begin(order: Order, observe: Observe) -> Session:
     unpruned: Planned = planner.unpruned
     planner.space()
     observe(Progress("building the model", 0.0))
-    if order.data is None:
+    if order.data is None or loose(order):
         ground = unlabelled(builder.StepBuilder(device).subject(unpruned.case), unpruned.case, device)
     else:
         ground = on_data(order)
     return Session(order, ground, planner, clock_on(ground, unpruned, few(sweep), lambda _: None), observe, threads)
+
+
+def loose(order: Order) -> bool:
+    """Whether the data are images without labels, which `bench` reads: one, or a folder of them without classes."""
+    if order.data is None or order.task is not None:
+        return False
+    place = Path(order.data)
+    return any(f.suffix.lower() in IMAGES for f in (place.iterdir() if place.is_dir() else (place,)))
 
 
 def fixed_options(order: Order) -> dict[str, Any]:

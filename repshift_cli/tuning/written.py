@@ -37,8 +37,7 @@ def _keys(tuning: Tuning, own: Confirmed, fixed: Mapping[str, Any]) -> Iterator[
     yield "per-layer = true"
     for name, value in case.options:
         yield f"{name.replace('_', '-')} = {_toml([value])}"
-    methods = dict.fromkeys((case.pruning, "random"))
-    yield f"variant = {_toml([case.attention, *(f'{case.attention}+{method}' for method in methods)])}"
+    yield f"variant = {_toml([case.attention, case.variant])}"
 
 
 def _evidence(tuning: Tuning, own: Confirmed) -> Iterator[str]:

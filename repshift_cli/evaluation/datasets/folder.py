@@ -33,7 +33,11 @@ def read(place: str, split: str | None) -> Sequence[Sample]:
         loose = sum(f.suffix.lower() in IMAGES | VIDEOS for f in root.iterdir())
         raise UsageError(
             f"no images in {root}: a folder for each class is needed, like {root}/cat/1.jpg"
-            + (f"; there are {loose} images beside any class's folder, whose labels a CSV could give" if loose else "")
+            + (
+                f"; there are {loose} images or clips beside any class's folder, whose labels a CSV could give"
+                if loose
+                else ""
+            )
         )
     return found
 

@@ -41,7 +41,12 @@ METRICS = (
 def begin(context: Context) -> Judge:
     """Check that there are pairs, and more than would be found by having few."""
     there = context.samples[0].columns
-    if context.column == IMAGE and TEXT in there and PAIR not in there:
+    if context.column == IMAGE and not {TEXT, PAIR} & there.keys():
+        raise UsageError(
+            "the task retrieval needs a column text (what images or clips are found by, with a checkpoint of two "
+            f"towers) or pair (other images), or --column text=NAME; the data has {', '.join(there)}"
+        )
+    if context.column == IMAGE and PAIR not in there:
         return Towers(context, _enough(_of_media(context.samples)))
     need(context.samples, (context.column, PAIR), "the task retrieval")
     return Retrieval(context, _enough(context.samples))

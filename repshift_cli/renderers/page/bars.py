@@ -90,17 +90,8 @@ def _lying(figure: Stacks, colours: dict[str, str], shown: list[Markup], top: fl
         y = top + LINE * i
         drawn.append(text(start - 8, y + LINE / 2 + 4, shortened(stack.label, LONGEST), "end", "tick"))
         for name, low, high in _edges(stack):
-            drawn.append(
-                rect(
-                    scale(low),
-                    y + 3,
-                    scale(high) - scale(low),
-                    LINE - 6,
-                    f"bar {colours[name]}",
-                    data_tip=_tip(stack, name, high - low, figure),
-                    data_value=f"{high - low:.6g}",
-                )
-            )
+            box = (scale(low), y + 3, scale(high) - scale(low), LINE - 6)
+            drawn.append(_part(box, colours[name], _tip(stack, name, high - low, figure), high - low))
         drawn.append(
             text(scale(stack.total) + 6, y + LINE / 2 + 4, f"{number(stack.total)} {figure.axis.unit}", class_="value")
         )
@@ -119,20 +110,15 @@ def _upright(figure: Stacks, colours: dict[str, str], shown: list[Markup], top: 
         if i % every == 0 or i == len(figure.stacks) - 1:
             drawn.append(text(x + step / 2, bottom + 16, stack.label, "middle", "tick"))
         for name, low, high in _edges(stack):
-            drawn.append(
-                rect(
-                    x + step * 0.1,
-                    scale(high),
-                    step * 0.8,
-                    scale(low) - scale(high),
-                    f"bar {colours[name]}",
-                    data_tip=_tip(stack, name, high - low, figure),
-                    data_value=f"{high - low:.6g}",
-                )
-            )
+            box = (x + step * 0.1, scale(high), step * 0.8, scale(low) - scale(high))
+            drawn.append(_part(box, colours[name], _tip(stack, name, high - low, figure), high - low))
     words = text((left + WIDTH) / 2, bottom + 34, figure.axis.label, "middle", "axis")
     unit = type(figure.axis)(figure.axis.unit)
     return svg(bottom + ROOM_BELOW, shown, beside(scale, unit, left, WIDTH - SIDE), drawn, words, name=figure.title)
+
+
+def _part(box: tuple[float, float, float, float], colour: str, tip: str, value: float) -> Markup:
+    return rect(*box, f"bar {colour}", data_tip=tip, data_value=f"{value:.6g}")
 
 
 def _edges(stack: Stack) -> Iterator[tuple[str, float, float]]:
