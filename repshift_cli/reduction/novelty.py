@@ -21,25 +21,28 @@ def needs(case: Case) -> tuple[str, ...]:
 
 
 def score(seen: Seen, case: Case) -> Tensor:
-    """1 - max over j < i of cos(x^_i, x^_j): (B, N, C) -> (B, N), 2 for the first token.
+    """1 - max over j < i of cos(x^_i, x^_j): (B, N, C) -> (B, N), 2 for the first; j neither protected nor padding.
 
-    It asks what farthest point sampling (`divprune`) asks, but once, in the order of the sequence, not after every
-    token kept; needs no attention map and no training; and what follows a token, padding too, does not change its score.
+    What farthest point sampling asks (`divprune`), but of all tokens at once in their order, not after every token kept.
+    No attention map, no training, and causal: what follows a token does not change its score.
 
-    Cost for tokens of e bytes: the norm 2 launches and 3 BNC e, then 3 launches a block of rows, of B N^2 C products
-    half, of which at most `MOST` exist at a time.
+    Cost for tokens of e bytes: the norm 2 launches and 3 BNC e, then 4 launches a block of rows for half of B N^2 C
+    products, of which at most `MOST` exist at a time.
     """
-    return 1 - likeness_before(F.normalize(seen["resid_post"], dim=-1))
+    states = F.normalize(seen["resid_post"], dim=-1)
+    return 1 - likeness_before(states, None if seen.roles is None else seen.roles != 0)
 
 
-def likeness_before(states: Tensor) -> Tensor:
-    """The highest product of every row with a row before it: (B, N, C) -> (B, N), -1 for the first."""
+def likeness_before(states: Tensor, closed: Tensor | None = None) -> Tensor:
+    """The highest product of every row with one before it that is not `closed` (B, N): (B, N, C) -> (B, N), else -1."""
     batch, tokens, _ = states.shape
     size = max(1, MOST // (batch * tokens))
     found = []
     for first in range(0, tokens, size):
         rows = states[:, first : first + size]
-        earlier = states[:, : first + rows.shape[1]]
-        later = torch.ones(rows.shape[1], earlier.shape[1], dtype=torch.bool, device=states.device).triu(first)
-        found.append((rows @ earlier.transpose(1, 2)).masked_fill(later, -1).amax(-1))
+        last = first + rows.shape[1]
+        out = torch.ones(rows.shape[1], last, dtype=torch.bool, device=states.device).triu(first)
+        if closed is not None:
+            out = out | closed[:, None, :last]
+        found.append((rows @ states[:, :last].transpose(1, 2)).masked_fill(out, -1).amax(-1))
     return torch.cat(found, 1)

@@ -27,8 +27,9 @@ class Seen(dict[str, Tensor]):
 
     `prefix` leading and `suffix` trailing tokens stay; the tensors are without them for a method that scores, and whole
     for one that reduces. `stay` of the other tokens will stay. `heard` is what the method's `hear` made of the block's
-    attention call, over all tokens; `sizes` (B, N) how many tokens each stands for, where any were merged. This is the
-    block `layer`, from 1, of `depth`.
+    attention call, over all tokens; `sizes` (B, N) how many tokens each stands for, where any were merged; `roles` (B, N)
+    which are protected (+inf), padding (-inf) or may go (0), where samples have places of their own for such. This is
+    the block `layer`, from 1, of `depth`.
     """
 
     prefix: int = 0
@@ -36,6 +37,7 @@ class Seen(dict[str, Tensor]):
     stay: int = 0
     heard: Any = None
     sizes: Tensor | None = None
+    roles: Tensor | None = None
     layer: int = 1
     depth: int = 1
 

@@ -173,7 +173,7 @@ def chosen(
         free = length - subject.protected
         return fixed(method.choose(free, left(free, *share)), subject, length), None
     seen.prefix, seen.suffix = (subject.prefix, subject.suffix) if roles is None else (0, 0)
-    seen.stay = left(length - subject.protected, *share)
+    seen.stay, seen.roles = left(length - subject.protected, *share), roles
     with part("score"):
         if method.choose is not None and roles is not None:
             scores = marked_choice(method.choose, roles, share)
