@@ -1,40 +1,24 @@
 """The Typer app: the commands, and what becomes of errors.
 
-A command's file is light: it imports torch and whatever else is heavy inside its function.
+A command's file is imported when the command is called, and is light itself: it imports torch and whatever else is
+heavy inside its function.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
+from collections import UserDict
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from repshift_cli import __version__
-from repshift_cli.commands.analyze import analyze
-from repshift_cli.commands.backends import backends
-from repshift_cli.commands.bench import bench
-from repshift_cli.commands.compare import compare
-from repshift_cli.commands.doctor import doctor
-from repshift_cli.commands.eval import evaluate
-from repshift_cli.commands.explain import explain
-from repshift_cli.commands.export import export
-from repshift_cli.commands.gate import gate
-from repshift_cli.commands.history import history
-from repshift_cli.commands.methods import methods
-from repshift_cli.commands.metrics import metrics
-from repshift_cli.commands.models import models
-from repshift_cli.commands.operators import operators
-from repshift_cli.commands.profile import profile
-from repshift_cli.commands.profiles import profiles
-from repshift_cli.commands.report import report
 from repshift_cli.commands.shared import streams
 from repshift_cli.commands.shared.output import METAVAR, with_stdout
-from repshift_cli.commands.show import show
-from repshift_cli.commands.tokens import tokens
 from repshift_cli.records import RepshiftError, UsageError, one_line, printable
 
 
@@ -54,37 +38,69 @@ class Command(TyperCommand):
         return [piece for piece in super().collect_usage_pieces(ctx) if piece.strip("[].")]
 
 
+COMMANDS = {
+    "bench": "Time a model's variants side by side, or a whole sweep.",
+    "operators": "Time attention operators side by side: exact, approximate.",
+    "eval": "Measure accuracy on labelled data: at what loss?",
+    "profile": "Show where the time goes.",
+    "analyze": "Say why a token can go.",
+    "show": "Show a stored run, profile or inspection again.",
+    "report": "Write one self-contained HTML page of stored runs.",
+    "tokens": "Show which tokens stay.",
+    "compare": "Lay stored runs side by side.",
+    "gate": "Measure two revisions in turn and say whether head is slower.",
+    "export": "Write a run for Bencher, github-action-benchmark or asv.",
+    "history": "Show every case over time.",
+    "explain": "Say what was found of a model.",
+    "models": "List the models that --model takes, by family.",
+    "methods": "List the pruning methods.",
+    "metrics": "List the metrics.",
+    "backends": "List the attention back ends, or why one is not here.",
+    "profiles": "List the workload profiles, or print one.",
+    "doctor": "Say what this machine has, and how to get what it lacks.",
+}
+"""The commands in the order of the help, each with the first sentence of its own; its file has the command's name."""
+FUNCTIONS = {"eval": "evaluate"}
+"""Commands that are not called as their functions, whose names Python has for something else."""
+
+
+class Commands(UserDict[str, Any]):
+    """The commands by name, each imported and built when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        if super().__getitem__(name) is None:
+            self[name] = _built(name)
+        return super().__getitem__(name)
+
+
+def _built(name: str) -> Any:
+    module = importlib.import_module(f"repshift_cli.commands.{name}")
+    alone = typer.Typer(add_completion=False)
+    alone.command(name, cls=Command)(vars(module)[FUNCTIONS.get(name, name)])
+    return typer.main.get_command(alone)
+
+
+class Group(TyperGroup):
+    """The commands, whose help needs none of them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = Commands(dict.fromkeys(COMMANDS))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The table of the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
 app = typer.Typer(
     name="repshift",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-NAMES: dict[Any, str] = {evaluate: "eval"}
-"""Commands that are not called as their functions, whose names Python has for something else."""
-for command in (
-    bench,
-    operators,
-    evaluate,
-    profile,
-    analyze,
-    show,
-    report,
-    tokens,
-    compare,
-    gate,
-    export,
-    history,
-    explain,
-    models,
-    methods,
-    metrics,
-    backends,
-    profiles,
-    doctor,
-):
-    app.command(NAMES.get(command), cls=Command)(command)
 
 
 def _print_version(wanted: bool) -> None:

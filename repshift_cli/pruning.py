@@ -26,7 +26,7 @@ from repshift_cli.sweep import axes, plan, profiles
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.parsing import own_options
 
-OPTIONS = ("keep", "remove", "layers", "removal", "protect")
+OPTIONS = ("keep", "remove", "layers", "per_layer", "removal", "protect")
 """What of a profile says how to prune, beside the methods' own options."""
 METHOD = "repshift"
 
@@ -87,29 +87,32 @@ def prune(
     model: nn.Module,
     *,
     inputs: Mapping[str, Any] | tuple[Any, ...] | Tensor,
-    keep: float | None = None,
+    keep: float | Sequence[float] | None = None,
     remove: str | int | None = None,
     layers: Sequence[int] | int | str | None = None,
     method: str | None = None,
     profile: str | Path | None = None,
     protect: str | None = None,
     adapter: Mapping[str, str | int] | None = None,
-    **options: Value,
+    **options: Value | Sequence[str],
 ) -> Pruned:
     """Have `model` drop tokens at the ends of these blocks, from now until the handle's `remove()` or its `with` ends.
 
     `inputs` is one example, keyword arguments or a tuple, for finding the blocks; afterwards any batch and size will
     do. `keep` is the share of the tokens that stays at each of `layers`, which count blocks from 1 (default: 0.6, and
-    one layer at a quarter of the depth); "all" is all blocks. `remove` stands in the place of `keep`: how many tokens
-    leave at each layer, 16, or "30:0" for fewer at each. `method` is a name of `repshift methods` (default: repshift);
-    `options` are its own, like form="update". `profile` is a workload profile, by name or TOML file, that says the
-    same; what is given beside it goes first. `protect` ("first:3,last:1") names tokens that stay beside the model's own
-    protected ones, `adapter` the paths of blocks that cannot be found, as for `repshift explain`.
+    one layer at a quarter of the depth); "all" is all blocks. A list of shares has one for each layer, and so may some
+    of the options: `keep=[0.9, 0.7], layers=[3, 6], sign=["highest", "lowest"]`. `remove` stands in the place of
+    `keep`: how many tokens leave at each layer, 16, or "30:0" for fewer at each. `method` is a name of `repshift
+    methods` (default: repshift); `options` are its own, like form="update". `profile` is a workload profile, by name or
+    TOML file, that says the same; what is given beside it goes first. `protect` ("first:3,last:1") names tokens that
+    stay beside the model's own protected ones, `adapter` the paths of blocks that cannot be found, as for `repshift
+    explain`.
 
     `repshift_cli.UsageError` says what cannot be and what to do instead. Compile a model (torch.compile) while it is
     pruned, or leave it to torch: code that was compiled before is forgotten, here and at `remove()`.
     """
     given = {"keep": keep, "remove": remove, "layers": _schedule(layers), "protect": protect, **options}
+    given |= _per_layer({"keep": keep, **options})
     own = (*own_options(), "removal")
     if unknown := set(options) - set(own):
         raise UsageError(f"prune() has no option {sorted(unknown)[0]!r}; methods take {', '.join(own)}")
@@ -126,6 +129,13 @@ def _schedule(layers: Sequence[int] | int | str | None) -> list[list[int]] | str
     if isinstance(layers, str):
         return layers
     return None if layers is None else [[layers] if isinstance(layers, int) else list(layers)]
+
+
+def _per_layer(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given as a list, a value for each layer, and that it was; nothing where nothing is."""
+    lists = {name: [list(value)] for name, value in given.items() if isinstance(value, (list, tuple))}
+    texts = [name for name, value in given.items() if isinstance(value, str) and "," in value]
+    return {**lists, "per_layer": True} if lists or texts else {}
 
 
 def _case(

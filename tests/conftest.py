@@ -1,9 +1,11 @@
 """Machines played by fakes, and the skipping of tests marked `gpu` where torch has no CUDA device."""
 
+import gc
 import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,13 @@ from repshift_cli.commands.shared import launching
 from repshift_cli.machine import device as devices
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_already_is_not_searched_for_garbage() -> None:
+    """Before it times, `bench` collects: half a second each time in a process that has imported as much as this one."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A width that a shell or a test runner exports must not change what is tested."""
@@ -32,8 +41,9 @@ def measured_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=12, help="moments at which a sweep is killed (default: 12)")
-    parser.addoption("--mutants", type=int, default=5000, help="hostile files per campaign (default: 5000)")
+    parser.addoption("--kills", type=int, default=6, help="moments at which a sweep is killed (default: 6)")
+    parser.addoption("--mutants", type=int, default=1600, help="hostile files per campaign (default: 1600)")
+    parser.addoption("--gpus", type=int, default=200, help="GPUs of the cluster that is played (default: 200)")
 
 
 @pytest.fixture
@@ -42,7 +52,15 @@ def mutants(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--mutants"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist hands out the files in the order of the collection, not those with few tests last."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first, so that two workers that take one file after another end together."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = devices.why_no_cuda() if marked else None
     for item in marked:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from accuracies import Told
+from operator_tables import operator_lengths
+from predictions import predictions
+
 from repshift_cli.analysis import stats
-from repshift_cli.analysis.crossing import crossing
 from repshift_cli.records import Case, Record, Run, store
 from repshift_cli.records.inspection import Inspection
 from repshift_cli.renderers import document_of, markdown
@@ -79,22 +82,16 @@ def dinov2_rivals() -> str:
     return "\n".join(lines)
 
 
-def accuracies(name: str) -> Callable[[], str]:
-    """The linear probe's accuracy: schedules down, methods across; + and - where it is shown unlike random's."""
-    return lambda: _schedules(pruned(name), lambda case: case.pruning, _accuracy)
+def accuracy(name: str, metric: str = "probe_top1", places: int = 1) -> Callable[[], str]:
+    """The methods' ranking against random dropping; folded, every schedule."""
+    told = Told(metric, places, lambda record: method(record.case).removesuffix(", paper"))
 
+    def whole() -> str:
+        rows = [r for r in pruned(f"cpu/accuracy/{name}") if r.status == "ok"]
+        folded = f"<details><summary>Every schedule</summary>\n\n{told.schedules(rows)}\n\n</details>"
+        return f"{told.ranking(rows)}\n\n{folded}"
 
-def _accuracy(record: Record) -> str:
-    return f"{value(record, 'probe_top1'):.1f}{against_random(record)}"
-
-
-def against_random(record: Record) -> str:
-    """`+` where the probe is right more often than after random dropping, `-` where less often, else nothing."""
-    measurement = record.measurement("probe_top1_vs_random")
-    figure = stats.estimate(measurement) if measurement and measurement.samples else None
-    if figure is None or figure.spans(0):
-        return ""
-    return " +" if figure.value > 0 else " -"
+    return on_device(whole, f"cpu/accuracy/{name}")
 
 
 def smollm2_prompts() -> str:
@@ -122,42 +119,6 @@ def vit_sizes() -> str:
         cells = {r.case.keep: _shown(r) for r in rows if r.tokens[0] == tokens}
         lines.append(f"| {tokens} | {' | '.join(cells[keep] for keep in keeps)} |")
     return "\n".join(lines)
-
-
-def operator_lengths() -> str:
-    """Speed-up over the reference of prefill or decoding: operators down, lengths across, and the error at 1024."""
-    rows = [r for r in run_of("cpu/operators").records if r.case.keep == 1]
-    lengths = sorted({r.case.length or 0 for r in rows})
-    heads = [*map(str, lengths), "faster from", "err full at 1024"]
-    lines = [f"| operator | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for name in dict.fromkeys(r.case.attention for r in rows):
-        own = {r.case.length or 0: r for r in rows if r.case.attention == name}
-        reference = "speedup_vs_decode" if own[1024].case.option("decode") else "speedup_vs_flash"
-        cells = [_ratio(own.get(n), reference) for n in lengths]
-        error = own[1024].measurement("err_full")
-        told = f"{error.samples[0]:.2g}" if error and error.samples else NOTHING
-        points = [(n, _sure(r, reference)) for n, r in sorted(own.items()) if cells[0] not in ("ref", NOTHING)]
-        found = crossing(points) if points else None
-        begins = {"always": f"{lengths[0]} or fewer", "never": NOTHING}.get(found.word if found else "never", "")
-        begins = begins or f"~{found.at:.0f}" if found and found.at else begins
-        lines.append(f"| {' | '.join([f'`{name}`', *cells, begins, told])} |")
-    return "\n".join(lines)
-
-
-def _sure(record: Record, metric: str) -> float:
-    """The ratio, at most 1 where its interval holds 1."""
-    measurement = record.measurement(metric)
-    figure = stats.estimate(measurement) if measurement else None
-    assert figure is not None
-    return min(figure.value, 1.0) if figure.spans(1) else figure.value
-
-
-def _ratio(record: Record | None, metric: str) -> str:
-    measurement = record.measurement(metric) if record else None
-    figure = stats.estimate(measurement) if measurement else None
-    if figure is not None:
-        return f"{figure.value:.2f}x"
-    return "ref" if measurement and (measurement.reason or "").startswith("reference") else NOTHING
 
 
 def _schedules(rows: Sequence[Record], name: Callable[[Case], str], cell: Callable[[Record], str]) -> str:
@@ -260,12 +221,16 @@ def inspections() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "inspections": inspections,
+    "predictions": predictions,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
     "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
-    "dinov2-fashion": on_device(accuracies("cpu/accuracy/dinov2-s-fashion"), "cpu/accuracy/dinov2-s-fashion"),
-    "minilm-spam": on_device(accuracies("cpu/accuracy/minilm-spam"), "cpu/accuracy/minilm-spam"),
+    "digits": accuracy("digits", "top1"),
+    "dinov2-fashion": accuracy("dinov2-s-fashion"),
+    "dinov2-fashion-knn": accuracy("dinov2-s-fashion", "knn_top1"),
+    "minilm-spam": accuracy("minilm-spam"),
+    "smollm2-topics": accuracy("smollm2-topics", "next_token_loss", 2),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),

@@ -41,6 +41,15 @@ METHODS = {
         Tested("cls_attention", MAPS),
         Tested("column_attention", MAPS),
         Tested("vid_tldr", ({"map": "rows", "proportional": "on"}, {"map": "dense", "proportional": "off"})),
+        Tested(
+            "mctf",
+            (
+                {"ahead": "reuse", "proportional": "on", "map": "rows"},
+                {"ahead": "again", "proportional": "on", "tau_sim": 2.0, "map": "dense"},
+                {"ahead": "off", "proportional": "off", "tau_info": 1.0, "tau_size": 0.0},
+            ),
+            {"tau_sim": 1.0, "tau_info": 20.0, "tau_size": 40.0, "ahead": "reuse"},
+        ),
         Tested("dart", ({}, {"pivots": 2})),
         Tested("divprune"),
         Tested("novelty"),
@@ -100,15 +109,22 @@ def merged_rows(
     return out, new
 
 
-def attention_map(call: AttentionCall, b: int) -> list[Row]:
-    """The mean over heads of softmax(q k^T / sqrt(d)), without mask."""
+def attention_maps(call: AttentionCall, b: int, sizes: Row | None = None) -> list[list[Row]]:
+    """softmax(q k^T / sqrt(d) + log size) of every head, without mask."""
     q, k = call.query[b].tolist(), call.key[b].tolist()
     factor = call.scale or 1 / math.sqrt(len(q[0][0]))
     maps = []
     for head, queries in enumerate(q):
         keys = k[head * len(k) // len(q)]
-        weights = [[math.exp(factor * dot(row, key)) for key in keys] for row in queries]
+        sized = list(zip(keys, sizes or [1.0] * len(keys), strict=True))
+        weights = [[size * math.exp(factor * dot(row, key)) for key, size in sized] for row in queries]
         maps.append([[w / math.fsum(row) for w in row] for row in weights])
+    return maps
+
+
+def attention_map(call: AttentionCall, b: int, sizes: Row | None = None) -> list[Row]:
+    """Their mean over heads."""
+    maps = attention_maps(call, b, sizes)
     return [[math.fsum(m[i][j] for m in maps) / len(maps) for j in range(len(maps[0][0]))] for i in range(len(maps[0]))]
 
 
@@ -203,6 +219,63 @@ def vid_tldr(a: Asked) -> Left:
     return merged_rows(a.rows, sizes, left, odd, merged, a.prefix)
 
 
+def mctf_groups(a: Asked) -> tuple[list[list[int]], Row]:
+    """The tokens of every row that is left, and the weight of every token."""
+    info = [math.fsum(c) / len(c) for c in zip(*attention_map(a.call, a.b, mctf_sizes(a)), strict=True)]
+    places = range(len(a.rows))
+    tau = a.options
+
+    def w(i: int, j: int) -> float:
+        alike = ((cosine(a.rows[i], a.rows[j]) + 1) / 2) ** (1 / tau["tau_sim"])
+        worth = 1.0
+        for values, t in ((info, tau["tau_info"]), (a.sizes, tau["tau_size"])):
+            worth *= (min(values) ** 2 / (values[i] * values[j])) ** (1 / t) if t else 1
+        return alike * worth
+
+    def best(ones: list[int], others: list[int], count: int) -> tuple[dict[int, int], list[int]]:
+        found = {i: max((w(i, j), -j) for j in others) for i in ones if i >= a.prefix}
+        order = sorted(found, key=lambda i: (-found[i][0], i))
+        return {i: -found[i][1] for i in order[:count]}, order[count:]
+
+    even, odd = ([i for i in places[first::2] if i >= a.prefix] for first in (0, 1))
+    once, left = best(even, odd, a.leaving // 2)
+    twice, odd_left = best(odd, left, a.leaving - a.leaving // 2)
+    left = sorted(left) if a.prefix else left
+    ends = {**{j: i for j, i in twice.items()}, **{i: twice.get(j, j) for i, j in once.items()}}
+    stay = [*range(a.prefix), *left, *odd_left]
+    return [[i, *(j for j, end in ends.items() if end == i)] for i in stay], [
+        x * s for x, s in zip(info, a.sizes, strict=True)
+    ]
+
+
+def mctf_sizes(a: Asked) -> Row | None:
+    return a.sizes if a.options.get("proportional") == "on" else None
+
+
+def weighted(rows: list[Row], groups: list[list[int]], weights: Row) -> list[Row]:
+    """The weighted mean of the rows of every group."""
+    totals = [math.fsum(weights[i] for i in group) for group in groups]
+    width = range(len(rows[0]))
+    return [
+        [math.fsum(weights[i] * rows[i][c] for i in group) / total for c in width]
+        for group, total in zip(groups, totals, strict=True)
+    ]
+
+
+def mctf(a: Asked) -> Left:
+    groups, weights = mctf_groups(a)
+    return weighted(a.rows, groups, weights), [math.fsum(a.sizes[i] for i in group) for group in groups]
+
+
+def mctf_maps(a: Asked) -> list[list[Row]]:
+    """The maps of every head that the block to come attends by: columns summed, rows averaged by the weights."""
+    groups, weights = mctf_groups(a)
+    return [
+        weighted([[math.fsum(row[j] for j in group) for group in groups] for row in rows], groups, weights)
+        for rows in attention_maps(a.call, a.b, mctf_sizes(a))
+    ]
+
+
 def dart(a: Asked) -> Left:
     keys, states = a.call.key[a.b].tolist(), a.rows[a.prefix :]
     norms = [math.fsum(abs(x) for head in keys for x in head[i]) for i in range(a.prefix, len(a.rows))]
@@ -237,6 +310,11 @@ def novelty(a: Asked) -> Left:
 LOOPS = {name: globals()[name] for name in METHODS}
 
 
+def asked_each(x: Tensor, call: AttentionCall, sizes: list[Row], *of: Any) -> list[Asked]:
+    """Every sample by itself."""
+    return [Asked(x[b].tolist(), call, b, sizes[b], *of) for b in range(len(x))]
+
+
 def by_loops(
     name: str,
     x: Tensor,
@@ -249,10 +327,7 @@ def by_loops(
     options: Mapping[str, Any],
 ) -> tuple[Tensor, list[Row] | None]:
     """The state reduced, sample by sample, and the new sizes."""
-    batch, tokens, _ = x.shape
-    before = sizes or [[1.0] * tokens] * batch
-    found = [
-        LOOPS[name](Asked(x[b].tolist(), call, b, before[b], prefix, keep, layer, depth, options)) for b in range(batch)
-    ]
+    before = sizes or [[1.0] * x.shape[1]] * len(x)
+    found = [LOOPS[name](a) for a in asked_each(x, call, before, prefix, keep, layer, depth, options)]
     new = [sizes for _, sizes in found if sizes is not None]
     return torch.tensor([rows for rows, _ in found], dtype=x.dtype), new or None

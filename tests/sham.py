@@ -2,12 +2,15 @@
 
 So that gates run on real revisions, worktrees and processes in milliseconds and with exact times: `factor.txt` makes
 every latency longer, `template.json` is the run, `mood.txt` makes it refuse, hang or fall over: `dies` in every round,
-`dies-once` in the first, `segv` before it writes a run, `wanders` by an output that differs from process to process.
+`dies-once` in the first, `segv` before it writes a run, `helpless` when it is asked for help, `wanders` by an output
+that differs from process to process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -17,6 +20,7 @@ from pathlib import Path
 
 from synthetic import CPU, ON_CPU, ran
 
+from repshift_cli.cli import run as run_repshift
 from repshift_cli.records import Case, Record, Run
 from repshift_cli.records.json_codec import to_plain
 
@@ -30,7 +34,9 @@ def argument(name, default=None):
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
 mood = open("mood.txt").read().split()
 if "--help" in sys.argv:
-    print("Usage: --timing-only" if "old" not in mood else "Usage:")
+    if "helpless" in mood:
+        raise AttributeError("no help")
+    print("Usage: --timing-only --case-timeout" if "old" not in mood else "Usage:")
     sys.exit()
 with open(os.environ.get("SHAM_LOG", os.devnull), "a") as log:
     print(os.path.basename(argument("--out")), os.getcwd(), *sys.argv[1:], file=log)
@@ -139,10 +145,18 @@ class Repository:
         )
 
     def gate(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of a gate."""
-        process = self.start(*arguments, **environment)
-        out, error = process.communicate(timeout=300)
-        return process.returncode, out, error
+        """Exit code, stdout and stderr of a gate in this process; what it measures are processes all the same."""
+        out, error, before, kept = io.StringIO(), io.StringIO(), Path.cwd(), dict(os.environ)
+        os.chdir(self.folder)
+        os.environ.update({"COLUMNS": "120"} | environment)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+                code = run_repshift(["gate", "--profile", "gate.toml", *arguments], debug=False)
+        finally:
+            os.chdir(before)
+            os.environ.clear()
+            os.environ.update(kept)
+        return code, out.getvalue(), error.getvalue()
 
     def worktrees(self) -> int:
         return len(self.git("worktree", "list").splitlines())

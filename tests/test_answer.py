@@ -94,8 +94,21 @@ def test_random_weights_show_no_loss_and_that_is_the_next_step() -> None:
 
 
 def test_settings_are_counted_and_the_row_is_named_by_what_tells_it_apart() -> None:
-    said = closing(sweep_run())[1]
-    assert said.startswith("Pruning pays in 4 of 4 settings: deit_s flash+repshift keep 0.3 at 3 update eager is 1.47x")
+    row = "the best of 8 rows, deit_s flash+repshift keep 0.3 at 3 update eager, is 1.47x"
+    assert closing(sweep_run())[1].startswith(f"Pruning pays in 4 of 4 settings: {row}")
+
+
+def test_the_luckiest_of_many_rows_that_gain_nothing_does_not_pay() -> None:
+    """Six rounds that all gain have p = 1/64: enough alone, and among rows that gain as surely, not as one of nine."""
+    lucky = replace(ratio("flash", 1.02, 1.05), samples=(1.02, 1.05) * 3)
+    gaining, nothing = row(SHIFT, lucky), replace(lucky, samples=(0.95, 1.04) * 3)
+    others = [replace(SHIFT, keep=keep / 10) for keep in range(1, 10) if keep != 5]
+    assert answer(run_of(gaining)).verdict == answers.PAYS  # type: ignore[union-attr]
+    assert answer(run_of(gaining, *(row(case, lucky) for case in others))).verdict == answers.PAYS  # type: ignore[union-attr]
+    among = (gaining, *(row(case, nothing) for case in others))
+    found = answer(run_of(*among))
+    assert found is not None and (found.verdict, found.next[-1]) == (answers.OPEN, answers.BUDGET)
+    assert "(1.02–1.05) the speed of unpruned flash, as the luckiest of 9 rows may by chance. Next:" in told(*among)
 
 
 @pytest.mark.parametrize(

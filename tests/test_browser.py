@@ -16,13 +16,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from html_page import SCRIPT, poisoned
+from html_page import page_of as report_of
 from PIL import Image
 from synthetic import small_run, sweep_run
-from test_report import SCRIPT, hostile
+from test_report import everything_poisoned
 from test_tokens import GALLERY
 
 from repshift_cli.records import Run
-from repshift_cli.records.json_codec import to_json
+from repshift_cli.records.json_codec import from_plain, to_json
 from repshift_cli.renderers import document_of
 from repshift_cli.renderers.page import embedded
 from repshift_cli.renderers.page.page import page as page_of
@@ -116,7 +118,7 @@ def test_it_fits_its_window_and_every_chart_is_drawn(opened: Any, width: int, sc
 
 def test_bars_are_as_long_as_the_runs_figures(opened: Any) -> None:
     shown = opened(small_run())
-    bars = "figure:has(svg[aria-label='Latency: latency']) rect.bar"
+    bars = "figure:has(svg[aria-label='Latency']) rect.bar"
     values = [float(v or 0) for v in shown.all(bars, "data-value")]
     widths = [float(v or 0) for v in shown.all(bars, "width")]
     assert [round(v, 1) for v in values] == pytest.approx([142.7, 142.4, 105.6], abs=0.6)
@@ -183,14 +185,21 @@ def test_the_data_are_saved_as_the_run_that_they_are(
     opened: Any, monkeypatch: pytest.MonkeyPatch, longest: int
 ) -> None:
     monkeypatch.setattr(embedded, "LONGEST_PLAIN", longest)
-    shown = opened(hostile(small_run()))
-    assert json.loads(shown.download("[data-save]")) == json.loads(to_json(hostile(small_run())))
+    run = from_plain(Run, json.loads(poisoned(small_run())))
+    shown = opened(run)
+    assert json.loads(shown.download("[data-save]")) == json.loads(to_json(run))
 
 
-def test_a_model_named_like_a_script_stays_text(opened: Any) -> None:
-    shown = opened(hostile(small_run()))
-    assert shown.page.evaluate("window.stolen") is None
-    assert SCRIPT in shown.page.locator("body").inner_text()
+def test_texts_of_every_kind_of_file_stay_texts(opened: Any, tmp_path: Path) -> None:
+    """Code stands behind every text of a run, a gate, a history, a profile, an inspection and an evaluation."""
+    text, _ = report_of(tmp_path, *everything_poisoned())
+    shown = opened(text, 400)
+    assert shown.page.evaluate("window.stolen") is None and shown.page.locator("img").count() == 0
+    assert shown.page.locator("svg").count() > 30
+    assert SCRIPT.split("\u202e")[0] in shown.page.locator("body").inner_text()
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 400
+    shown.page.locator("#source-0").get_by_label("filter by words").fill("repshift")
+    shown.page.locator("#source-5 thead button", has_text="vs unpruned").first.click()
     shown.page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), {text: 'window.stolen = 2'}))"
     )

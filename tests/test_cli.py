@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from repshift_cli import __version__, cli, registry
 from repshift_cli.cli import debug_first, run
@@ -50,10 +51,22 @@ def test_no_heavy_import_for_what_needs_none(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_names_every_command() -> None:
-    text = repshift("--help").stdout
-    commands = ("bench", "profile", "show", "compare", "gate", "export", "history", *LISTINGS)
-    assert all(f"\n  {name} " in text for name in commands)
+def test_help_names_every_command_in_its_own_words_without_importing_any(capsys: pytest.CaptureFixture[str]) -> None:
+    files = {f.stem for f in (Path(cli.__file__).parent / "commands").glob("*.py")} - {"__init__"}
+    group: Any = typer.main.get_command(cli.app)
+    assert set(cli.COMMANDS) == files
+    for name, line in cli.COMMANDS.items():
+        assert group.commands[name].help.startswith(line), name
+    assert run(["--help"], False) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {line}" in shown for name, line in cli.COMMANDS.items())
+    code = (
+        "import sys; from repshift_cli.cli import run\n"
+        "run(['--help'], False)\n"
+        "sys.exit(' '.join({'repshift_cli.commands.bench', 'repshift_cli.benchmark'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_version() -> None:
@@ -137,6 +150,7 @@ def test_bad_input_exits_2_with_one_sentence(arguments: list[str], words: str) -
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_met_quietly() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "repshift_cli", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -188,6 +202,7 @@ def test_backends_says_why_one_is_not_here(shown: Callable[..., str], no_gpu: py
     assert "On this machine's cpu." in text
 
 
+@pytest.mark.slow
 def test_the_doctor_exits_0_as_a_program() -> None:
     done = repshift("doctor")
     assert (done.returncode, done.stderr) == (0, "")

@@ -409,6 +409,7 @@ def test_planned_tokens_are_those_that_come_out(
 # --- the paper's MACs -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "exact", "printed"), [("resnet34", (3.66, 2.46), (3.7, 2.5)), ("resnet50", (4.09, 2.70), (4.1, 2.7))]
 )
@@ -496,6 +497,7 @@ def test_a_method_that_wants_more_than_a_grid_has_is_refused() -> None:
 SHORT = ["--model", "resnet18", "--image-size", "32", "--batch", "2", "--keep", "0.5", "--layers", "1,2"]
 
 
+@pytest.mark.slow
 def test_bench_has_all_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     more = ["--variant", "flash,flash+repshift,flash+oracle", "--removal", "line,token", "--rounds", "1"]

@@ -212,6 +212,21 @@ def test_only_changed_and_metric_select(tmp_path: Path) -> None:
     assert code == 2 and "no case has 'speed' on both sides; there are" in error
 
 
+def test_what_only_explains_stands_below_the_table(tmp_path: Path) -> None:
+    """The machine's state is no result: whatever it did, it comes after all that is one, named in a line."""
+    first, runs = small_run().records[0], []
+    m = dataclasses.replace(first.measurements[0], metric="cpu_steal", label="steal", gateable=False, detail=True)
+    for times in (1, 9):
+        steal = dataclasses.replace(m, samples=tuple(times * s for s in m.samples))
+        record = dataclasses.replace(first, measurements=(steal, *first.measurements))
+        runs.append(dataclasses.replace(small_run(), records=(record,)))
+    _, out, _ = compare(tmp_path, *runs)
+    assert "1 more only explain the others (steal); --all shows them" in " ".join(out.split())
+    assert "steal" not in out.partition("· ")[0].partition("change")[2].partition("\n· change")[0]
+    _, everything, _ = compare(tmp_path, *runs, "--all")
+    assert any(line.split()[:2] == ["vanilla", "steal"] for line in everything.splitlines())
+
+
 def test_a_delta_makes_small_changes_none(tmp_path: Path) -> None:
     _, out, _ = compare(tmp_path, small_run(), slower(small_run(), 1.05), "--delta", "0.1", "--only-changed")
     assert "worse" not in out

@@ -489,6 +489,7 @@ def test_counted_bytes_reach_the_record(counter: pytest.MonkeyPatch) -> None:
     assert told["energy"].reason == "no GPU in this run"
 
 
+@pytest.mark.slow
 def test_a_child_that_crashes_leaves_the_record_whole(counter: pytest.MonkeyPatch) -> None:
     from repshift_cli.benchmark import builder, runner
 

@@ -210,6 +210,7 @@ def test_at_the_warning_a_latency_is_too_long_by_about_that_share() -> None:
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="counts on Linux's scheduler to share the cores")
 
 
+@pytest.mark.slow
 @LINUX
 def test_programs_beside_a_run_are_told_first_and_too_many_threads_are_named(
     spinners: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -369,6 +369,7 @@ def command(*words: str) -> Any:
     return done
 
 
+@pytest.mark.slow
 def test_bench_of_a_checkpoint_on_prompts(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     options = ["--model", f"hf:{folder}", "--data", str(folder / "prompts.txt"), "--tokens", "24", "--batch", "3"]

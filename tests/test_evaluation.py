@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from repshift_cli.analysis import stats
 from repshift_cli.evaluation import loop
 from repshift_cli.evaluation.labels import matched
 from repshift_cli.evaluation.samples import stratified
-from repshift_cli.models.inputs.preprocessing import Preprocessing, of_processor
+from repshift_cli.models.inputs.preprocessing import Preprocessing, of_processor, of_timm
 from repshift_cli.records import UsageError
 
 COUNT = 60
@@ -54,6 +55,7 @@ def table(path: Path, rows: list[dict[str, Any]]) -> Path:
 # --- accuracies that are known ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_says_what_each_variant_loses(done: Done) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     assert done.code == 0, done.err
@@ -249,6 +251,7 @@ class _Kept:
     def close(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_the_same_variants_are_timed_and_compared(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,7 +351,7 @@ def test_every_beginning_is_stratified() -> None:
     assert order == stratified(labels, 0) != stratified(labels, 1)
 
 
-@pytest.mark.parametrize("form", ["stretched", "cropped", "convnext"])
+@pytest.mark.parametrize("form", ["stretched", "cropped", "convnext", "siglip", "scaled"])
 def test_images_are_prepared_as_by_the_checkpoints_processor(form: str) -> None:
     import transformers
 
@@ -357,6 +360,8 @@ def test_images_are_prepared_as_by_the_checkpoints_processor(form: str) -> None:
         "stretched": ("ViTImageProcessorPil", {"size": {"height": 32, "width": 32}, "resample": 2}),
         "cropped": ("CLIPImageProcessorPil", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}),
         "convnext": ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 32}, "crop_pct": 0.875, "resample": 3}),
+        "siglip": ("SiglipImageProcessorPil", {"size": {"height": 32, "width": 32}}),
+        "scaled": ("ViTImageProcessorPil", {"size": {"height": 32, "width": 32}, "rescale_factor": 1 / 127.5}),
     }[form]
     processor = getattr(transformers, kind, None)
     if processor is None:
@@ -365,6 +370,48 @@ def test_images_are_prepared_as_by_the_checkpoints_processor(form: str) -> None:
     how = of_processor(json.loads(processor(**given).to_json_string()), 32)
     found = (how.pixels(image) / 255 - np.array(how.mean)) / np.array(how.std)
     assert np.abs(found.transpose(2, 0, 1) - expected).max() < 0.02
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_images_are_prepared_as_timms_data_configuration_says(mode: str, share: float) -> None:
+    from repshift_cli.models.base.torchvision import mend
+
+    mend()
+    data = pytest.importorskip("timm.data", reason="timm makes the images to compare with")
+    told = {"input_size": (3, 32, 32), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    told |= {"crop_pct": share, "crop_mode": mode}
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 131, 3), dtype=np.uint8))
+    expected = data.create_transform(**data.resolve_data_config(pretrained_cfg=told))(image)
+    how = of_timm(told)
+    found = (how.pixels(image) / 255 - np.array(how.mean)) / np.array(how.std)
+    assert np.abs(found.transpose(2, 0, 1) - np.asarray(expected)).max() < 0.03
+
+
+def test_who_wants_images_so_is_said(tmp_path: Path) -> None:
+    from repshift_cli import registry
+    from repshift_cli.evaluation.order import preprocessing_of
+
+    def told(name: str) -> Any:
+        return registry.load(registry.resolve_model(name)).preprocessing(name)
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {"image_size": 64}}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert told(f"hf:{tmp_path}").words == (
+        "short side 64, centre crop 64 px, bicubic, mean 0.4815 0.4578 0.4082, std 0.2686 0.2613 0.2758 (CLIP's own)"
+    )
+    inside = {"image_processor": {"size": {"height": 64, "width": 64}, "image_mean": [0.1] * 3}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(inside))
+    assert "stretched 64 px" in told(f"hf:{tmp_path}").words and told(f"hf:{tmp_path}").mean == (0.1,) * 3
+    assert told("siglip_b").mean == (0.5,) * 3 and told("vit_b") is None
+    assert "assumed, for nobody says" in Preprocessing(32).words
+    assert "(--preprocess)" in preprocessing_of("mean=0.5", Preprocessing(32)).words
+    changed = preprocessing_of("resize=none", told("deit_s"))
+    assert changed.words.startswith("stretched 224") and "DeiT's own, changed by --preprocess" in changed.words
+    if importlib.util.find_spec("timm"):
+        assert told("timm:vit_tiny_patch16_224").words.startswith(
+            "short side 248, centre crop 224 px, bicubic, mean 0.5"
+        )
 
 
 def test_another_size_keeps_the_margin_in_proportion() -> None:

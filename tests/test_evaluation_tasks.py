@@ -60,6 +60,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 # --- probe ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_heads_answer_as_scikit_learns_do() -> None:
     linear = pytest.importorskip("sklearn.linear_model")
     neighbors = pytest.importorskip("sklearn.neighbors")
@@ -76,6 +77,7 @@ def test_heads_answer_as_scikit_learns_do() -> None:
     assert np.array_equal(heads.nearest(torch.from_numpy(features[300:])), expected)
 
 
+@pytest.mark.slow
 def test_a_probe_is_fitted_on_the_unpruned_model_or_on_each_variant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

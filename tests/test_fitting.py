@@ -74,6 +74,7 @@ def case_of(attention: str) -> Case:
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [lambda: torch.OutOfMemoryError(OUT), lambda: RuntimeError("can't allocate memory: 3 bytes"), MemoryError]
 )
@@ -100,6 +101,7 @@ def test_the_variants_agree_on_the_smallest_of_what_fits(monkeypatch: pytest.Mon
         fitting.largest_batch(cases, "cpu")
 
 
+@pytest.mark.slow
 def test_on_a_cpu_what_is_reckoned_is_what_a_forward_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     step = StepBuilder("cpu").prepare(case_of("vanilla"))
     monkeypatch.setattr(memory, "free_bytes", lambda: 16 * MIB)

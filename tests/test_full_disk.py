@@ -39,6 +39,7 @@ def go(records: int) -> None:
         FOLDER.write_text("in the way")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "words"),
     [

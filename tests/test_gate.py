@@ -350,6 +350,7 @@ def test_a_case_that_no_longer_runs_is_a_regression() -> None:
     absent = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "base", ABSENT, "it has no such case")])
     new = outcome(finding(PASS, seed=1), lonely=[Lonely(case, "head", "failed", "failed: out of memory")])
     assert absent.exit_code == new.exit_code == 0
+    assert absent.sentence.endswith("; no longer planned on head: flash seed 0") and "planned" not in new.sentence
 
 
 def test_a_case_that_failed_once_leaves_the_gate_open() -> None:

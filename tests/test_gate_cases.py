@@ -131,6 +131,23 @@ def test_a_head_that_dies_in_the_rounds_is_a_regression(repository: Repository) 
     assert [r.status for r in store.load(repository.folder / "g" / "base.json").records] == ["ok", "ok"]
 
 
+def test_a_head_that_crashes_when_asked_for_help_is_judged_by_what_it_measures(repository: Repository) -> None:
+    repository.write({"mood.txt": "helpless segv"})
+    code, out, error = repository.gate("--base", "HEAD", "--case-timeout", "60")
+    assert code == 1 and "flash no longer runs (failed: head ended with signal 11" in last(out), error
+    repository.write({"mood.txt": "helpless"})
+    code, out, error = repository.gate("--base", "HEAD", "--quick")
+    assert code == 0, error
+    assert "`repshift bench --help` fails on head (AttributeError: no help), so no option" in " ".join(out.split())
+
+
+def test_a_case_that_head_no_longer_plans_is_in_the_last_line(repository: Repository) -> None:
+    repository.write({"template.json": template(FLASH)})
+    code, out, _ = repository.gate("--base", "HEAD", "--quick")
+    assert code == 0 and last(out).startswith("PASS: no regression in 1 case against HEAD")
+    assert last(out).endswith("; no longer planned on head: efficient")
+
+
 def test_what_fails_once_and_then_runs_leaves_the_gate_open(repository: Repository) -> None:
     repository.write({"mood.txt": "dies-once"})
     code, out, _ = repository.gate("--base", "HEAD", "--github")

@@ -116,7 +116,7 @@ def test_each_gets_a_row_and_the_others_are_measured(here: Path) -> None:
     assert not found and "by python" in done.stderr, "what was closed is open again for the next"
     listed = run(command("raises_at_once,dies_at_once,no_blocks,ok", "--dry-run"))
     assert listed.returncode == 0 and "2 cases to measure, 1 refused, 2 failed" in listed.stdout
-    assert "fails: " in listed.stdout and "while it was planned" in listed.stdout
+    assert "failed: " in listed.stdout and "while it was planned" in listed.stdout
 
 
 # --- inputs changed in place ------------------------------------------------------------------------------------------
@@ -129,6 +129,7 @@ def measured(model: str, *more: str) -> dict[str, Record]:
     return {f"{r.case.variant} {r.case.keep}": r for r in store.load(out).records}
 
 
+@pytest.mark.slow
 def test_inputs_changed_in_place_are_put_back_and_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(here))
     monkeypatch.delitem(sys.modules, NAME, raising=False)

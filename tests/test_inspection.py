@@ -22,12 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import repshift_cli
-from repshift_cli.attention import sliding, vanilla
+from repshift_cli.attention import flash, sliding, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.cli import app
 from repshift_cli.commands.analyze import inspection_schema
 from repshift_cli.inspection import Look, Settings, cache, heads, reach, repair, score, sinks
-from repshift_cli.inspection.base import effects, left_out, ranks, rows
+from repshift_cli.inspection.base import caches, effects, left_out, packing, ranks, rows
 from repshift_cli.inspection.base.blocks import own_places
 from repshift_cli.inspection.base.left_out import halves, importance
 from repshift_cli.kernels.sdpa import AttentionCall
@@ -171,6 +171,19 @@ def test_no_more_weights_exist_at_once_than_the_bound_says() -> None:
     with Largest() as largest:
         rows.received(call, torch.ones(tokens, dtype=torch.bool), most)
     assert largest.elements <= most < tokens * tokens
+
+
+def test_no_map_of_all_heads_is_kept_while_a_model_is_looked_at() -> None:
+    """Under flash nothing of a question is as large as the heads' maps, nor larger than the bound of `rows`."""
+    tokens = 800
+    look = planted(1)
+    subject = replace(look.subject, tokens=tokens)
+    look = look_of(replace(subject, inputs=(0.1 * tiny.pixels(1, tokens, WIDTH),)), attention=flash)
+    with Largest() as largest:
+        assert sinks.answer(look).status == "ok"
+        with look.active():
+            score._seen(look, look.inputs[0])
+    assert tokens**2 < largest.elements <= rows.MOST < HEADS * tokens**2
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
@@ -379,6 +392,37 @@ def test_sink_rates_move_with_the_length() -> None:
     assert rates["31", "any token"] == 0, "where nothing is marked every key gets the same"
 
 
+def test_the_last_tokens_of_a_causal_sequence_are_no_sinks() -> None:
+    """Each of the last tokens is seen by few queries, and looks at itself: a mean over one query is no sink."""
+    eye = 10 * torch.eye(12, dtype=torch.float64).expand(1, 1, 12, 12)
+    call = AttentionCall(eye, eye, eye, is_causal=True)
+    asking = torch.ones(12, dtype=torch.bool)
+    assert float(rows.received(call, asking)[0, 0, -1]) > 0.9
+    found = rows.received(call, asking, least=8)[0, 0]
+    assert (found[:5] > 0).all() and not found[5:].any()
+    assert rows.received(call, asking, least=99)[0, 0].nonzero().tolist() == [[0]], "as many as there are"
+
+
+def test_of_packed_documents_each_start_draws_where_no_other_is_seen(decoder: Look) -> None:
+    inputs = tuple({**decoder.inputs[0], "input_ids": ids} for ids in torch.randint(50, (3, 1, 20)))
+    look = replace(decoder, inputs=inputs, settings=replace(ALL, packed=2))
+    apart, packed = (packing.Packing(kind, False) for kind in (packing.APART, packing.PACKED))
+    pieces = list(packing.sequences(look, packed, 2))
+    assert [len(p) for p in pieces] == [2, 2, 2] and pieces[2][1].equal(inputs[0]["input_ids"][:, :10])
+    with look.active():
+        alone = packing.attention_of(look, [pieces[0][1]], packed, 1)
+        masked, seen = (packing.attention_of(look, pieces[0], kind, 1) for kind in (apart, packed))
+    for block, one in enumerate(alone):
+        torch.testing.assert_close(masked[block][:, 10:], one, rtol=0, atol=1e-9)
+        assert (seen[block][:, 10] < one[:, 0]).all(), "it shares with the first document"
+    found = dict(sinks.answer(look).quantity("rate_by_packing").items())
+    assert found["whole", sinks.OF_PACKED[1]] is None and found["packed", sinks.OF_PACKED[1]] is not None
+    started = next(packing.sequences(look, packing.Packing(packing.PACKED, True), 2))
+    assert [int(piece[0, 0]) for piece in started] == [packing.start_of(look)] * 2
+    assert "add --inputs 4" in str(sinks.unanswerable(replace(look, settings=replace(ALL, packed=4))))
+    assert "leave out --packed" in str(sinks.unanswerable(replace(planted(1), settings=replace(ALL, packed=2))))
+
+
 def test_the_planted_dormant_head_is_found_and_not_missed() -> None:
     look = planted()
     found = heads.answer(look)
@@ -494,6 +538,30 @@ def test_reach_of_a_linear_model_is_its_closed_form(monkeypatch: pytest.MonkeyPa
     assert found.quantity("reach").values[0] == 2
 
 
+def test_on_a_grid_distance_is_that_of_rows_and_columns() -> None:
+    """Each patch of 3 x 3 is given the sum of the square around it: influence 1 up to a distance of 1, then none."""
+    side = 3
+    at = torch.stack(torch.unravel_index(torch.arange(side * side), (side, side)), 1)
+    near = ((at[:, None] - at).abs().amax(-1) <= 1).double()
+    sources, places = torch.tensor([1, 5]), torch.arange(1, 1 + side * side)
+    influence = F.pad(near[sources - 1], (1, 0))
+    assert reach.along_distance(influence, sources, places, (side, side)).tolist() == [1, 1, 0]
+    assert reach.along_distance(influence, sources, places).tolist() != [1, 1, 0], "in the row it is another"
+    assert reach.around(3, 2).tolist() == [1, 4, 8] and reach.around(3).tolist() == [1, 1, 1]
+    assert reach.reach(torch.tensor([1.0, 1, 1]), 0.4, directions=2) == 2 != reach.reach(torch.ones(3), 0.4)
+    images = replace(planted(1), inputs=((torch.zeros(1, 3, 8, 8),),))
+    nine, twelve = (replace(images, subject=replace(images.subject, tokens=n)) for n in (9, 12))
+    assert reach.grid_of(nine, nine.inputs[0]) == (3, 3)
+    assert reach.grid_of(twelve, twelve.inputs[0]) is None
+    clip = (torch.zeros(1, 8, 3, 8, 8),)
+    assert reach.grid_of(replace(nine, case=case(frames=8), subject=replace(nine.subject, tokens=36)), clip) == (
+        4,
+        3,
+        3,
+    )
+    assert reach.grid_of(planted(1), planted(1).inputs[0]) is None
+
+
 def test_inputs_of_different_lengths_are_averaged_by_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = iter([5, TOKENS])
     monkeypatch.setattr(reach, "own_places", lambda subject, inputs: torch.arange(1, 1 + next(lengths)))
@@ -502,7 +570,7 @@ def test_inputs_of_different_lengths_are_averaged_by_distance(monkeypatch: pytes
 
 
 def test_reach_is_the_distance_within_which_the_share_lies() -> None:
-    profile = torch.tensor([5.0, 0.5, 0.3, 0.1, 0.1])
+    profile = torch.tensor([5.0, 0.5, 0.3, 0.1, 0.1], dtype=torch.float64)
     assert reach.reach(profile, 0.9) == 3 and reach.reach(profile, 0.5) == 1
     assert reach.reach(torch.tensor([1.0, 0, 0])) is None
     assert reach.farthest(torch.tensor([1.0, 0.2, 0, 1e-9])) == 1
@@ -559,25 +627,41 @@ def test_a_token_behind_a_pruned_cache_is_the_last_of_a_pruned_prompt(decoder: L
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_the_cache_is_measured_and_follows_the_formula(decoder: Look) -> None:
+def test_the_cache_is_measured_and_follows_the_formula(decoder: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LENGTHS", (100, 112))
     look = replace(decoder, inputs=decoder.inputs[:1])
+    look = replace(look, beside=(replace(look, case=replace(look.case, attention="flash")),))
     assert cache.unanswerable(look) is None and "no decoder" in str(cache.unanswerable(planted(1)))
     found = cache.answer(look)
-    sizes = cache.Sizes(4, 4, 2, 8, 8)
+    sizes = caches.Sizes(4, 4, 2, 8, 8)
     assert {**found.settings, **vars(sizes)} == found.settings
     whole, shorter = (round(2**20 * value) for value in found.quantity("held").values if value is not None)
-    assert whole == cache.cache_bytes("grouped", 20, sizes)
+    assert whole == caches.cache_bytes("grouped", 20, sizes)
     assert shorter == whole - 2 * 2 * 8 * 8 * 3 * 9, "9 of 20 rows less behind the first block"
-    assert cache.cache_bytes("pruned", 100, sizes) == 2 * 2 * 8 * 8 * (100 + 3 * 50)
-    assert cache.cache_bytes("multi-head", 100, sizes) == 2 * cache.cache_bytes("grouped", 100, sizes)
-    assert cache.cache_bytes("slim", 100, sizes) == cache.cache_bytes("grouped", 100, sizes)
-    assert cache.cache_bytes("MLA", 100, sizes) == 36 * 100 * 4 * 8
-    assert cache.cache_bytes("paged", 100, sizes) == cache.cache_bytes("grouped", 112, sizes)
-    assert len(found.quantity("times").values) == len(cache.TIMES)
+    assert caches.cache_bytes("pruned", 100, sizes) == 2 * 2 * 8 * 8 * (100 + 3 * 50)
+    assert caches.cache_bytes("multi-head", 100, sizes) == 2 * caches.cache_bytes("grouped", 100, sizes)
+    assert caches.cache_bytes("slim", 100, sizes) == caches.cache_bytes("grouped", 100, sizes)
+    assert caches.cache_bytes("MLA", 100, sizes) == 36 * 100 * 4 * 8
+    assert caches.cache_bytes("paged", 100, sizes) == caches.cache_bytes("grouped", 112, sizes)
+    assert len(found.quantity("times").values) == len(found.quantity("times_flash").values) == len(cache.TIMES)
+    prefill, _, shorter_prefill, _ = found.quantity("peaks").values
+    assert prefill is not None and shorter_prefill is not None and prefill > shorter_prefill > whole / 2**20
+    held = {place: round(2**20 * value) for place, value in found.quantity("operator_bytes").items() if value}
+    for kind in ("multi-head", "grouped", "multi-query", "MLA", "slim"):
+        assert held["100", kind] == caches.cache_bytes(kind, 100, sizes), kind
+    assert held["112", "paged"] == held["100", "paged"] == caches.cache_bytes("paged", 112, sizes)
+    assert held["100", "DMC"] >= caches.cache_bytes("DMC", 100, sizes), "padding of the heads with more slots"
 
 
 def test_times_are_medians_of_the_runs_behind_the_first() -> None:
-    ticks = iter([0.0, 1.0, 1.0, 3.0, 3.0, 6.0, 6.0, 16.0, 16.0, 16.5])
+    ticks = iter([0.0, 1.0, 1.0, 3.0, 3.0, 6.0, 6.0, 9.0, 9.0, 9.5])
     runs: list[int] = []
-    assert cache.timed(lambda: runs.append(1), "cpu", lambda: next(ticks)) == 2000
-    assert len(runs) == 1 + cache.REPEATS
+    assert caches.timed(lambda: runs.append(1), "cpu", lambda: next(ticks)) == 2000
+    assert len(runs) == 1 + caches.REPEATS
+
+
+def test_long_runs_are_repeated_less() -> None:
+    ticks = iter([0.0, caches.SECONDS, 100.0, 101.0])
+    runs: list[int] = []
+    assert caches.timed(lambda: runs.append(1), "cpu", lambda: next(ticks)) == 1e3 * caches.SECONDS
+    assert len(runs) == 2

@@ -160,6 +160,7 @@ def test_a_full_disk_leaves_what_was_written(tmp_path: Path, monkeypatch: pytest
     journal.close()
 
 
+@pytest.mark.slow
 def test_every_write_that_can_fail_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As SQLite's tests do: fault n of each call in turn; whatever was acknowledged is in the file afterwards."""
     calls = ("pwrite", "pread", "fsync", "replace", "link", "open", "ftruncate", "unlink", "mkdir")

@@ -111,6 +111,7 @@ def test_all_metrics_are_listed_with_a_sentence(capsys: pytest.CaptureFixture[st
     assert found["latency"]["description"] in shown and "latency in ms, timed, median, less is better, gates" in shown
 
 
+@pytest.mark.slow
 def test_what_a_run_holds_is_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Whatever a real run writes has its description among the metrics."""
     from repshift_cli import cli

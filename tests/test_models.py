@@ -613,6 +613,11 @@ def test_whole_numbers_stay_whole_numbers(own_module: Callable[[str], str]) -> N
     assert call(subject.module, subject.inputs).shape == (3, 5)
 
 
+def test_a_tensor_alone_is_the_only_input(own_module: Callable[[str], str]) -> None:
+    subject = own.build(own_case(own_module("one_tensor"), batch=2))
+    assert isinstance(subject.inputs, tuple) and subject.inputs[0].shape == (2, 12, tiny.WIDTH)
+
+
 def test_own_model_is_made_once_for_planning_and_building(own_module: Callable[[str], str]) -> None:
     name = own_module("model")
     own.facts(name)
@@ -637,8 +642,7 @@ def test_a_narrow_dtype_does_not_spoil_the_next_one(own_module: Callable[[str], 
     [
         ("not_a_tuple", r"must return \(module, inputs\)"),
         ("not_a_module", r"must return \(module, inputs\)"),
-        ("no_tensors", "must return inputs as a dict of keyword tensors or a tuple"),
-        ("one_tensor", "must return inputs as a dict of keyword tensors or a tuple"),
+        ("no_tensors", "must return inputs as a tensor, a dict of keyword tensors or a tuple"),
         ("only_numbers", "batch"),
         ("breaks", r"breaks\(\) failed: ValueError: no such file$"),
         ("NUMBER", "failed: TypeError"),

@@ -159,6 +159,7 @@ def test_a_profile() -> None:
     assert "|" in out("show", PROFILE, "--markdown", "-") and out("show", PROFILE, "--diff") != text
 
 
+@pytest.mark.slow
 @every_run
 def test_an_older_run_is_resumed(file: Path, tmp_path: Path) -> None:
     """Its cases are those that its options give today: with all of them measured, nothing is left to do."""

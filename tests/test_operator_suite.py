@@ -26,6 +26,7 @@ from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.sdpa import FLASH_KERNELS, FLASH_OPS
 from repshift_cli.probes.fidelity import NotFinite
 from repshift_cli.records import OPERATORS, Case, Record, RepshiftError, Run, UsageError, store
+from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers.sheets.crossing import crossings
 from repshift_cli.renderers.sheets.profile import sheets_of
 from repshift_cli.sweep.operators import OperatorAxes, expand
@@ -317,6 +318,7 @@ def repshift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 TINY = ("--tokens", "32,64", "--heads", "2", "--head-dim", "16", "--rounds", "6", "--seed", "1")
 
 
+@pytest.mark.slow
 def test_from_options_to_run_file_table_and_comparison(repshift: Repshift) -> None:
     code, out, err = repshift("operators", *TINY, "--operator", "sliding,decode", "--causal", "--out", "a.json")
     assert code == 0, err
@@ -341,6 +343,7 @@ def test_from_options_to_run_file_table_and_comparison(repshift: Repshift) -> No
     assert {r.case for r in store.load(Path("a.json")).records} == set(run.planned)
 
 
+@pytest.mark.slow
 def test_backward_and_captured_inputs(repshift: Repshift) -> None:
     code, out, err = repshift("operators", *TINY, "--operator", "softmax", "--backward", "--causal", "--json", "b.json")
     assert code == 0, err
@@ -351,6 +354,31 @@ def test_backward_and_captured_inputs(repshift: Repshift) -> None:
     assert "64 tokens · 3 heads of 64" in out and "input of vit_t layer 2" in out
     code, _, err = repshift("operators", *captured[:4], "--layer", "99")
     assert code == 2 and "no attention call number 99" in err
+
+
+def test_an_operator_is_profiled_as_a_model_is(repshift: Repshift) -> None:
+    asked = ("profile", "--operator", "sliding,decode-gqa", "--tokens", "64", "--heads", "2", "--head-dim", "16")
+    code, out, err = repshift(*asked, "--causal", "--steps", "1", "--summary", "p.json", "--trace", "t.json")
+    assert code == 0, err
+    assert "attention operators · causal · 64 tokens · 2 heads of 16" in out and "Perfetto" not in out
+    found = store.load_any(Path("p.json"))
+    assert isinstance(found, ProfileRun)
+    names = [b.case.attention for b in found.breakdowns if b.case]
+    assert names == ["sliding", "decode_gqa", "decode_gqa:split"], "and no flash beside them"
+    sliding, decode, _ = found.breakdowns
+    assert "bmm" in str(sliding.kernel) and {op.name for op in sliding.ops} >= {"aten::bmm", "aten::_softmax"}
+    assert decode.kernel == "flash_attention_for_cpu ×1"
+    assert len(json.loads(Path("t.json").read_text())["traceEvents"]) > 10
+    code, again, _ = repshift("profile", "--read", "t.json", "--by", "op")
+    assert code == 0 and "bmm" in again
+    for wrong, words in (
+        (("--heads", "2"), "--heads goes with --operator"),
+        (("--operator", "flash", "--keep", "0.5"), "leave out --keep"),
+        (("--operator", "slidin"), "did you mean sliding"),
+        (("--operator", "flash", "--read", "t.json"), "leave out --operator"),
+    ):
+        code, _, err = repshift("profile", *wrong)
+        assert code == 2 and words in err, err
 
 
 def test_the_list_has_every_operator_with_its_class_and_paper(repshift: Repshift) -> None:

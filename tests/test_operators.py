@@ -2,10 +2,12 @@
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from operator_cases import NAMES, SPEC, arranged, cells, distance, engines, inputs, operator, run
+from torch import Tensor
 
 from repshift_cli.operators import CLASSES
 from repshift_cli.operators.base import flex, masks
@@ -113,6 +115,40 @@ def test_the_mask_that_flex_is_given_is_the_reference_s(name: str) -> None:
         scores = (q @ k.transpose(-2, -1) / 4).masked_fill(~dense, -torch.inf)
         expected = torch.softmax(scores, -1) @ v
         assert torch.allclose(module.reference(q, k, v, spec), expected, atol=1e-12)
+
+
+def dense_flex(
+    q: Tensor, k: Tensor, v: Tensor, score_mod: Any = None, block_mask: Any = None, enable_gqa: bool = False
+) -> Tensor:
+    """What FlexAttention is given, written out: its mask place by place within the blocks that it does not skip."""
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    places = torch.arange(q.shape[2])
+    at = (*torch.meshgrid(*map(torch.arange, q.shape[:2]), indexing="ij"),)
+    batch, head = (t[:, :, None, None] for t in at)
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    if score_mod is not None:
+        scores = score_mod(scores, batch, head, places[:, None], places)
+    if block_mask is not None:
+        rows, columns = block_mask.BLOCK_SIZE
+        blocks = block_mask.to_dense().bool().repeat_interleave(rows, 2).repeat_interleave(columns, 3)
+        seen = block_mask.mask_mod(batch, head, places[:, None], places)
+        scores = scores.masked_fill(~(seen & blocks[:, :, : len(places), : len(places)]), -torch.inf)
+    return torch.softmax(scores, -1) @ v
+
+
+FLEX = [(name, e) for name in NAMES for e, how in operator(name).ENGINES.items() if how.ops == flex.COMPILED]
+
+
+@pytest.mark.parametrize(("name", "engine"), FLEX)
+def test_what_flex_is_given_is_the_dense_definition(name: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "compiled", lambda *key: dense_flex)
+    module = operator(name)
+    shapes = [(2, 4, 2, 300)]  # more than two of Flex's own blocks of 128
+    for shape, spec in cells(module, shapes):
+        made = arranged(module, shape, replace(spec, block=128))
+        expected = module.reference(made.q, made.k, made.v, replace(spec, block=128), **made.parameters)
+        out = module.ENGINES[engine].attend(made.q, made.k, made.v, replace(spec, block=128), **made.parameters)
+        assert torch.allclose(out, expected, atol=1e-10, rtol=0), spec.causal
 
 
 COMPILING = [("sliding", False), ("alibi", True), ("block_sparse", True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,23 @@ def test_the_timeout_of_a_case_goes_with_the_run(monkeypatch: pytest.MonkeyPatch
     assert terms_of(monkeypatch, Where(), kept).patience == 33
     assert terms_of(monkeypatch, Where(case_timeout=7.0), kept).patience == 7
     assert terms_of(monkeypatch, Where(), Order(Axes())).patience == launching.LEAST_PATIENCE
+
+
+def test_a_history_of_allocations_does_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Order(Axes(), Manner(memory_snapshot="x.pickle"))
+    with pytest.raises(UsageError, match="leave it or --on ray out"):
+        terms_of(monkeypatch, Where(on="ray"), order)
+    assert terms_of(monkeypatch, Where(on="local:0"), order).where == "0"
+
+
+def test_a_far_cluster_that_does_not_answer_is_said_at_once() -> None:
+    """Nothing listens at port 9 here; what is no far address is left to Ray."""
+    with pytest.raises(UsageError, match=r"no Ray cluster answers at ray://127\.0\.0\.1:9: "):
+        on_ray.check_reached("//127.0.0.1:9")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        on_ray.check_reached(f"//127.0.0.1:{server.getsockname()[1]}")
+    for where in ("", "auto", "//host"):
+        on_ray.check_reached(where)
 
 
 def test_a_launcher_is_told_what_may_have_to_travel(monkeypatch: pytest.MonkeyPatch) -> None:

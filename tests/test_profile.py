@@ -229,6 +229,7 @@ def test_steps_are_as_many_as_asked_for(tmp_path: Path) -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_run_with_every_output(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = {n: tmp_path / p for n, p in (("trace", "t.json.gz"), ("summary", "s.json"), ("stacks", "st.txt"))}
     wanted = [word for name, path in places.items() for word in (f"--{name}", path)]

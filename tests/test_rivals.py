@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from repshift_cli.attention.base.swap import attending
 from repshift_cli.kernels.sdpa import AttentionCall, heard_by, watched_by
 from repshift_cli.records import Case, Facts, call, removals, tokens_along
 from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.reduction.engine.seen import place_of
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Backend, expand, traits_of
 
@@ -40,6 +42,11 @@ def given(
     return case(pruning=name, keep=keep, layers=layers, remove=remove, options=tuple(options.items()))
 
 
+def by_map(maps: Tensor) -> Any:
+    """Attention by maps (B, H, k, k) that are given."""
+    return lambda asked, answer: maps @ asked.value
+
+
 def by_hand(plain: Plain, name: str, keep: float, layers: tuple[int, ...], options: Mapping[str, Any]) -> Tensor:
     """The forward written out, its tokens reduced by the method's loops at x' or at the block's end."""
     x, sizes = plain.embed(plain.inputs), None
@@ -52,13 +59,22 @@ def by_hand(plain: Plain, name: str, keep: float, layers: tuple[int, ...], optio
             return answer(asked)
 
         with watched_by(weighed), heard_by(calls.append):
-            x = x + attention(x)
-        ends = METHODS[name].method.PLACE == "end"
-        x = x + mlp(x) if ends else x
-        if layer in layers:
-            of = (plain.prefix, keep, layer, len(plain.blocks), {**METHODS[name].options, **options})
+            branch = attention(x)
+        own = {**METHODS[name].options, **options}
+        of = (plain.prefix, keep, layer, len(plain.blocks), own)
+        place = place_of(METHODS[name].method, given(name, **own)) if layer in layers else None
+        if place == "start":
+            asked = rivals.asked_each(x, calls[0], sizes or [[1.0] * x.shape[1]] * len(x), *of)
             x, sizes = rivals.by_loops(name, x, calls[0], sizes, *of)
-        x = x if ends else x + mlp(x)
+            maps = torch.tensor([rivals.mctf_maps(a) for a in asked], dtype=x.dtype)
+            with watched_by(by_map(maps) if own["ahead"] == "reuse" else partial(weighed, sizes=sizes)):
+                branch = attention(x)
+        x = x + branch
+        if place == "middle":
+            x, sizes = rivals.by_loops(name, x, calls[0], sizes, *of)
+        x = x + mlp(x)
+        if place == "end":
+            x, sizes = rivals.by_loops(name, x, calls[0], sizes, *of)
     return plain.finish(x)
 
 
@@ -104,7 +120,7 @@ def test_the_same_tokens_stay_under_every_back_end_and_their_ends_add_up(name: s
         assert (first.traced[-1].ends >= 0).all(), "no token is lost"
 
 
-@pytest.mark.parametrize("name", ["tome", "evit", "vid_tldr"])
+@pytest.mark.parametrize("name", ["tome", "evit", "vid_tldr", "mctf"])
 def test_compiled_code_reduces_alike_without_a_break(name: str) -> None:
     import torch._dynamo as dynamo
 
@@ -175,7 +191,7 @@ def test_fixed_counts_are_those_of_tomes_schedules() -> None:
     assert Axes.from_options({"layers": "all"}).as_options()["layers"] == ["all"]
 
 
-@pytest.mark.parametrize("name", ["tome", "pitome", "vid_tldr", "evit"])
+@pytest.mark.parametrize("name", ["tome", "pitome", "vid_tldr", "mctf", "evit"])
 def test_down_to_one_token_and_no_further(name: str) -> None:
     dropped = run(FAMILIES["vit"](), name, remove="15", layers=(1, 2, 3))[1]
     assert [places.shape[1] for places in dropped.kept] == ([9, 5, 3] if name != "evit" else [10, 7, 5])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from repshift_cli.analysis.stats import (
     Estimate,
+    benjamini_hochberg,
     estimate,
     hodges_lehmann,
     median_interval,
@@ -229,3 +230,13 @@ def test_a_rate_is_the_inverse_of_the_time_it_comes_from(times: list[float], per
         assert (
             rate.low and rate.high and rate.low * time.high == pytest.approx(1) == pytest.approx(rate.high * time.low)
         )
+
+
+def test_benjamini_and_hochberg_reject_up_to_the_largest_that_holds() -> None:
+    """The example of their paper of 1995, section 3.2: of 15 p-values the four smallest at 0.05 (Bonferroni: three)."""
+    values = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719]
+    values += [0.6528, 0.7590, 1.0]
+    turned = values[::-1]
+    assert benjamini_hochberg(turned, 0.05) == [False] * 11 + [True] * 4
+    assert benjamini_hochberg([0.02] * 3, 0.02) == [True] * 3
+    assert benjamini_hochberg([], 0.05) == []

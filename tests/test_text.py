@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tiny import case, one_thread  # noqa: F401
 from torch import Tensor, nn
 
-from repshift_cli import cli
+from repshift_cli import cli, registry
 from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention.base.swap import attending
 from repshift_cli.benchmark import builder
@@ -226,6 +226,19 @@ def test_a_padded_sentence_gives_what_it_gives_alone(
         with torch.inference_mode():
             alone = family.alone(inputs["input_ids"][row][real], places, choose, keep, layers)
         torch.testing.assert_close(found[row], alone, rtol=1e-10, atol=1e-10, msg=f"sentence of {n} tokens")
+
+
+@pytest.mark.parametrize("name", ["cls_attention", "column_attention", "dart", "divprune", "novelty"])
+def test_a_rival_keeps_of_a_padded_sentence_what_it_keeps_of_it_alone(family: Family, name: str) -> None:
+    method, inputs = registry.load(registry.find("reduction", name)), batch(LENGTHS)
+    asked = case(pruning=name, keep=0.6, layers=(1, 2)).with_options(**({"pivots": 2} if name == "dart" else {}))
+    found = run(text_subject(family, inputs), method, asked)
+    uncut = run(text_subject(family, inputs), method, case(pruning=name))
+    for row, n in enumerate(LENGTHS):
+        alone = {key: value[row : row + 1, :n] for key, value in inputs.items()}
+        kept = run(text_subject(family, alone), method, asked)
+        torch.testing.assert_close(found[row : row + 1], kept, rtol=1e-10, atol=1e-10, msg=f"{name} of {n} tokens")
+    assert (found - uncut).abs().max() > 1e-3, "the cut must show in the output"
 
 
 @pytest.mark.parametrize(("keep", "layers"), SCHEDULES)

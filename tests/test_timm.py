@@ -507,7 +507,14 @@ def test_bench_and_a_refusal_from_the_command_line(tmp_path: Path, monkeypatch: 
     assert done.exit_code == 1
     assert isinstance(done.exception, UsageError)
     assert done.exception.exit_code == 2
-    assert "lays its tokens on a grid" in str(done.exception)
+    assert "lays its tokens on a grid" in str(done.exception) and "built in" not in str(done.exception)
+
+
+def test_a_cnn_that_is_built_in_is_named() -> None:
+    with torch.device("meta"):
+        module = timm.create_model("resnet18").eval()
+    with pytest.raises(UsageError, match="this architecture is built in: --model resnet18, resnet34 or resnet50"):
+        family._check("timm:resnet18", module, (3, 64, 64))
 
 
 def test_profile_of_parallel_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,3 +218,27 @@ def test_patches_that_are_merged_lie_beside_each_other() -> None:
                 patch = picture[:, window_y + y :, window_x + x :][:, :4, :4]
                 assert torch.equal(next(rows), patch.unsqueeze(1).expand(3, 2, 4, 4).flatten()), "both frames alike"
     assert given["image_grid_thw"].tolist() == [[1, 4, 4]] * 2
+
+
+def test_the_tower_is_a_model_of_its_own(checkpoint: tuple[str, Path]) -> None:
+    """Llava's, with the weights that it has in the whole model; Qwen2-VL's is refused."""
+    kind, folder = checkpoint
+    name = f"hf:{folder}:tower"
+    if kind != "llava":
+        with pytest.raises(UsageError, match="merges neighbours and packs all images into one row"):
+            hf.facts(name)
+        return
+    facts = hf.facts(name)
+    assert (facts.depth, facts.tokens, facts.prefix, facts.weights) == (3, 16, 1, str(folder))
+    made = hf.build(case(model=name, weights=facts.weights, image_size=32, batch=2))
+    tower = hf.build(vlm_case(folder)).module.model.vision_tower.state_dict()
+    assert tower.keys() == made.module.state_dict().keys()
+    assert all(torch.equal(value, tower[key]) for key, value in made.module.state_dict().items())
+
+
+def test_what_has_no_tower_is_refused(tmp_path: Path) -> None:
+    import transformers as t
+
+    t.ViTModel(t.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="is no vision-language checkpoint; leave out :tower"):
+        hf.facts(f"hf:{tmp_path}:tower")

@@ -183,15 +183,15 @@ def the_models() -> str:
 @pytest.mark.slow
 def test_every_other_way_to_misbehave(here: Path) -> None:
     ways = "exit_3,exit_0,sys_exit,hangs,hangs_in_c,eats,dies_while_built,raises_when_built_again,ok"
-    done = run(command(ways, "--case-timeout", 15))
+    done = run(command(ways, "--case-timeout", 8))
     found = rows(the_run())
-    assert done.returncode == 1 and "Traceback" not in done.stderr and the_run().options["case_timeout"] == 15
+    assert done.returncode == 1 and "Traceback" not in done.stderr and the_run().options["case_timeout"] == 8
     reasons = {
         "exit_3": "the process ended with exit code 3",
         "exit_0": "the process ended with exit code 0; the model ended it",
         "sys_exit": "SystemExit: 0",
-        "hangs": "it hung: no step was finished in 15 s (--case-timeout)",
-        "hangs_in_c": "it hung: no step was finished in 15 s (--case-timeout)",
+        "hangs": "it hung: no step was finished in 8 s (--case-timeout)",
+        "hangs_in_c": "it hung: no step was finished in 8 s (--case-timeout)",
         "eats": "out of memory: ",
     }
     for name, reason in reasons.items():
@@ -359,11 +359,10 @@ def test_two_workers_measure_what_one_does(here: Path) -> None:
 def test_two_that_share_a_core_are_noticed(here: Path) -> None:
     """What `--parallel` keeps apart: without cores of their own both lose time, and say so instead of a speed-up."""
     core = min(os.sched_getaffinity(0))
-    options = ["--model", "vit_t", "--image-size", "64", "--device", "cpu", "--variant", "flash,flash+random"]
-    options += ["--timing-only", "--rounds", "100", "--out"]
+    arguments = command("ok", rounds=300)
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "repshift_cli", "bench", *options, f"{n}.json"],
+            [f"{n}.json" if word == "run.json" else word for word in arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment(),

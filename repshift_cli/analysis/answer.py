@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from repshift_cli.analysis.stats import Estimate, estimate, hodges_lehmann, rounds_of
+from repshift_cli.analysis.stats import (
+    CONFIDENCE,
+    Estimate,
+    benjamini_hochberg,
+    estimate,
+    hodges_lehmann,
+    rounds_of,
+    signed_rank_p,
+)
 from repshift_cli.records import METHODS_WITHOUT_PRUNING, OPERATORS, Case, Measurement, Record, Run
 
 CONTROLS = ("random", "stride")
@@ -39,20 +47,17 @@ longer; or use it."""
 class Gain:
     """A pruned row's speed-up `over` the fastest unpruned variant that it was paired with (`flash`), and its `loss`.
 
-    `loss` holds what was measured of `LOSSES`, on so many `inputs`; nothing where the weights are random.
+    `p` is the one-sided p-value of "it is no faster". `loss` holds what was measured of `LOSSES`, on so many `inputs`;
+    nothing where the weights are random.
     """
 
     case: Case
     over: str
     among: int
     speedup: Estimate
+    p: float
     loss: tuple[Measurement, ...] = ()
     inputs: int | None = None
-
-    @property
-    def pays(self) -> bool:
-        """Whether the whole interval lies above 1."""
-        return self.speedup.low is not None and self.speedup.low > 1
 
     @property
     def lost(self) -> float | None:
@@ -71,16 +76,18 @@ class Control:
 
 @dataclass(frozen=True)
 class Answer:
-    """`best` is the fastest row, `mildest` the one of those that pay that loses least, where that is another.
+    """`best` is the fastest of so many `rows`, `mildest` of those that pay the one that loses least, if another.
 
     `verdict` is a word of this module: PAYS, SLOWER, OPEN, UNJUDGED (with the step that would allow one in `next`) or
-    UNPRUNED. It paid in `paying` of the `settings`: models, sizes, batches, executions.
+    UNPRUNED. It paid in `paying` of the `settings`: models, sizes, batches, executions. Rows pay by Benjamini and
+    Hochberg's procedure over all of them: the luckiest of many that gain nothing has an interval above 1 soon.
     """
 
     verdict: str
     best: Gain | None = None
     mildest: Gain | None = None
     controls: tuple[Control, ...] = ()
+    rows: int = 0
     settings: int = 0
     paying: int = 0
     next: tuple[str, ...] = ()
@@ -97,7 +104,8 @@ def answer(run: Run) -> Answer | None:
     gains = [gain for record in _chosen(candidates) if (gain := gain_of(record)) is not None]
     if not gains:
         return Answer(UNJUDGED, next=(_why_unjudged(candidates),))
-    paying = [gain for gain in gains if gain.pays]
+    shown = benjamini_hochberg([gain.p for gain in gains], (1 - CONFIDENCE) / 2)
+    paying = [gain for gain, pays in zip(gains, shown, strict=True) if pays]
     best = max(paying or gains, key=lambda gain: gain.speedup.value)
     slower = all(gain.speedup.high is not None and gain.speedup.high < 1 for gain in gains)
     found = Answer(
@@ -105,6 +113,7 @@ def answer(run: Run) -> Answer | None:
         best,
         _mildest(best, paying),
         _controls(best, ran),
+        len(gains),
         len({_setting(gain.case) for gain in gains}),
         len({_setting(gain.case) for gain in paying}),
     )
@@ -114,16 +123,17 @@ def answer(run: Run) -> Answer | None:
 def gain_of(record: Record) -> Gain | None:
     """The record's speed-up over the unpruned variant that it gains least on; None where no ratio may be shown."""
     figures = [
-        (m.metric.removeprefix(SPEEDUP), figure)
+        (m, figure)
         for m in record.measurements
         if m.metric.startswith(SPEEDUP) and not record.unfit and (figure := estimate(m)) is not None
     ]
     if not figures:
         return None
-    over, speedup = min(figures, key=lambda pair: pair[1].value)
+    ratio, speedup = min(figures, key=lambda pair: pair[1].value)
+    over, p = ratio.metric.removeprefix(SPEEDUP), signed_rank_p(rounds_of(ratio), 1.0)
     counted = record.measurement("fidelity_inputs")
     inputs = int(counted.samples[0]) if counted and counted.samples else None
-    return Gain(record.case, over, len(figures), speedup, losses(record), inputs)
+    return Gain(record.case, over, len(figures), speedup, p, losses(record), inputs)
 
 
 def losses(record: Record) -> tuple[Measurement, ...]:
@@ -223,5 +233,5 @@ def _of_no_gain(found: Answer, record: Record) -> tuple[str, ...]:
     busy, latency = record.measurement("device_busy"), record.measurement("latency")
     waits = busy and latency and busy.samples and waits_for_host(busy.samples[0], statistics.median(latency.samples))
     low, high = found.best.speedup.low, found.best.speedup.high
-    wide = found.verdict == OPEN and low is not None and high is not None and high - low > WIDE
+    wide = found.verdict == OPEN and low is not None and high is not None and (high - low > WIDE or low > 1)
     return (HOST if waits and record.case.execution == "eager" else GROW, *[BUDGET] * wide)

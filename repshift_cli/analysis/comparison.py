@@ -36,7 +36,10 @@ CHANGES = (WORSE, BETTER, CHANGED)
 
 @dataclass(frozen=True)
 class Finding:
-    """One metric of one case on both sides. `verdict` is empty where nothing is judged; `reason` says more."""
+    """One metric of one case on both sides. `verdict` is empty where nothing is judged; `reason` says more.
+
+    `aside`: it explains other figures (clocks, steal, the load of the machine) and is none to be judged itself.
+    """
 
     case: Case
     metric: str
@@ -52,6 +55,7 @@ class Finding:
     verdict: str = ""
     rounds: int = 0
     reason: str | None = None
+    aside: bool = False
 
     @property
     def share_of_noise(self) -> float:
@@ -157,7 +161,8 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
                 (o for o in old.measurements if (o.metric, o.source, o.unit) == (m.metric, m.source, m.unit)), None
             )
             if before is not None and before.samples and m.samples and m.source not in WITHIN:
-                found.append(between(new.case, before, m, delta))
+                aside = m.detail and not m.gateable
+                found.append(dataclasses.replace(between(new.case, before, m, delta), aside=aside))
     return sorted(found, key=lambda f: -f.effect), lonely
 
 

@@ -282,6 +282,13 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
     return rejected
 
 
+def benjamini_hochberg(p_values: Sequence[float], level: float) -> list[bool]:
+    """Which hypotheses the step-up procedure (1995) rejects, the expected share of false ones being at most `level`."""
+    ranks = sorted(p_values)
+    limit = max((p for i, p in enumerate(ranks, 1) if p <= level * i / len(ranks)), default=-1.0)
+    return [p <= limit for p in p_values]
+
+
 def unpaired_ratio(reference: Sequence[float], other: Sequence[float]) -> Estimate:
     """other / reference by the geometric means of two runs' rounds, with Welch's interval on the logarithms."""
     a, b = ([math.log(v) for v in values] for values in (reference, other))

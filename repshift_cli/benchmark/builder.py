@@ -116,8 +116,9 @@ class StepBuilder:
         delay: float = 0.0,
         choice: Choice | None = None,
         snapshot: Callable[[Case], Path] | None = None,
+        probing: bool = True,
     ) -> None:
-        self._delay = delay
+        self._delay, self._probing = delay, probing
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)
         self._counter = _counter(choice or Choice(None, "not asked for"))
@@ -156,14 +157,15 @@ class StepBuilder:
             self.inputs = Inputs(())
             free_memory()
             try:
-                subject = with_more_inputs(_built(case), case)
+                subject = with_more_inputs(_built(case), case) if self._probing else _built(case)
             except (UsageError, KeyboardInterrupt):
                 raise
             except BaseException as error:
                 self._broken = (case.group, error.with_traceback(None))  # a traceback would hold what it has built
                 raise
             self.inputs = Inputs(subject.inputs)
-            self._before, self._after = self._passes(case, self._context(subject, case.device))
+            if self._probing:
+                self._before, self._after = self._passes(case, self._context(subject, case.device))
             self._subject, self._group = subject, case.group
         assert self._subject is not None
         return self._subject

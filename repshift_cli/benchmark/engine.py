@@ -231,7 +231,10 @@ def resume(
 def _station(order: Order, plan: Plan, equipment: Equipment) -> Station:
     file = order.manner.memory_snapshot
     snapshots = snapshot_files(Path(file), plan.planned) if file else {}
-    return Station(plan.device, equipment.choice, order.manner.delay, snapshots, equipment.threads)
+    manner = order.manner
+    return Station(
+        plan.device, equipment.choice, manner.delay, snapshots, equipment.threads, passes=not manner.timing_only
+    )
 
 
 def _on_a_cpu(planned: Sequence[Planned]) -> str:

@@ -52,7 +52,9 @@ class Parcel:
 def packed(models: Iterable[str], named: Iterable[str | None]) -> Parcel:
     """The parcel for these models and whatever else of the options names a file or a folder here."""
     modules: dict[str, bytes] = {}
-    paths = [name.removeprefix("hf:").removeprefix("timm:") for name in (*models, *named) if name]
+    paths = [
+        name.removeprefix("hf:").removeprefix("timm:").removesuffix(":tower") for name in (*models, *named) if name
+    ]
     for model in models:
         if resolve_model(model).name == "own":
             modules |= dict(_code_of(_function_of(model).partition(":")[0]))

@@ -15,7 +15,7 @@ from repshift_cli.benchmark.builder import within
 from repshift_cli.models.inputs.clips import clip_pixels
 from repshift_cli.models.inputs.images import image_pixels
 from repshift_cli.models.inputs.sentences import pieces
-from repshift_cli.records import Case, Subject, UsageError, call, dropped_share, lines_left, shares_of
+from repshift_cli.records import Case, Subject, UsageError, call, dropped_share, keeps_of, lines_left, shares_of
 from repshift_cli.records.places import Cut, Picture, Shown, Trace
 from repshift_cli.reduction.engine.selection import listening
 from repshift_cli.reduction.engine.state import tokens_of
@@ -110,7 +110,7 @@ def _of_grids(
 ) -> Iterator[Cut]:
     """The cuts of grids, all as places of the first one: a cell of a later grid stands for those that it covers."""
     covers: list[tuple[int, ...]] = [(place,) for place in range(grids[0][0] * grids[0][1])]
-    share = dropped_share(case.keep)
+    shares = [dropped_share(keep) for keep in keeps_of(case.keep, case.layers)]
     for i, (layer, stay) in enumerate(zip(case.layers, kept, strict=True)):
         there = frozenset(place for cell in covers for place in cell)
         told = dict(zip(range(len(covers)), scores[i], strict=True)) if i < len(scores) else {}
@@ -118,7 +118,7 @@ def _of_grids(
         remaining = [covers[cell] for cell in stay]
         yield Cut(layer, there, frozenset(place for cell in remaining for place in cell), by_place)
         if i + 1 < len(grids):
-            left = (lines_left(grids[i][0], *share), lines_left(grids[i][1], *share))
+            left = (lines_left(grids[i][0], *shares[i]), lines_left(grids[i][1], *shares[i]))
             covers = covering(remaining, left, grids[i + 1])
 
 

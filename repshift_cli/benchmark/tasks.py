@@ -33,7 +33,7 @@ class Station:
     """Where and with what a process measures. `delay` makes every forward longer by that share (the gate's self-test).
 
     `snapshots` says which file takes the history of allocations of which case; `threads` is None where torch keeps its
-    own number.
+    own number. Without `passes` nothing but time is measured, and no probe is made ready.
     """
 
     device: str
@@ -41,6 +41,7 @@ class Station:
     delay: float = 0.0
     snapshots: Mapping[Case, Path] = field(default_factory=dict, hash=False)
     threads: int | None = None
+    passes: bool = True
 
 
 @lru_cache(maxsize=1)
@@ -52,7 +53,7 @@ def step_builder(station: Station) -> StepBuilder:
         set_threads(station.threads)
         guard().before["threads"] = station.threads
     snapshot = station.snapshots.__getitem__ if station.snapshots else None
-    return builder.StepBuilder(station.device, station.delay, station.choice, snapshot)
+    return builder.StepBuilder(station.device, station.delay, station.choice, snapshot, station.passes)
 
 
 @lru_cache(maxsize=1)

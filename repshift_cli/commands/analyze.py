@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repshift_cli import __version__, registry
-from repshift_cli.commands.shared import checks, options
+from repshift_cli.commands.shared import checks, labelled, options
+from repshift_cli.commands.shared.labelled import Labels
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -54,39 +55,52 @@ def _question_help() -> str:
     return f"What to ask: {', '.join(registry.ranked('inspection'))}. (default: all)"
 
 
+def _asking(metavar: str, text: str, **more: Any) -> Any:
+    return typer.Option(metavar=metavar, help=text, rich_help_panel=QUESTIONS, **more)
+
+
+Question = Annotated[list[str] | None, _asking("LIST", _question_help())]
+Inputs = Annotated[int, _asking("N", "Inputs looked at.", min=1)]
+LeftOut = Annotated[
+    int, _asking("N", "Tokens of each input that are left out one by one after each block, drawn at random.", min=4)
+]
+Blocks = Annotated[
+    str | None, _asking("LIST", "Blocks after which tokens are left out: 1,4,7 or 1:12:3. (default: all)")
+]
+Packed = Annotated[
+    int,
+    _asking(
+        "N",
+        "Sinks: also in sequences packed of the beginnings of so many inputs, with start tokens or not, masked apart "
+        "or not.",
+        min=1,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="All that was found, for `repshift show`.", rich_help_panel=options.OUTPUT),
+]
+Schema = Annotated[
+    bool, typer.Option("--schema", help="Print the JSON Schema of --out and stop.", rich_help_panel=options.OUTPUT)
+]
+
+
 @options.sweep_options(only=SHARED)
 @output_options("inspection")
 def analyze(
     asked: Asked,
-    question: Annotated[
-        list[str] | None, typer.Option(metavar="LIST", help=_question_help(), rich_help_panel=QUESTIONS)
-    ] = None,
-    inputs: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs looked at.", rich_help_panel=QUESTIONS)] = 4,
-    left_out: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=4,
-            help="Tokens of each input that are left out one by one after each block, drawn at random.",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = 32,
-    blocks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Blocks after which tokens are left out: 1,4,7 or 1:12:3. (default: all)",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="All that was found, for `repshift show`.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    schema: Annotated[
-        bool,
-        typer.Option("--schema", help="Print the JSON Schema of --out and stop.", rich_help_panel=options.OUTPUT),
-    ] = False,
+    question: Question = None,
+    inputs: Inputs = 4,
+    left_out: LeftOut = 32,
+    blocks: Blocks = None,
+    packed: Packed = 1,
+    labelled_data: labelled.Data = None,
+    task: labelled.Task = None,
+    split: labelled.Split = None,
+    train: labelled.Train = None,
+    limit: labelled.Limit = None,
+    out: Out = None,
+    schema: Schema = False,
     *,
     outputs: Outputs,
 ) -> None:
@@ -94,12 +108,15 @@ def analyze(
     if schema:
         typer.echo(json.dumps(inspection_schema(), indent=2))
         return
+    labels = Labels(labelled_data, task, split, train, limit)
     names = _questions(question)
+    _check_asked(names, labels, packed)
     outputs.check({"--out": out})
     if out is not None:
         store.check_writable(out)
     sweep = _sweep(asked)
-    run = _inspected(sweep, names, inputs, {"left_out": left_out, "blocks": _blocks(blocks), "seed": sweep.seed})
+    told = {"left_out": left_out, "blocks": _blocks(blocks), "packed": packed, "seed": sweep.seed}
+    run = _inspected(sweep, names, inputs, told, labels)
     if out is not None:
         store.write_text(out, to_json(run))
     outputs.emit(document_of(run))
@@ -126,6 +143,14 @@ def _questions(given: list[str] | None) -> tuple[str, ...]:
         return registry.ranked("inspection")
     wanted = {registry.find("inspection", name.strip()).name for text in given for name in text.split(",")}
     return tuple(name for name in registry.ranked("inspection") if name in wanted)
+
+
+def _check_asked(names: tuple[str, ...], labels: Labels, packed: int) -> None:
+    """UsageError for an option of a question that is not asked."""
+    labels.check()
+    for option, given, name in (("--labelled", labels.data is not None, "heads"), ("--packed", packed > 1, "sinks")):
+        if given and name not in names:
+            raise UsageError(f"{option} is an option of the question {name}: add it to --question, or leave it out")
 
 
 def _blocks(text: str | None) -> tuple[int, ...]:
@@ -161,7 +186,7 @@ def _sweep(asked: Asked) -> Axes:
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str, Any]) -> Inspection:
+def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str, Any], labels: Labels) -> Inspection:
     """The model made ready once, and asked one question after another."""
     device = devices.choose_device(sweep.device)
     threads = choose_threads(sweep.threads)
@@ -170,9 +195,11 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
     cases = _cases(sweep, device)
     from repshift_cli.inspection import Settings
 
+    settings = Settings(**told)
     with Bar(len(names)) as bar:
-        bar.phase(f"building {cases[0].model}")
-        look = look_at(cases[0], inputs, Settings(**told), tuple(cases[1:]))
+        bar.phase(f"building {cases[0][0].model}")
+        look = look_at(cases[0], inputs, settings, tuple(cases[1:]))
+        look = dataclasses.replace(look, judge=labels.judge(sweep, cases[0][0]))
         answers = []
         for name in names:
             tell = lambda share, name=name: bar.update(Progress(name, share))  # noqa: E731
@@ -180,8 +207,11 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
             bar.next()
     return Inspection(
         machine=dataclasses.replace(describe(device), threads=sweep.threads),
-        options=sweep.as_options() | {"question": list(names), "inputs": inputs, "left_out": told["left_out"]},
-        case=cases[0],
+        options=sweep.as_options()
+        | {"question": list(names), "inputs": inputs}
+        | _settings(told)
+        | labels.as_options(),
+        case=cases[0][0],
         tokens=look.subject.tokens + look.subject.protected,
         inputs=len(look.inputs),
         answers=tuple(answers),
@@ -191,8 +221,17 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
     )
 
 
-def _cases(sweep: Axes, device: str) -> list[Case]:
-    """The case of every length, the first being the one that most questions look at; UsageError where none can be."""
+def _settings(told: dict[str, Any]) -> dict[str, Any]:
+    """What was told of the questions, as a file keeps it."""
+    plain = {"left_out": told["left_out"], "blocks": list(told["blocks"]), "packed": told["packed"]}
+    return {name: value for name, value in plain.items() if value not in ([], 1)}
+
+
+def _cases(sweep: Axes, device: str) -> list[tuple[Case, ...]]:
+    """The cases of every length, one for each attention back end that takes it; UsageError where none does.
+
+    Most questions look at the first case of the first length alone.
+    """
     from repshift_cli.benchmark import planning
 
     planned = planning.plan_cases(sweep, device)
@@ -200,22 +239,30 @@ def _cases(sweep: Axes, device: str) -> list[Case]:
     found = []
     for length in lengths:
         here = [p for p in planned if p.case.length == length]
-        able = [p.case for p in here if not p.refused]
+        able = tuple(p.case for p in here if not p.refused)
         if not able:
             raise UsageError("; ".join(dict.fromkeys(str(p.refused) for p in here)))
-        found.append(able[0])
+        found.append(able)
     return found
 
 
-def look_at(case: Case, inputs: int, settings: Settings, others: tuple[Case, ...] = ()) -> Look:
-    """The case's model built, its attention to be bound within `active()`, its first inputs one by one."""
+def look_at(
+    cases: tuple[Case, ...], inputs: int, settings: Settings, others: tuple[tuple[Case, ...], ...] = ()
+) -> Look:
+    """The first case's model built, its attention to be bound within `active()`, its first inputs one by one; the other
+    cases are the same model under other attention."""
     from repshift_cli.benchmark import builder
     from repshift_cli.inspection import Look
 
+    case = cases[0]
     step = builder.lone_step(case)
     alone = [one for batch in step.subject.evaluation for one in _one_by_one(batch, case.batch)]
     more = tuple(partial(look_at, other, inputs, settings) for other in others)
-    return Look(case, step.subject, step.active, tuple(alone[:inputs]), settings, more)
+    look = Look(case, step.subject, step.active, tuple(alone[:inputs]), settings, more)
+    beside = (builder.eager_step(other, step.subject) for other in cases[1:])
+    return dataclasses.replace(
+        look, beside=tuple(dataclasses.replace(look, case=s.case, active=s.active) for s in beside)
+    )
 
 
 def _one_by_one(batch: Any, size: int) -> Iterator[Any]:

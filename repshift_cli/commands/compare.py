@@ -30,7 +30,7 @@ def compare(
     ] = None,
     only_changed: Annotated[bool, typer.Option("--only-changed", help="Only what is better or worse.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="A row too for every metric that is the same on both sides.")
+        bool, typer.Option("--all", help="A row too for what is the same on both sides, and for the machine's state.")
     ] = False,
     delta: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="A change below this share is none: 0.01 is 1%.")
@@ -85,12 +85,12 @@ def _compared(
 
 
 def _shown(found: list[Finding], only_changed: bool, everything: bool) -> list[Finding]:
-    """What is a row of its own: what is the same stands in one line below, unless it was asked for."""
+    """What is a row of its own: the same, and what only explains, stands in a line below, unless it was asked for."""
     from repshift_cli.analysis import comparison
 
     if only_changed:
         return [f for f in found if f.word in comparison.CHANGES]
-    return found if everything else [f for f in found if f.word != comparison.SAME]
+    return found if everything else [f for f in found if f.word != comparison.SAME and not f.aside]
 
 
 def _selected(found: list[Finding], metrics: list[str]) -> list[Finding]:
@@ -113,10 +113,12 @@ def _made(old: Run, new: Run) -> list[str]:
 def _notes(found: list[Finding], lonely: list[Lonely], shown: list[Finding], different: list[str]) -> list[str]:
     notes = [f"not judged, for the machines differ in {'; '.join(different)}"] if different else [BETWEEN_PROCESSES]
     counts = {word: sum(f.word == word for f in found) for word in dict.fromkeys(f.word for f in found)}
-    said = ", ".join(f"{count} {word}" for word, count in counts.items())
-    notes.append(f"{len(found)} metrics of cases that both have: {said}" if found else "no case is on both sides")
-    if hidden := [f for f in found if f not in shown]:
-        named = ", ".join(dict.fromkeys(f.label or f.metric for f in hidden))
-        words = " or ".join(dict.fromkeys(f.word for f in hidden))
-        notes.append(f"{len(hidden)} more are {words} ({named}); --all shows them")
+    summed = ", ".join(f"{count} {word}" for word, count in counts.items())
+    notes.append(f"{len(found)} metrics of cases that both have: {summed}" if found else "no case is on both sides")
+    hidden = [f for f in found if f not in shown]
+    said = "are " + " or ".join(dict.fromkeys(f.word for f in hidden if not f.aside))
+    for aside, words in ((False, said), (True, "only explain the others")):
+        if told := [f for f in hidden if f.aside == aside]:
+            named = ", ".join(dict.fromkeys(f.label or f.metric for f in told))
+            notes.append(f"{len(told)} more {words} ({named}); --all shows them")
     return notes

@@ -65,6 +65,7 @@ OPTIONS: dict[str, Any] = {
     ],
     "keep": options.Keep,
     "layers": options.Layers,
+    "per_layer": options.PerLayer,
     "batch": Annotated[
         str | None, typer.Option(metavar="N", help="Batch size. (default: 32)", rich_help_panel=options.SWEEP)
     ],

@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 
 
 @options.sweep_options(
-    only=("model", "keep", "remove", "layers", "image_size", "frames", "tokens", "removal", "protect", "weights")
+    only=(
+        "model",
+        "keep",
+        "remove",
+        "layers",
+        "per_layer",
+        "image_size",
+        "frames",
+        "tokens",
+        "removal",
+        "protect",
+        "weights",
+    )
 )
 @output_options("explanation", laid_out=False)
 def explain(

@@ -122,7 +122,7 @@ def gate(
     from repshift_cli.gate import thresholds
 
     pythons = (base_python, head_python)
-    asked = gating.Asked(base, head, pythons, setup, noise_file, everything, github, outputs)
+    asked = gating.Asked(base, head, pythons, setup, noise_file, everything, github, outputs, quick)
     if quick and (rounds or most_rounds or learn):
         raise UsageError("--quick has rounds of its own; leave out --rounds, --most-rounds and --learn, or --quick")
     options, limits = gating.profile_options(profile, device, rounds, most_rounds)

@@ -21,7 +21,7 @@ from repshift_cli import __version__
 from repshift_cli.benchmark import engine
 from repshift_cli.benchmark.launchers import Terms, inline
 from repshift_cli.benchmark.tasks import Recording, Station
-from repshift_cli.commands.shared import checks, options
+from repshift_cli.commands.shared import checks, operating, options
 from repshift_cli.commands.shared.options import Asked
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
@@ -38,6 +38,7 @@ from repshift_cli.renderers import document_of
 
 if TYPE_CHECKING:
     from repshift_cli.sweep.axes import Axes
+    from repshift_cli.sweep.operators import OperatorAxes
     from repshift_cli.sweep.plan import Planned
 
 NOTHING_PROFILED = 5
@@ -98,7 +99,7 @@ Schema = Annotated[
 ]
 
 
-@options.sweep_options(without=("compile", "precision", "budget", "rounds", "warmup", "hbm"))
+@options.sweep_options(without=("compile", "precision", "budget", "rounds", "warmup", "hbm"), more=operating.OPTIONS)
 @output_options("profile")
 def profile(
     asked: Asked,
@@ -138,6 +139,7 @@ def profile(
         typer.echo(json.dumps(profile_schema(), indent=2))
         return
     checks.check_view(by)
+    by = operating.without_parts(by) if operating.are_asked(asked) else by
     files = Files(trace, tensorboard, summary, stacks, memory_snapshot)
     if read is not None:
         _only_summary(asked, files)
@@ -186,13 +188,7 @@ def _read(path: Path) -> ProfileRun:
 
 def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileRun | None:
     """The sweep's profile; None where its cases were only to be listed."""
-    sweep = checks.checked_sweep(asked)
-    checks.check_size(sweep, options.MOST_CASES)
-    from repshift_cli.benchmark import planning
-
-    device = devices.choose_device(sweep.device)
-    sweep = planning.with_batches(sweep, device)
-    planned = planning.plan_cases(sweep, device)
+    sweep, device, planned = _planned(asked)
     if dry_run:
         from repshift_cli.commands.shared.dry_run import list_cases
 
@@ -204,7 +200,24 @@ def _recorded(asked: Asked, steps: int, files: Files, dry_run: bool) -> ProfileR
     return _profiled(sweep, device, planned, steps, files)
 
 
-def _profiled(sweep: Axes, device: str, planned: tuple[Planned, ...], steps: int, files: Files) -> ProfileRun:
+def _planned(asked: Asked) -> tuple[Axes | OperatorAxes, str, tuple[Planned, ...]]:
+    """The sweep with its batches found, the device and the cases."""
+    from repshift_cli.benchmark import planning
+
+    if operating.are_asked(asked):
+        operators = operating.sweep_of(asked)
+        device = devices.choose_device(operators.device)
+        return operators, device, operating.named(operators, planning.plan_cases(operators, device))
+    sweep = checks.checked_sweep(asked)
+    checks.check_size(sweep, options.MOST_CASES)
+    device = devices.choose_device(sweep.device)
+    sweep = planning.with_batches(sweep, device)
+    return sweep, device, planning.plan_cases(sweep, device)
+
+
+def _profiled(
+    sweep: Axes | OperatorAxes, device: str, planned: tuple[Planned, ...], steps: int, files: Files
+) -> ProfileRun:
     """Every case in a pass of its own, then all files; an interruption before the end leaves none."""
     run = ProfileRun(
         machine=dataclasses.replace(describe(device), threads=sweep.threads),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from repshift_cli.models.inputs.preprocessing import INTERPOLATIONS, Preprocessing
+from repshift_cli.models.inputs.preprocessing import ASSUMED, INTERPOLATIONS, Preprocessing
 from repshift_cli.records import UsageError
 from repshift_cli.sweep import axes
 from repshift_cli.sweep.axes import Axes
@@ -71,6 +71,8 @@ def preprocessing_of(text: str | None, base: Preprocessing) -> Preprocessing:
                 f"--preprocess: {piece!r} is none of resize=256, resize=none, crop=224, mean=0.5, std=0.5/0.5/0.5, "
                 f"interpolation={'|'.join(INTERPOLATIONS)}"
             ) from error
+    if changes:
+        changes["whose"] = f"{base.whose}, changed by --preprocess" if base.whose != ASSUMED else "--preprocess"
     return dataclasses.replace(base, **changes)
 
 

@@ -158,16 +158,22 @@ class Starter:
     now: Callable[[], float] = time.monotonic
     seconds: list[float] = field(default_factory=list)
     """What each process took; the first are the surveys."""
+    notes: list[str] = field(default_factory=list)
     _help: dict[str, str] = field(default_factory=dict)
 
     def takes(self, side: Side, option: str) -> bool:
-        """Whether the side's command has the option; NoBase where it does not even print its help."""
+        """Whether the side's command has the option; none where it does not even print its help, as `notes` say.
+
+        Whether such a side measures all the same is for its processes to show.
+        """
         if side.name not in self._help:
             log = self.folder / f"{side.name}-help.log"
             command = [side.python, "-m", "repshift_cli", self.command, "--help"]
-            if run(command, side.folder, {**side.environment, "COLUMNS": "200", "NO_COLOR": "1"}, log):
-                raise NoBase(f"environment mismatch: repshift does not run on {side.name}: {last_line(log)}")
-            self._help[side.name] = log.read_text(encoding="utf-8", errors="replace")
+            code = run(command, side.folder, {**side.environment, "COLUMNS": "200", "NO_COLOR": "1"}, log)
+            self._help[side.name] = "" if code else log.read_text(encoding="utf-8", errors="replace")
+            if code:
+                asked = f"`repshift {self.command} --help` fails on {side.name} ({last_line(log)})"
+                self.notes.append(f"{asked}, so no option is used that only newer versions have")
         return option in self._help[side.name]
 
     def measure(self, side: Side, name: str, *arguments: str, **changes: Any) -> Ended:

@@ -16,7 +16,7 @@ from repshift_cli.analysis import stats
 from repshift_cli.analysis.comparison import EXACT, LEAST, Finding, Lonely
 from repshift_cli.gate import outputs, verdict
 from repshift_cli.gate.process import Side, Starter
-from repshift_cli.gate.survey import BASE, HEAD, Survey
+from repshift_cli.gate.survey import BASE, HEAD, Survey, options_of, part_of
 from repshift_cli.gate.thresholds import OUTPUT, Thresholds
 from repshift_cli.gate.verdict import Check, Judged, NothingMeasured
 from repshift_cli.records import Case, Measurement, Record, Run, store
@@ -172,7 +172,8 @@ class BaseAndHead:
 
     def _process(self, side: Side, name: str) -> tuple[Figures, dict[Case, str]]:
         more = ["--timing-only"] if all(self.starter.takes(one, "--timing-only") for one in self.both) else []
-        ended = self.starter.measure(side, name, "--rounds", str(self.thresholds.process_rounds), *more)
+        asked = options_of(part_of(self.starter.command, check.case) for check in self.watched)
+        ended = self.starter.measure(side, name, "--rounds", str(self.thresholds.process_rounds), *more, **asked)
         records = {r.case: r for r in ended.run.records} if ended.run else {}
         self._note_warnings(records.values())
         figures: Figures = {}

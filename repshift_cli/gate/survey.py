@@ -6,7 +6,8 @@ What base measures and head does not is looked at twice before it counts; so is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,21 @@ Part = tuple[tuple[str, str], ...]
 
 OF_INTERPRETERS = ("torch", "CUDA")
 """What may differ where the two sides have interpreters of their own."""
+
+
+def part_of(command: str, case: Case) -> Part:
+    """What of the command's options names the case."""
+    if command == OPERATORS:
+        return (("operator", case.attention),)
+    return ("model", case.model), ("variant", case.variant)
+
+
+def options_of(parts: Iterable[Part]) -> dict[str, list[str]]:
+    """The options that ask for these parts and no others."""
+    asked: dict[str, dict[str, None]] = {}
+    for name, value in itertools.chain.from_iterable(parts):
+        asked.setdefault(name, {})[value] = None
+    return {name: [*values] for name, values in asked.items()}
 
 
 @dataclass(frozen=True)
@@ -103,19 +119,12 @@ class Surveyor:
 
     def _narrow(self, head: Run, refusal: Ended) -> None:
         """Ask from now on for the models and variants alone that base knows."""
-        parts = dict.fromkeys(self._part(r.case) for r in head.records)
+        parts = dict.fromkeys(part_of(self.starter.command, r.case) for r in head.records)
         known = [part for i, part in enumerate(parts) if self._knows(part, f"base-asked-{i}")]
         if not known:
             raise NoBase(f"no base: base ({self.base.words}): {refusal.said}")
         self._notes.append(f"base refused part of the profile: {refusal.said}")
-        asked = {name: [*dict.fromkeys(dict(part)[name] for part in known)] for name, _ in known[0]}
-        self.starter.options = {**self.starter.options, **asked}
-
-    def _part(self, case: Case) -> Part:
-        """What of the options names the case."""
-        if self.starter.command == OPERATORS:
-            return (("operator", case.attention),)
-        return ("model", case.model), ("variant", case.variant)
+        self.starter.options = {**self.starter.options, **options_of(known)}
 
     def _knows(self, part: Part, name: str) -> bool:
         wanted: dict[str, Any] = {option: [value] for option, value in part}

@@ -61,6 +61,11 @@ class Thresholds:
         return fitting[-1].share if fitting else unnamed
 
     @property
+    def is_quick(self) -> bool:
+        """Whether they are those of a quick gate, which times what gates and nothing else."""
+        return self.least > 0
+
+    @property
     def judges(self) -> bool:
         """Whether any figure gates, beside what the sides compute."""
         return any(rule.share is not None and rule.metric != OUTPUT for rule in self.rules)

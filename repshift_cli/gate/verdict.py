@@ -17,7 +17,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from repshift_cli.analysis import stats
-from repshift_cli.analysis.comparison import ABOUT, BETTER, SAME, WAVERING, WORSE, Finding, Lonely, exact_word, word_for
+from repshift_cli.analysis.comparison import (
+    ABOUT,
+    ABSENT,
+    BETTER,
+    SAME,
+    WAVERING,
+    WORSE,
+    Finding,
+    Lonely,
+    exact_word,
+    word_for,
+)
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.gate.thresholds import OUTPUT
 from repshift_cli.records import Case, Measurement, RepshiftError, UsageError
@@ -32,6 +43,8 @@ LEVEL = (1 - CONFIDENCE) / 2
 
 WAY_ON = "close other programs and gate again, allow more rounds (--most-rounds), or learn the noise (--learn)"
 """What to do where a gate stays open."""
+WAY_ON_FROM_QUICK = "close other programs and gate again, or without --quick, in more and longer rounds"
+"""The same where the gate was quick, and has rounds of its own."""
 AGAIN = "see its log in the folder of run files, and gate again"
 """What to do where head failed and did not fail again."""
 
@@ -233,6 +246,8 @@ class Outcome:
     """All that were measured, with those that confirm a failure."""
     unsteady: tuple[Lonely, ...] = ()
     """Cases that failed on head once, and not when it was started again."""
+    way_on: str = WAY_ON
+    """What to do where the noise leaves something open."""
 
     @property
     def judged(self) -> list[Finding]:
@@ -250,6 +265,11 @@ class Outcome:
         return [c for c in self.lonely if c.is_broken]
 
     @property
+    def dropped(self) -> list[Lonely]:
+        """Cases that base measures and head does not even plan."""
+        return [c for c in self.lonely if c.side == "base" and c.status == ABSENT]
+
+    @property
     def verdict(self) -> str:
         """fail before inconclusive before pass."""
         verdicts = {f.verdict for f in self.judged}
@@ -264,7 +284,11 @@ class Outcome:
 
     @property
     def sentence(self) -> str:
-        """The last line: which verdict, and why."""
+        """The last line: which verdict, and why; what head has given up is no failure, and is said."""
+        gone = [self.names[c.case] for c in self.dropped]
+        return self._verdict_and_why() + (f"; no longer planned on head: {_few(gone)}" if gone else "")
+
+    def _verdict_and_why(self) -> str:
         names = self.names
         if self.verdict == FAIL:
             failed = [in_words(f, names[f.case]) for f in self.judged if f.verdict == FAIL]
@@ -278,7 +302,7 @@ class Outcome:
                 return (
                     f"INCONCLUSIVE: failed on {self.head} once and not when it was started again: {_few(once)}; {AGAIN}"
                 )
-            return f"INCONCLUSIVE: the noise leaves open whether {self.head} is slower: {_few(said)}; {WAY_ON}"
+            return f"INCONCLUSIVE: the noise leaves open whether {self.head} is slower: {_few(said)}; {self.way_on}"
         gains = [in_words(f, names[f.case]) for f in self.judged if f.word == BETTER]
         more = f"; better: {_few(gains)}" if gains else ""
         count = len({f.case for f in self.judged})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -15,20 +14,19 @@ from torch import Tensor
 from repshift_cli.inspection import Look
 from repshift_cli.inspection.base.arrays import axis, quantity
 from repshift_cli.inspection.base.blocks import entering, visiting
+from repshift_cli.inspection.base.caches import KEEP, KINDS, OPERATORS, REPEATS, Sizes, cache_bytes, of_operator, timed
 from repshift_cli.kernels.sdpa import AttentionCall
-from repshift_cli.records import call, kept
+from repshift_cli.probes.memory import ABOVE, MemoryProbe
+from repshift_cli.records import Step, call
 from repshift_cli.records.inspection import Answer, Quantity
 from repshift_cli.reduction import Method, repshift
 from repshift_cli.reduction.engine.hooks import pruned
 
 RANK = 6
-KEEP = 0.5
-REPEATS = 5
 LENGTHS = tuple(128 * 2**n for n in range(9))
 """128 to 32768."""
-PAGE, COMPRESSION = 16, 4
-"""Tokens of a page (vLLM's default), and of DMC's rate."""
 TIMES = ("prefill", "decode", "decode without cache", "prefill, pruned", "decode, pruned")
+PEAKS = ("prefill", "decode", "prefill, pruned", "decode, pruned")
 
 
 def unanswerable(look: Look) -> str | None:
@@ -39,62 +37,26 @@ def unanswerable(look: Look) -> str | None:
     )
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a cache's bytes follow from: layers, query and KV heads, head dim, bytes of a number."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    itemsize: int
-
-
 def answer(look: Look) -> Answer:
-    """Every length that was asked for measured on the first input, then the formulas from 128 to 32k tokens."""
-    measured = []
+    """Every length that was asked for measured on the first input under each attention, then what other caches hold,
+    from 128 to 32k tokens, by formula and by their operators."""
+    measured: dict[str, list[Measured]] = {}
     looks: Sequence[Callable[[], Look]] = (lambda: look, *look.others)
     for number, make in enumerate(looks, start=1):
-        measured.append(_measured(make()))
-        look.tell(number / len(looks))
-    sizes = measured[0].sizes
-    quantities = list(_quantities(look, measured, sizes))
+        here = make()
+        for one in (here, *here.beside):
+            measured.setdefault(one.case.attention, []).append(_measured(one))
+        look.tell(number / (len(looks) + 1))
+    own = measured[look.case.attention]
+    sizes = own[0].sizes
+    quantities = [
+        *(q for name, some in measured.items() for q in _of_attention(look, name, some)),
+        _held(look, own),
+        *_by_kind(look, sizes),
+    ]
     settings = {"keep": KEEP, "after_block": _layer(look), "repeats": REPEATS, **vars(sizes)}
-    reading = tuple(_read(measured))
+    reading = tuple(_read(own))
     return Answer("cache", "Cache and length", settings=settings, quantities=tuple(quantities), reading=reading)
-
-
-def cache_bytes(kind: str, tokens: int, s: Sizes, layer: int = 1, keep: float = KEEP) -> int:
-    """Bytes of keys and values per sample, over all layers.
-
-    | kind | numbers per token and layer |
-    |---|---|
-    | multi-head | 2 H d |
-    | grouped (the model's own where Hkv < H) | 2 Hkv d |
-    | multi-query | 2 d |
-    | MLA | 4 d + d / 2: latent and rotary key of DeepSeek-V2 (arXiv 2405.04434) |
-    | slim | H d: keys alone (arXiv 2503.05840) |
-    | paged | 2 Hkv d, the last page of 16 tokens held whole (arXiv 2309.06180) |
-    | DMC | 2 Hkv d / 4 (arXiv 2403.09636) |
-    | pruned | 2 Hkv d, in the layers behind the cut for the tokens kept alone |
-    """
-    own = 2 * s.kv_heads * s.head_dim
-    numbers = {
-        "multi-head": 2 * s.heads * s.head_dim * tokens,
-        "grouped": own * tokens,
-        "multi-query": 2 * s.head_dim * tokens,
-        "MLA": (4 * s.head_dim + s.head_dim // 2) * tokens,
-        "slim": s.heads * s.head_dim * tokens,
-        "paged": own * -(-tokens // PAGE) * PAGE,
-        "DMC": own * -(-tokens // COMPRESSION),
-    }
-    if kind == "pruned":
-        rows = layer * tokens + (s.layers - layer) * kept(tokens, keep)
-        return own * rows * s.itemsize
-    return numbers[kind] * s.layers * s.itemsize
-
-
-KINDS = ("multi-head", "grouped", "multi-query", "MLA", "slim", "paged", "DMC", "pruned")
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -102,29 +64,14 @@ KINDS = ("multi-head", "grouped", "multi-query", "MLA", "slim", "paged", "DMC", 
 
 @dataclass(frozen=True)
 class Measured:
-    """One length: milliseconds as `TIMES` names them, and the bytes that prefill left behind, pruned last."""
+    """One length: milliseconds as `TIMES` names them, the peak bytes over what rests as `PEAKS` does, and the bytes
+    that prefill left behind, pruned last."""
 
     tokens: int
     sizes: Sizes
     times: tuple[float, ...]
+    peaks: tuple[float | None, ...]
     held: tuple[int, int]
-
-
-def timed(run: Callable[[], Any], device: str, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median milliseconds of `REPEATS` runs, behind one that is not counted."""
-    run()
-    found = []
-    for _ in range(REPEATS):
-        begun = _now(device, clock)
-        run()
-        found.append(1e3 * (_now(device, clock) - begun))
-    return median(found)
-
-
-def _now(device: str, clock: Callable[[], float]) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return clock()
 
 
 def _measured(look: Look) -> Measured:
@@ -141,16 +88,19 @@ def _measured(look: Look) -> Measured:
         sizes = Sizes(len(subject.sites), heads[0], keys.shape[1], keys.shape[-1], keys.element_size())
         times = [
             timed(lambda: look.run(inputs), device),
-            _decode_time(look, cache),
+            timed(_decoding(look, cache), device),
             timed(lambda: call(subject.module, {**inputs, "use_cache": False}), device),
         ]
+        peaks = [_peak(look, lambda: look.run(inputs)), _peak(look, _decoding(look, cache))]
         case = replace(look.case, pruning="repshift", keep=KEEP, layers=(_layer(look),))
         method: Method = repshift  # type: ignore[assignment]
         with pruned(subject, method, case):
             shorter = look.run(inputs).past_key_values
             times.append(timed(lambda: look.run(inputs), device))
-        times.append(_decode_time(look, shorter))
-    return Measured(entering(subject), sizes, tuple(times), (held_by(cache), held_by(shorter)))
+            peaks.append(_peak(look, lambda: look.run(inputs)))
+        times.append(timed(_decoding(look, shorter), device))
+        peaks.append(_peak(look, _decoding(look, shorter)))
+    return Measured(entering(subject), sizes, tuple(times), tuple(peaks), (held_by(cache), held_by(shorter)))
 
 
 def decode(look: Look, ids: Tensor, cache: Any) -> Any:
@@ -162,11 +112,18 @@ def decode(look: Look, ids: Tensor, cache: Any) -> Any:
     return call(look.subject.module, {"input_ids": ids, "past_key_values": cache, "use_cache": True})
 
 
-def _decode_time(look: Look, cache: Any) -> float:
-    """Milliseconds of one token behind the cache, a copy of which each run extends."""
+def _decoding(look: Look, cache: Any) -> Callable[[], Any]:
+    """Gives one token behind the cache, a copy of which each of its runs extends."""
     ids = look.inputs[0]["input_ids"][:, -1:]
     ready = [deepcopy(cache) for _ in range(REPEATS + 1)]
-    return timed(lambda: decode(look, ids, ready.pop()), look.case.device)
+    return lambda: decode(look, ids, ready.pop())
+
+
+def _peak(look: Look, run: Callable[[], Any]) -> float | None:
+    """Peak bytes of a run over what rests, as `bench` has them; None where no allocator tells."""
+    step = Step(look.case, look.subject, nullcontext, run, look.run)
+    found = {m.metric: m for m in MemoryProbe(lambda: "not asked for").measure(step)}[ABOVE.name]
+    return found.samples[0] if found.samples else None
 
 
 def tensors_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
@@ -187,36 +144,82 @@ def _layer(look: Look) -> int:
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
-def _quantities(look: Look, measured: Sequence[Measured], sizes: Sizes) -> Iterator[Quantity]:
+def _cut(look: Look) -> str:
+    return f"keep {KEEP:g} after block {_layer(look)}"
+
+
+def _of_attention(look: Look, name: str, measured: Sequence[Measured]) -> Iterator[Quantity]:
+    """Times and peaks under one attention back end; the first one's names stand alone."""
     lengths = axis("tokens", (m.tokens for m in measured))
-    cut = f"keep {KEEP:g} after block {_layer(look)}"
+    end = "" if name == look.case.attention else f"_{name}"
     yield quantity(
-        "times",
-        "time",
-        f"median of {REPEATS} runs at batch 1: the prompt; one more token behind its cache; that token where the whole "
-        f"prompt has to be run again; pruned: {cut} in prefill, so that later blocks have fewer KV rows.",
+        f"times{end}",
+        name,
+        f"with {name} attention at batch 1, the median of up to {REPEATS} runs: the prompt; one more token behind its "
+        f"cache; that token where the whole prompt has to be run again; pruned: {_cut(look)} in prefill, so that later "
+        "blocks have fewer KV rows.",
         [lengths, axis("step", TIMES)],
         [m.times for m in measured],
         "ms",
         low=0,
     )
     yield quantity(
+        f"peaks{end}",
+        f"{name} peak",
+        f"with {name} attention: the allocator's highest level above what rests, in one run.",
+        [lengths, axis("step", PEAKS)],
+        [[None if v is None else v / 2**20 for v in m.peaks] for m in measured],
+        "MiB",
+        low=0,
+    )
+
+
+def _held(look: Look, measured: Sequence[Measured]) -> Quantity:
+    return quantity(
         "held",
         "cache",
-        f"bytes of keys and values that prefill leaves behind, over all blocks; pruned: {cut}.",
-        [lengths, axis("prefill", ("whole", "pruned"))],
+        f"bytes of keys and values that prefill leaves behind, over all blocks; pruned: {_cut(look)}.",
+        [axis("tokens", (m.tokens for m in measured)), axis("prefill", ("whole", "pruned"))],
         [[held / 2**20 for held in m.held] for m in measured],
         "MiB",
         low=0,
     )
+
+
+def _by_kind(look: Look, sizes: Sizes) -> Iterator[Quantity]:
+    """Other caches for the model's sizes: bytes by formula, and what their operators take and read."""
+    told = f"{sizes.layers} blocks, {sizes.heads} heads, {sizes.kv_heads} KV heads of {sizes.head_dim}"
+    prompts = axis("prompt", LENGTHS)
     yield quantity(
         "bytes",
         "cache by formula",
-        f"by formula, for these sizes ({sizes.layers} blocks, {sizes.heads} heads, {sizes.kv_heads} KV heads of "
-        f"{sizes.head_dim}); pruned: {cut}.",
-        [axis("prompt", LENGTHS), axis("kind", KINDS)],
+        f"by formula, for these sizes ({told}); pruned: {_cut(look)}.",
+        [prompts, axis("kind", KINDS)],
         [[cache_bytes(kind, n, sizes, _layer(look)) / 2**20 for kind in KINDS] for n in LENGTHS],
         "MiB",
+        low=0,
+    )
+    dtype = next(look.subject.module.parameters()).dtype
+    with torch.inference_mode():  # not the model's attention, but the operators' own
+        found = [[of_operator(kind, n, sizes, look.case.device, dtype) for kind in OPERATORS] for n in LENGTHS]
+    yield quantity(
+        "operator_times",
+        "one query",
+        "one query's attention in one block, by the plain form of that cache's operator (`repshift operators`), the "
+        f"median of {REPEATS} runs on planted keys: time alone, the projections apart.",
+        [prompts, axis("kind", OPERATORS)],
+        [[time for time, _ in row] for row in found],
+        "ms",
+        low=0,
+    )
+    yield quantity(
+        "operator_bytes",
+        "cache of the operators",
+        "Bytes of the tensors that the operator of that cache is given, for all blocks (padding included).",
+        [prompts, axis("kind", OPERATORS)],
+        [[sizes.layers * held / 2**20 for _, held in row] for row in found],
+        "MiB",
+        view="detail",
         low=0,
     )
 

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repshift_cli.inspection import Look
+from repshift_cli.inspection import Change, Judged, Look, Settings
 from repshift_cli.inspection.base.arrays import CORRELATION, SHARE, axis, blocks, quantity
-from repshift_cli.inspection.base.blocks import own_attention, own_places, real_places, visiting
+from repshift_cli.inspection.base.blocks import own_attention, own_places, places_of_real, real_places, visiting
 from repshift_cli.inspection.base.effects import change, measure_of, read_out
 from repshift_cli.inspection.base.ranks import mean, rank_correlation
 from repshift_cli.inspection.base.shifts import default_shift
 from repshift_cli.inspection.sinks import UNSEEN, unanswerable
 from repshift_cli.kernels.sdpa import Answer as Attend
 from repshift_cli.kernels.sdpa import AttentionCall, watched_in
+from repshift_cli.records import Subject
 from repshift_cli.records.inspection import Answer, Quantity
 from repshift_cli.reduction.engine.seen import Seen
 
@@ -54,8 +55,13 @@ def answer(look: Look) -> Answer:
         return Answer("heads", "Dormant heads", "skipped", UNSEEN)
     quantities = [*_by_block(look, found, what), *_by_head(look, found)]
     settings = {"inputs": len(found), "dormant": look.settings.dormant, "effect": what}
-    reading = tuple(_read(look, found))
-    return Answer("heads", "Dormant heads", settings=settings, quantities=tuple(quantities), reading=reading)
+    reading = [*_read(look, found)]
+    if look.judge is not None:
+        judged = look.judge(_changes(look.settings))
+        quantities += _labelled(judged)
+        settings |= {"samples": judged[0].samples, "metric": judged[0].metric}
+        reading.append(_told(judged))
+    return Answer("heads", "Dormant heads", settings=settings, quantities=tuple(quantities), reading=tuple(reading))
 
 
 def dormant(norms: Tensor, threshold: float) -> Tensor:
@@ -134,6 +140,90 @@ def _without(look: Look, off: Mapping[int, Tensor]) -> Iterator[None]:
 
     with _watching(look, silence):
         yield
+
+
+# --- labelled data ----------------------------------------------------------------------------------------------------
+
+JUDGED = ("all heads", "without the dormant heads", "without as many others")
+
+
+def _changes(settings: Settings) -> dict[str, Change]:
+    """What is done to the model: by sample its dormant heads put out zero, or as many others at random."""
+    return {
+        JUDGED[1]: partial(silenced, threshold=settings.dormant),
+        JUDGED[2]: partial(silenced, threshold=settings.dormant, others=True, seed=settings.seed),
+    }
+
+
+@contextmanager
+def silenced(subject: Subject, threshold: float, others: bool = False, seed: int = 0) -> Iterator[None]:
+    """Within it, on each sample of a batch, the heads that are dormant on that sample put out zero; or as many `others`
+    at random in their place."""
+    real: list[Tensor | None] = []
+    draw = torch.Generator().manual_seed(seed)
+
+    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        real[:] = [None if subject.roles is None else places_of_real(subject, kwargs or args)]
+
+    def silence(call: AttentionCall, attend: Attend) -> Tensor:
+        out = attend(call)
+        if call.query.shape[2] != call.key.shape[2]:
+            return out
+        norms = _mean_norms(out, real[0])
+        off = norms < threshold * norms.mean(1, keepdim=True)
+        if others:
+            order = (off.double() + torch.rand(off.shape, generator=draw).to(off.device)).argsort(1).argsort(1)
+            off = order < off.sum(1, keepdim=True)
+        return out.masked_fill(off[:, :, None, None], 0)
+
+    with ExitStack() as stack:
+        stack.callback(subject.module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        for site in subject.sites:
+            stack.enter_context(watched_in(site.block, silence))
+        yield
+
+
+def _mean_norms(out: Tensor, real: Tensor | None) -> Tensor:
+    """The mean norm over tokens of each head's output, padding apart: (B, H, N, d), (B, N) -> (B, H)."""
+    norms = out.double().norm(dim=-1)
+    if real is None or real.shape != (out.shape[0], out.shape[2]):
+        return norms.mean(2)
+    weight = real.to(norms).unsqueeze(1)
+    return (norms * weight).sum(2) / weight.sum(2)
+
+
+def _labelled(judged: Sequence[Judged]) -> Iterator[Quantity]:
+    model = axis("model", JUDGED)
+    metric, unit, samples = judged[0].metric, judged[0].unit, judged[0].samples
+    yield quantity(
+        "labelled",
+        metric,
+        f"on {samples} labelled samples, with its 95% interval; on each sample the heads that are dormant on it, or as "
+        "many others at random, put out zero.",
+        [model, axis("figure", ("", "from", "to"))],
+        [one.score for one in judged],
+        unit,
+    )
+    yield quantity(
+        "labelled_difference",
+        "difference",
+        "that less the untouched model's, on the same samples, with its paired 95% interval.",
+        [model, axis("figure", ("", "from", "to"))],
+        [one.difference for one in judged],
+        "points" if unit == "%" else unit,
+        missing="it is the untouched model",
+    )
+
+
+def _told(judged: Sequence[Judged]) -> str:
+    def words(one: Judged) -> str:
+        value, low, high = one.difference
+        shown = value is not None and low is not None and high is not None and not low <= 0 <= high
+        return f"{value:+.2f}" + ("" if shown else " (not shown to differ)") if value is not None else "not measured"
+
+    unit = "points" if judged[0].unit == "%" else judged[0].unit
+    changes = f"{words(judged[1])} without dormant heads and {words(judged[2])} without as many others"
+    return f"{judged[0].metric} on {judged[0].samples} labelled samples, in {unit or 'its own unit'}: {changes}"
 
 
 # --- all inputs -------------------------------------------------------------------------------------------------------

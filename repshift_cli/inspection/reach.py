@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,14 +24,15 @@ STEP = 0.01
 """The change, over the norm of the token's state: small beside the state, large beside fp32's rounding."""
 SOURCES = 8
 WITHIN = 0.9
+IN_ROW, ON_GRID = "in tokens of the row", "in patches of the grid, the larger of all its directions"
 LEAST = 1e-6
 """Influence, over that on the token itself, below which none is told: rounding."""
 
 
 def unanswerable(look: Look) -> str | None:
-    """A grid has no distance along a row of tokens."""
+    """The grid of a CNN has no tokens that could be moved alone."""
     if look.subject.grid:
-        return "the tokens of a grid are no row"
+        return "the grid of a CNN holds no tokens that could be moved one by one"
     return None if look.subject.tokens > 2 else "there are not three tokens in a row"
 
 
@@ -43,28 +45,61 @@ def answer(look: Look) -> Answer:
         look.tell((number + 1) / len(look.inputs))
     most = max(one.shape[1] for one in found)
     by_distance = torch.stack([F.pad(one, (0, most - one.shape[1]), value=torch.nan) for one in found]).nanmean(0)
-    quantities = list(_quantities(look, by_distance))
-    settings = {"inputs": len(found), "sources": SOURCES, "step": STEP, "within": WITHIN}
+    grid = grid_of(look, look.inputs[0])
+    quantities = list(_quantities(by_distance, len(grid) if grid else 1))
+    settings = {"inputs": len(found), "sources": SOURCES, "step": STEP, "within": WITHIN, "grid": grid}
     reading = tuple(_read(quantities))
     return Answer("reach", "How far windows see", settings=settings, quantities=tuple(quantities), reading=reading)
 
 
-def along_distance(influence: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+def grid_of(look: Look, inputs: Any) -> tuple[int, ...] | None:
+    """The grid on which the tokens that may go stand, row by row: (h, w) of an image's patches, (t, h, w) of a clip's.
+
+    None for a sequence, and where a token of the grid is protected. A clip's t are its frames, or pairs of them.
+    """
+    tokens = look.subject.tokens
+    pixels = inputs.values() if isinstance(inputs, Mapping) else inputs
+    depth = max((t.ndim for t in pixels if isinstance(t, Tensor) and t.is_floating_point()), default=0)
+    frames = look.case.frames or 1
+    for times in (frames, frames // 2):
+        side = math.isqrt(tokens // times) if depth in (4, 5) and times and tokens % times == 0 else 0
+        if side and times * side * side == tokens:
+            return (times, side, side) if depth == 5 else (side, side)
+    return None
+
+
+def coordinates(places: Tensor, grid: tuple[int, ...] | None) -> Tensor:
+    """Where tokens stand, on their grid or in their row: (n,) -> (n, k)."""
+    if grid is None:
+        return places.unsqueeze(1)
+    return torch.stack(torch.unravel_index(places - places.min(), grid), 1)
+
+
+def along_distance(influence: Tensor, sources: Tensor, places: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
     """Mean influence by distance: (m, N) of `sources` (m,) on all tokens, over pairs among `places` (n,), -> (D,).
 
-    Distance is that in the row, on either side; NaN where no pair lies so far apart.
+    Distance is that in the row, on either side, or the largest one along the directions of a `grid` (which the places
+    fill), as the windows of an image are square; NaN where no pair lies so far apart.
     """
-    distance = (places.unsqueeze(0) - sources.unsqueeze(1)).abs()
-    most = int(places.max() - places.min()) + 1
+    at, of = coordinates(places, grid), torch.searchsorted(places, sources)
+    distance = (at.unsqueeze(0) - at[of].unsqueeze(1)).abs().amax(-1)
+    most = int((at.amax(0) - at.amin(0)).max()) + 1
     total, count = torch.zeros(most, dtype=torch.float64), torch.zeros(most, dtype=torch.float64)
     total.index_add_(0, distance.flatten(), influence[:, places].double().flatten())
     count.index_add_(0, distance.flatten(), torch.ones(distance.numel(), dtype=torch.float64))
     return total / count.where(count > 0, torch.nan)
 
 
-def reach(profile: Tensor, share: float = WITHIN) -> int | None:
+def around(most: int, directions: int = 1) -> Tensor:
+    """Half of the tokens at each distance, from 0 to `most` - 1, on an endless grid: in a row, one."""
+    distance = torch.arange(most, dtype=torch.float64)
+    ring = (2 * distance + 1) ** directions - (2 * distance - 1).clamp_min(0) ** directions
+    return (ring / 2).where(distance > 0, 1)
+
+
+def reach(profile: Tensor, share: float = WITHIN, directions: int = 1) -> int | None:
     """The least distance within which `share` of the influence on other tokens lies: (D,); None where there is none."""
-    others = profile[1:].nan_to_num(0)
+    others = (profile * around(len(profile), directions))[1:].nan_to_num(0)
     if not others.sum():
         return None
     return int((others.cumsum(0) >= share * others.sum() * (1 - 1e-12)).nonzero()[0]) + 1
@@ -89,10 +124,11 @@ def _influence(look: Look, inputs: Any, number: int) -> Tensor:
     plain, moved = _states(look, given), {}
     with _moved(look, sources, draw):
         moved = _states(look, given)
+    grid = grid_of(look, inputs)
     start = (moved[0] - plain[0])[torch.arange(count), sources].norm(dim=-1)
     return torch.stack(
         [
-            along_distance((moved[n] - plain[n]).norm(dim=-1) / start.unsqueeze(1), sources, places)
+            along_distance((moved[n] - plain[n]).norm(dim=-1) / start.unsqueeze(1), sources, places, grid)
             for n in range(1, len(plain))
         ]
     )
@@ -135,15 +171,16 @@ def _moved(look: Look, sources: Tensor, draw: torch.Generator) -> Iterator[None]
 # --- all inputs -------------------------------------------------------------------------------------------------------
 
 
-def _quantities(look: Look, by_distance: Tensor) -> Iterator[Quantity]:
-    depth = blocks(len(by_distance))
+def _quantities(by_distance: Tensor, directions: int) -> Iterator[Quantity]:
+    depth, counted = blocks(len(by_distance)), around(by_distance.shape[1], directions)
+    where = ON_GRID if directions > 1 else IN_ROW
     window = farthest(by_distance[0])
     yield quantity(
         "reach",
         "reach",
-        f"distance, in tokens, within which {WITHIN:.0%} of a token's influence on the others lies.",
+        f"distance, {where}, within which {WITHIN:.0%} of a token's influence on the others lies.",
         [depth],
-        [reach(profile) for profile in by_distance],
+        [reach(profile, directions=directions) for profile in by_distance],
         low=0,
     )
     yield quantity(
@@ -157,7 +194,7 @@ def _quantities(look: Look, by_distance: Tensor) -> Iterator[Quantity]:
     yield quantity(
         "bound",
         "window x depth",
-        "how far influence can have come: the first block's farthest times the blocks so far, at most the row.",
+        "how far influence can have come: the first block's farthest times the blocks so far, at most all.",
         [depth],
         [min(window * n, by_distance.shape[1] - 1) for n in range(1, len(by_distance) + 1)],
         low=0,
@@ -165,9 +202,10 @@ def _quantities(look: Look, by_distance: Tensor) -> Iterator[Quantity]:
     yield quantity(
         "on_others",
         "on others",
-        "influence on all other tokens together, over that on the token itself (each distance counted once).",
+        "influence on all other tokens together, over that on the token itself (half of the tokens at each distance "
+        "counted: in a row, one).",
         [depth],
-        [float(profile[1:].nansum() / profile[0]) for profile in by_distance],
+        [float((profile * counted)[1:].nansum() / profile[0]) for profile in by_distance],
         low=0,
     )
     yield quantity(
@@ -186,6 +224,6 @@ def _read(quantities: Sequence[Quantity]) -> Iterator[str]:
     last, bound = by_name["reach"][-1], by_name["bound"][-1]
     if last is not None:
         yield (
-            f"after the last block {WITHIN:.0%} of a token's influence on others lies within {last:.0f} tokens, of "
-            f"{bound:.0f} that it can reach"
+            f"after the last block {WITHIN:.0%} of a token's influence on others lies within a distance of "
+            f"{last:.0f}, of {bound:.0f} that it can reach"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from repshift_cli.inspection import Look
+from repshift_cli.inspection.base import packing
 from repshift_cli.inspection.base.arrays import SHARE, axis, blocks, quantity
 from repshift_cli.inspection.base.blocks import entering, own_attention, own_places, real_places, visiting
 from repshift_cli.inspection.base.ranks import mean
@@ -21,12 +22,17 @@ from repshift_cli.reduction.engine.seen import Seen
 
 RANK = 2
 WHICH = ("first token", "most attracting", "any token")
+LEAST = 8
+"""Queries that must see a token for it to count: of the last ones of a causal sequence each sees itself most."""
+OF_PACKED = ("first token", "later documents' first tokens", "any token")
 UNSEEN = "attention by itself was not seen: no call of torch's attention over all tokens of one sample"
 
 
 def unanswerable(look: Look) -> str | None:
-    """A model without attention has no sinks."""
-    return None if any(site.attention is not None for site in look.subject.sites) else "the model has no attention"
+    """A model without attention has no sinks, and one that reads no text has no documents to pack."""
+    if not any(site.attention is not None for site in look.subject.sites):
+        return "the model has no attention"
+    return packing.unpackable(look, look.settings.packed) if look.settings.packed > 1 else None
 
 
 @dataclass
@@ -63,7 +69,10 @@ def answer(look: Look) -> Answer:
             **SHARE,
         )
     )
-    settings = {"inputs": len(found), "epsilon": epsilon}
+    settings: dict[str, Any] = {"inputs": len(found), "epsilon": epsilon, "least_queries": LEAST}
+    if look.settings.packed > 1:
+        quantities.append(_by_packing(look))
+        settings |= {"packed": look.settings.packed, "start_token": packing.start_of(look)}
     reading = tuple(_read(quantities, lengths[0][1]))
     return Answer("sinks", "Attention sinks", settings=settings, quantities=tuple(quantities), reading=reading)
 
@@ -79,7 +88,7 @@ def _seen(look: Look, inputs: Any) -> list[Drawn]:
 
     def hear(layer: int, call: AttentionCall) -> None:
         if own_attention(call, len(real)):
-            drawn = received(call, real.to(call.query.device))[0].cpu()
+            drawn = received(call, real.to(call.query.device), least=LEAST)[0].cpu()
             found[layer - 1].attention = drawn.where(real, 0)
 
     with look.active(), visiting(look.subject, visit, hear):
@@ -174,6 +183,40 @@ def _rank(block: Drawn, own: set[int]) -> float | None:
     return float((block.shift[sorted(own)] < block.shift[_most(block)]).sum()) / (len(own) - 1)
 
 
+def _by_packing(look: Look) -> Quantity:
+    documents, epsilon = look.settings.packed, look.settings.epsilon
+    rows: list[list[float | None]] = []
+    for kind in packing.PACKINGS:
+        if kind.started and packing.start_of(look) is None:
+            rows.append([None] * len(OF_PACKED))
+            continue
+        with look.active():
+            rates = [_packed_rates(look, kind, pieces) for pieces in packing.sequences(look, kind, documents)]
+        rows.append([mean([rate[n] for rate in rates]) for n in range(len(OF_PACKED))])
+    return quantity(
+        "rate_by_packing",
+        "sink rate",
+        f"Share of heads, over all blocks and inputs, whose mean attention on that token is above {epsilon:g}: in "
+        f"whole inputs, and in sequences as long, packed of the beginnings of {documents}; masked apart, no document "
+        "sees another (Barbero et al. 2025).",
+        [axis("sequence", (kind.name for kind in packing.PACKINGS)), axis("of", OF_PACKED)],
+        rows,
+        missing="a whole input has no later documents, or the model names no start token",
+        **SHARE,
+    )
+
+
+def _packed_rates(look: Look, kind: packing.Packing, pieces: list[Tensor]) -> list[float | None]:
+    """The rates of the first token, of the later documents' first ones, and of any: means over blocks and heads."""
+    starts = [sum(piece.shape[1] for piece in pieces[:n]) for n in range(1, len(pieces))]
+    found = [sinks(a, look.settings.epsilon).double() for a in packing.attention_of(look, pieces, kind, LEAST)]
+    return [
+        mean([float(there[:, 0].mean()) for there in found]),
+        mean([float(there[:, starts].mean()) for there in found]) if starts else None,
+        mean([float(there.amax(1).mean()) for there in found]),
+    ]
+
+
 def _by_head(look: Look, found: Sequence[Sequence[Drawn]]) -> Iterator[Quantity]:
     seen = [b.attention for bs in found for b in bs if b.attention is not None]
     heads = max(len(a) for a in seen)
@@ -201,6 +244,13 @@ def _read(quantities: Sequence[Quantity], rates: Sequence[float | None]) -> Iter
     first, most, _ = rates
     yield f"{_percent(first)} of all heads lean on the first token, {_percent(most)} on the one that draws most"
     by_name = {q.name: q for q in quantities}
+    if "rate_by_packing" in by_name:
+        packed = dict(by_name["rate_by_packing"].items())
+        later = [packed[kind, OF_PACKED[1]] for kind in (packing.PACKED, packing.APART)]
+        yield (
+            f"packed without start tokens, {_percent(later[0])} of all heads lean on a later document's first token, "
+            f"{_percent(later[1])} where documents are masked apart"
+        )
     drops = [value for value in by_name["may_go"].values if value is not None]
     if drops and not any(drops):
         yield "the token that draws most is always one that is protected"

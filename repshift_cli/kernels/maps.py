@@ -38,11 +38,31 @@ def dense(call: AttentionCall) -> Tensor:
     return _weights(call, 0, call.query.shape[-2])
 
 
-def column_means(call: AttentionCall) -> Tensor:
-    """How much every token is attended to, the mean over heads and queries: (B, N)."""
-    queries = call.query.shape[-2]
-    sums = [_weights(call, first, last).sum((1, 2)) for first, last in _blocks(call)]
-    return torch.stack(sums).sum(0) / (queries * call.query.shape[1])
+def column_means(call: AttentionCall, whole: bool = False) -> Tensor:
+    """How much every token is attended to, the mean over heads and queries, padding's left out: (B, N).
+
+    By blocks of queries, or of the `whole` map at once.
+    """
+    heads, queries = call.query.shape[1:3]
+    real = _real_queries(call)
+
+    def summed(first: int, last: int) -> Tensor:
+        weights = _weights(call, first, last)
+        return (weights if real is None else weights * real[:, None, first:last, None]).sum((1, 2))
+
+    sums = [summed(first, last) for first, last in ([(0, queries)] if whole else _blocks(call))]
+    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+    return total / (heads * (queries if real is None else real.sum(1, keepdim=True)))
+
+
+def _real_queries(call: AttentionCall) -> Tensor | None:
+    """1 for queries whose own key is seen by any query, 0 for padding: (B | 1, N), where a mask may hide some."""
+    mask = call.attn_mask
+    if mask is None or mask.shape[-1] != call.query.shape[-2]:
+        return None
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    seen = seen.expand(*[1] * (4 - seen.ndim), *seen.shape) if seen.ndim < 4 else seen
+    return seen.any(-2).any(1).to(torch.promote_types(call.query.dtype, torch.float32))
 
 
 def row_entropies(call: AttentionCall) -> Tensor:

@@ -20,7 +20,7 @@ class Family(Protocol):
     without any is called by the name of its entry point."""
 
     preprocessing: Callable[[str], Any] = unsaid
-    """How the named model wants its images, an `inputs.preprocessing.Preprocessing`; None: stretched, as ImageNet's."""
+    """How the named model wants its images, an `inputs.preprocessing.Preprocessing`; None where nobody says."""
 
     class_names: Callable[[str], Mapping[int, str] | None] = unsaid
     """What the classes of the named model's logits are called, by their place; None where nobody says."""

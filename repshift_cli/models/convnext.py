@@ -11,6 +11,7 @@ from typing import Any
 
 from repshift_cli.models.base.stages import Stages, family
 from repshift_cli.models.base.transformers import Recipe
+from repshift_cli.models.inputs.preprocessing import Preprocessing
 from repshift_cli.records import Site
 
 ALIASES = {
@@ -18,6 +19,7 @@ ALIASES = {
     "convnext_s": {"depths": [3, 3, 27, 3], "width": 96},
     "convnext_b": {"depths": [3, 3, 27, 3], "width": 128},
 }
+IMAGES = Preprocessing(224, 256, "bicubic", whose="ConvNeXt's own")
 
 
 def sites(module: Any) -> tuple[Site, ...]:
@@ -38,6 +40,11 @@ def _stages(name: str, size: int) -> Stages:
     )
     recipe = Recipe(ConvNextForImageClassification, config)
     return Stages(recipe, lambda pixels: pixels // config.patch_size, lambda lines: lines // 2, sites)
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As its authors prepare images."""
+    return IMAGES
 
 
 facts, build = family(_stages)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from repshift_cli.models.base.transformers import Recipe, family
+from repshift_cli.models.inputs.preprocessing import Preprocessing
 
 ALIASES = {
     "deit_t_distilled": {"width": 192, "heads": 3},
     "deit_s_distilled": {"width": 384, "heads": 6},
     "deit_b_distilled": {"width": 768, "heads": 12},
 }
+IMAGES = Preprocessing(224, 256, "bicubic", whose="DeiT's own")
 
 
 def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
@@ -26,6 +28,11 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
         attn_implementation="sdpa",
     )
     return Recipe(DeiTForImageClassificationWithTeacher, config)
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As its authors prepare images."""
+    return IMAGES
 
 
 facts, build = family(_recipe)

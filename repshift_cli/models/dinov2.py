@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from repshift_cli.models.base.transformers import Recipe, family
+from repshift_cli.models.inputs.preprocessing import Preprocessing
 
 ALIASES = {
     "dinov2_s": {"width": 384, "depth": 12, "heads": 6, "registers": 0},
@@ -14,6 +15,7 @@ ALIASES = {
     "dinov2_b_reg": {"width": 768, "depth": 12, "heads": 12, "registers": 4},
     "dinov2_l_reg": {"width": 1024, "depth": 24, "heads": 16, "registers": 4},
 }
+IMAGES = Preprocessing(224, 256, "bicubic", whose="DINOv2's own")
 
 
 def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
@@ -33,6 +35,11 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
         config = Dinov2WithRegistersConfig(num_register_tokens=size["registers"], **shape)
         return Recipe(Dinov2WithRegistersModel, config)
     return Recipe(Dinov2Model, Dinov2Config(**shape))
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As its authors prepare images."""
+    return IMAGES
 
 
 facts, build = family(_recipe)

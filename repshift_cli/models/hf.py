@@ -1,4 +1,7 @@
-"""Any ViT-like, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:NAME` is a folder or a hub id."""
+"""Any ViT-like, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:NAME` is a folder or a hub id.
+
+`hf:NAME:tower` is the vision tower of a Llava checkpoint, as a model of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from repshift_cli.models import clip, siglip
 from repshift_cli.models.base import decoder, text, vision_language
 from repshift_cli.models.base.transformers import Recipe, check_index, family, first_line, weights_file
 from repshift_cli.models.discovery.blocks import NoSites
@@ -22,6 +26,9 @@ from repshift_cli.records import Case, Facts, Subject, UsageError
 ALIASES: dict[str, object] = {}
 DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+_KNOWN = {"clip": clip.IMAGES, "siglip": siglip.IMAGES}
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Where transformers keeps what images want: alone, beside the tokenizer's, for clips."""
 ENCODERS = {
     "bert": "BertModel",
     "electra": "ElectraModel",
@@ -32,6 +39,8 @@ ENCODERS = {
 """The text encoders, by what their configurations call them."""
 PATIENCE = 4
 """Seconds to wait for the hub."""
+TOWER = ":tower"
+"""What stands behind the name of a vision-language checkpoint whose vision tower alone is meant."""
 LENGTH = 512
 """The most random tokens of a sequence where nothing else is said."""
 
@@ -39,11 +48,12 @@ LENGTH = 512
 def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     import transformers
 
-    place = name.removeprefix("hf:")
-    config = _config(place)
+    place = _place(name)
+    config = _tower(_config(place), place) if name.endswith(TOWER) else _config(place)
     model = getattr(transformers, _class_name(config, place), None)
     if model is None:
         raise UsageError(f"transformers {transformers.__version__} has no {_class_name(config, place)} for {place}")
+    renamed = vision_language.TOWERS_KEYS if name.endswith(TOWER) else {}
     config = getattr(config, "vision_config", config)
     patch = () if isinstance(getattr(config, "tubelet_size", None), (list, tuple)) else ("patch_size",)
     for needed in ("image_size", "num_hidden_layers", *patch):
@@ -51,11 +61,29 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
             raise UsageError(f"{place} is no plain vision transformer: its configuration has no whole {needed}")
     mean, std = _normalisation(place)
     if not hasattr(config, "num_frames"):
-        return Recipe(model, config, checkpoint=place, mean=mean, std=std)
+        return Recipe(model, config, checkpoint=place, mean=mean, std=std, renamed=renamed)
     if image_size not in (None, config.image_size):
         raise UsageError(f"{place} takes video of {config.image_size} pixels only; leave out --image-size {image_size}")
     config.num_frames = frames or config.num_frames
     return Recipe(model, config, place, "video", mean, std, prepare=place_positions)
+
+
+def _place(name: str) -> str:
+    """The folder or hub id."""
+    return name.removeprefix("hf:").removesuffix(TOWER)
+
+
+def _tower(config: Any, place: str) -> Any:
+    """The configuration of a vision-language checkpoint's tower."""
+    if config.model_type not in vision_language.KINDS:
+        raise UsageError(f"{place} is no vision-language checkpoint; leave out {TOWER}")
+    tower = config.vision_config
+    if tower.model_type.removesuffix("_vision_model") not in _TOWERS:
+        raise UsageError(
+            f"the tower of {place} merges neighbours and packs all images into one row, so tokens cannot be dropped in "
+            f"it; leave out {TOWER}, and its image tokens are dropped in the language model"
+        )
+    return tower
 
 
 def _config(place: str) -> Any:
@@ -109,48 +137,55 @@ def hub_answers() -> bool:
 
 
 def _class_name(config: Any, place: str) -> str:
-    if config.model_type in _TOWERS:
-        return _TOWERS[config.model_type]
+    if (kind := config.model_type.removesuffix("_vision_model")) in _TOWERS:
+        return _TOWERS[kind]
     if not config.architectures:
         raise UsageError(f"the configuration of {place} names no architecture")
     return str(config.architectures[0])
 
 
 def _processor(place: str) -> dict[str, Any]:
-    """What the checkpoint's own preprocessor file says; nothing where it has none."""
+    """What the checkpoint's own processor file says of images or clips; nothing where it has none."""
     from transformers.utils import cached_file
 
-    try:
-        file = cached_file(place, "preprocessor_config.json")
-    except OSError:
-        file = None
-    return json.loads(Path(file).read_text()) if file else {}
+    for name in PROCESSORS:
+        try:
+            file = cached_file(place, name)
+        except OSError:
+            continue
+        told = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        return next((told[part] for part in ("image_processor", "video_processor") if part in told), told)
+    return {}
 
 
 def preprocessing(name: str) -> Preprocessing | None:
-    """What the checkpoint's image processor does; None where it has none."""
-    place = name.removeprefix("hf:")
+    """What the checkpoint's image processor does, else what its architecture is known for; None where neither says."""
+    place = _place(name)
     config, stored = _config(place), _processor(place)
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if isinstance(size, int) and not stored and config.model_type in _KNOWN:
+        return _KNOWN[config.model_type].at(size)
     return of_processor(stored, size) if stored and isinstance(size, int) else None
 
 
 def class_names(name: str) -> dict[int, str] | None:
     """The names in the checkpoint's configuration, unless they are LABEL_0 and so on, which say nothing."""
-    told = dict(getattr(_config(name.removeprefix("hf:")), "id2label", None) or {})
+    told = dict(getattr(_config(_place(name)), "id2label", None) or {})
     return None if all(label == f"LABEL_{place}" for place, label in told.items()) else told
 
 
 def _normalisation(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation from the checkpoint's own preprocessor file, else ImageNet's."""
-    stored = _processor(place)
+    stored, known = _processor(place), _KNOWN.get(_config(place).model_type)
+    if not stored and known:
+        return known.mean, known.std
     return tuple(stored.get("image_mean", IMAGENET_MEAN)), tuple(stored.get("image_std", IMAGENET_STD))
 
 
 def _encoder(name: str) -> text.Encoder:
     import transformers
 
-    place = name.removeprefix("hf:")
+    place = _place(name)
     config = _config(place)
     model = getattr(transformers, ENCODERS[config.model_type])
     positions = config.max_position_embeddings
@@ -161,14 +196,14 @@ def _encoder(name: str) -> text.Encoder:
 
 
 def _prompted(name: str) -> decoder.Decoder:
-    place = name.removeprefix("hf:")
+    place = _place(name)
     return decoder.Decoder(_config(place), checkpoint=place)
 
 
 def _seeing(name: str, image_size: int | None) -> vision_language.Seeing:
     import transformers
 
-    place = name.removeprefix("hf:")
+    place = _place(name)
     config = _config(place)
     model = getattr(transformers, _class_name(config, place))
     return vision_language.KINDS[config.model_type](model, config, place, image_size, *_normalisation(place))
@@ -179,7 +214,10 @@ _SEEING = vision_language.family(_seeing)
 
 
 def _kind(name: str) -> str:
-    return str(_config(name.removeprefix("hf:")).model_type)
+    """What the configuration calls the model; of a tower the tower's own."""
+    if name.endswith(TOWER):
+        return str(_tower(_config(_place(name)), _place(name)).model_type)
+    return str(_config(_place(name)).model_type)
 
 
 def facts(

@@ -31,7 +31,7 @@ from repshift_cli.models.base.outputs import reading_of
 from repshift_cli.models.base.subjects import subject_of
 from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line
 from repshift_cli.models.discovery.adapter import Adapter
-from repshift_cli.models.discovery.blocks import NoSites
+from repshift_cli.models.discovery.blocks import BUILT_IN, NoSites
 from repshift_cli.models.discovery.located import Located, located
 from repshift_cli.models.inputs.images import batches, load_images
 from repshift_cli.records import Case, Facts, Subject, Unbuildable, UsageError
@@ -39,13 +39,6 @@ from repshift_cli.records import Case, Facts, Subject, Unbuildable, UsageError
 ALIASES: dict[str, object] = {}
 FRESH = 67280421310721
 """The seed that torch has in a new process (c10::detail, default_rng_seed_val)."""
-FAMILIES = {
-    "ResNet": "resnet18, resnet34 or resnet50, a CNN cut between its stages",
-    "ConvNeXt": "convnext_t, convnext_s or convnext_b, a CNN cut between its stages",
-    "VisionMamba": "vim_t or vim_s",
-    "MambaLMHeadModel": "mamba_130m or mamba2_130m and larger ones",
-}
-"""Classes of other libraries whose blocks cannot be found, with the aliases of the same architecture here."""
 
 
 def facts(
@@ -105,7 +98,7 @@ def _located(name: str, made: _Made) -> Located:
     try:
         return located(made.module, _mapped(made.inputs, torch.clone), made.adapter)
     except NoSites as error:
-        if hint := FAMILIES.get(type(made.module).__name__):
+        if hint := BUILT_IN.get(type(made.module).__name__):
             raise NoSites(f"{error}; this architecture is built in: --model {hint}", error.looked) from error
         if made.adapter is not None or not error.adapter:
             raise
@@ -158,10 +151,13 @@ def _made(name: str) -> _Made:
     told = _from_toml(name) if name.endswith(".toml") else {"model": name}
     made = _called(told.pop("model"))
     if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module)):
-        raise UsageError(f"{name}() must return (module, inputs), inputs a dict of keyword tensors or a tuple")
+        raise UsageError(
+            f"{name}() must return (module, inputs), inputs a tensor, a dict of keyword tensors or a tuple"
+        )
     module, inputs, *more = made
+    inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     if not isinstance(inputs, (dict, tuple)) or not _tensors(inputs):
-        raise UsageError(f"{name}() must return inputs as a dict of keyword tensors or a tuple of tensors")
+        raise UsageError(f"{name}() must return inputs as a tensor, a dict of keyword tensors or a tuple of tensors")
     if more and not isinstance(more[0], dict):
         raise UsageError(f"{name}() must return its adapter, behind (module, inputs), as a dict of module paths")
     paths = {**more[0], **told} if more else told

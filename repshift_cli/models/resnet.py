@@ -11,6 +11,7 @@ from typing import Any
 
 from repshift_cli.models.base.stages import Stages, family
 from repshift_cli.models.base.transformers import Recipe
+from repshift_cli.models.inputs.preprocessing import Preprocessing
 from repshift_cli.records import Site
 
 ALIASES = {
@@ -18,6 +19,7 @@ ALIASES = {
     "resnet34": {"layer": "basic", "depths": [3, 4, 6, 3], "width": 64},
     "resnet50": {"layer": "bottleneck", "depths": [3, 4, 6, 3], "width": 256},
 }
+IMAGES = Preprocessing(224, 256, "bilinear", whose="torchvision's for ResNet")
 
 
 def halved(lines: int) -> int:
@@ -41,6 +43,11 @@ def _stages(name: str, size: int) -> Stages:
         num_labels=1000,
     )
     return Stages(Recipe(ResNetForImageClassification, config), lambda pixels: halved(halved(pixels)), halved, sites)
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As its authors prepare images."""
+    return IMAGES
 
 
 facts, build = family(_stages)

@@ -17,8 +17,17 @@ from repshift_cli.machine.packages import install
 from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
 from repshift_cli.models.base.torchvision import mend
 from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, load_weights, pooled, weights_file
-from repshift_cli.models.discovery.blocks import Found, NoSites, find_sites, pattern, prefix_tokens, successive
+from repshift_cli.models.discovery.blocks import (
+    BUILT_IN,
+    Found,
+    NoSites,
+    find_sites,
+    pattern,
+    prefix_tokens,
+    successive,
+)
 from repshift_cli.models.inputs.images import batches, load_images, random_pixels
+from repshift_cli.models.inputs.preprocessing import Preprocessing, of_timm
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 ALIASES: dict[str, object] = {}
@@ -88,6 +97,12 @@ def build(case: Case) -> Subject:
         warnings=(*warnings, *found.warnings),
         eager=partial(_unfused, module),
     )
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As timm's data configuration of the pretrained weights says."""
+    with torch.device("meta"):
+        return of_timm(_model(name, None).pretrained_cfg)
 
 
 def _model(name: str, image_size: int | None, **options: Any) -> Any:
@@ -163,9 +178,10 @@ def _check(name: str, module: Any, shape: tuple[int, int, int]) -> None:
         features = module.forward_features(torch.empty(1, *shape, device="meta"))
     if isinstance(features, Tensor) and features.ndim == 4:
         sizes = "x".join(map(str, features.shape[1:]))
+        hint = BUILT_IN.get(type(module).__name__)
         raise NoSites(
             f"{name} lays its tokens on a grid ({sizes} at its end), which convolutions or windows need whole, so none "
-            "can be dropped",
+            "can be dropped" + f"; this architecture is built in: --model {hint}" * (hint is not None),
             [(type(module).__name__, f"its features come out as {sizes}")],
         )
 

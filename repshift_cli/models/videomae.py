@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from repshift_cli.models.base.transformers import Recipe, family
+from repshift_cli.models.inputs.preprocessing import Preprocessing
 
 ALIASES = {
     "videomae_b": {"width": 768, "depth": 12, "heads": 12},
     "videomae_l": {"width": 1024, "depth": 24, "heads": 16},
 }
 _CLASSES = 400  # Kinetics-400
+IMAGES = Preprocessing(224, 224, "bilinear", whose="VideoMAE's own")
 
 
 def recipe_of(
@@ -55,6 +57,11 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     return recipe_of(
         VideoMAEForVideoClassification, ALIASES[name], image_size, frames or 16, tubelet=2, num_labels=_CLASSES
     )
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As its authors prepare images."""
+    return IMAGES
 
 
 facts, build = family(_recipe)

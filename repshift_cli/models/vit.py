@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from repshift_cli.models.base.transformers import Recipe, family
+from repshift_cli.models.inputs.preprocessing import Preprocessing
 
 ALIASES = {
     "vit_t": {"width": 192, "depth": 12, "heads": 3, "patch": 16},
@@ -14,6 +15,7 @@ ALIASES = {
     "deit_s": {"width": 384, "depth": 12, "heads": 6, "patch": 16},
     "deit_b": {"width": 768, "depth": 12, "heads": 12, "patch": 16},
 }
+IMAGES = Preprocessing(224, 256, "bicubic", whose="DeiT's own")
 
 
 def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
@@ -31,6 +33,11 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
         attn_implementation="sdpa",
     )
     return Recipe(ViTForImageClassification, config)
+
+
+def preprocessing(name: str) -> Preprocessing | None:
+    """As the authors of DeiT prepare images; ViT has been trained in several ways."""
+    return IMAGES if name.startswith("deit") else None
 
 
 facts, build = family(_recipe)

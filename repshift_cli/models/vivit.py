@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from repshift_cli.models.base.transformers import Recipe, family
+from repshift_cli.models.inputs.preprocessing import Preprocessing
 
 ALIASES = {"vivit_b": {"width": 768, "depth": 12, "heads": 12}}
 _CLASSES = 400  # Kinetics-400
 _HALF = (0.5, 0.5, 0.5)  # its pixels go from -1 to 1
+IMAGES = Preprocessing(224, 256, "bilinear", _HALF, _HALF, whose="ViViT's own")
 
 
 def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
@@ -25,6 +27,11 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
         attn_implementation="sdpa",
     )
     return Recipe(VivitForVideoClassification, config, units="video", mean=_HALF, std=_HALF)
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As its authors prepare images."""
+    return IMAGES
 
 
 facts, build = family(_recipe)

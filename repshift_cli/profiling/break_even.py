@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repshift_cli.profiling.annotations import CONVOLUTION, PARTS, SELECTION
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, kept
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Keep, keeps_of, kept
 from repshift_cli.records.profile import OTHER, WAIT, Breakdown, total
 
 DEVICE_BOUND, HOST_BOUND = 0.10, 0.25
@@ -150,16 +150,17 @@ def break_even_keep(own: Breakdown, reference: Breakdown) -> float | None:
     return next((keep for keep in ratios if _dropped(case, own, keep) > needed), None)
 
 
-def _dropped(case: Case, own: Breakdown, keep: float) -> int:
-    """Tokens saved, summed over the blocks behind the first cut, if every cut kept this share.
+def _dropped(case: Case, own: Breakdown, keep: Keep) -> int:
+    """Tokens saved, summed over the blocks behind the first cut, if the cuts kept this share.
 
     The prefix is not told apart here: it is one token or none, of hundreds.
     """
     tokens, saved = own.tokens[0], 0
+    keeps = dict(zip(case.layers, keeps_of(keep, case.layers), strict=True))
     for layer in layers_of(own):
         saved += own.tokens[0] - tokens
-        if layer in case.layers:
-            tokens = kept(tokens, keep)
+        if layer in keeps:
+            tokens = kept(tokens, keeps[layer])
     return saved
 
 

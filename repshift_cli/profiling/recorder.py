@@ -162,6 +162,8 @@ class _Block:
         self._behind = True
 
     def _begin(self, module: nn.Module, args: Any) -> None:
+        if module is self._site.attention and not self._site.parallel:  # a block that is asked first runs twice
+            self._behind = False
         self._enter(self._part_of(module))
 
     def _end(self, module: Any, args: Any, output: Any) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 Value = str | int | float | bool
 """What an option of a reduction method can be."""
 
+Keep = float | tuple[float, ...]
+"""The share of the tokens that stays at each layer: one for all, or as many as there are layers."""
+
 METHODS_WITHOUT_PRUNING = "none"
 OPERATIONS = ("mlp", "attention", "block")
 REMOVALS = ("line", "token")
@@ -27,12 +30,13 @@ OLDER_OPTIONS = ("operation", "distance", "form")
 class Case:
     """One cell of a sweep: hashable, printable, and its own key on disk.
 
-    `keep` is the share of the tokens still there (prefix tokens apart) that stays at each layer of `layers`; `layers`
-    count blocks from 1 and the cut is at the block's end. `protect` names leading and trailing tokens that stay beside
-    the model's own protected ones (`first:35,last:1`); `removal` says how a grid (of a CNN) gets smaller, `length`
-    how many tokens a sequence (of text) has. `remove` says how many tokens leave at each layer, in the place of `keep`,
-    which is 1 then (see `tokens.removals`). `options` are those that the reduction method takes and that apply here,
-    by name, in the order of `option_order`.
+    `keep` is the share of the tokens still there (prefix tokens apart) that stays at each layer of `layers`, or a tuple
+    with one for each; `layers` count blocks from 1 and the cut is at the block's end. `protect` names leading and
+    trailing tokens that stay beside the model's own protected ones (`first:35,last:1`); `removal` says how a grid (of a
+    CNN) gets smaller, `length` how many tokens a sequence (of text) has. `remove` says how many tokens leave at each
+    layer, in the place of `keep`, which is 1 then (see `tokens.removals`). `options` are those that the reduction
+    method takes and that apply here, by name, in the order of `option_order`; a text with commas is a value for each
+    layer (see `at`).
     """
 
     model: str
@@ -45,7 +49,7 @@ class Case:
     device: str
     attention: str
     pruning: str = METHODS_WITHOUT_PRUNING
-    keep: float = 1.0
+    keep: Keep = 1.0
     layers: tuple[int, ...] = ()
     options: tuple[tuple[str, Value], ...] = field(default=(), metadata={"json": "object"})
     execution: str = "eager"
@@ -70,7 +74,13 @@ class Case:
     @property
     def rate(self) -> str:
         """How many tokens leave at each layer, as it was asked for: the share that stays, or their number."""
-        return f"{self.keep:g}" if self.remove is None else self.remove
+        return keep_text(self.keep) if self.remove is None else self.remove
+
+    def at(self, layer: int) -> Case:
+        """The case as it is at one of its layers: an option that has a value for each layer has that layer's."""
+        place, own = self.layers.index(layer), dict(self.options)
+        apart = {n: v.split(",") for n, v in own.items() if isinstance(v, str) and "," in v}
+        return self.with_options(**own | {name: values[place] for name, values in apart.items()}) if apart else self
 
     @property
     def variant(self) -> str:
@@ -132,6 +142,11 @@ def option_order(names: Iterable[str]) -> list[str]:
     """The names of options in the order that they have everywhere: those of older schemas, then by the alphabet."""
     known = set(names)
     return [*(name for name in OLDER_OPTIONS if name in known), *sorted(known.difference(OLDER_OPTIONS))]
+
+
+def keep_text(keep: Keep) -> str:
+    """`0.6`, or `0.9,0.7` of a share for each layer."""
+    return ",".join(f"{share:g}" for share in (keep if isinstance(keep, tuple) else (keep,)))
 
 
 def written(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from repshift_cli.records.case import METHODS_WITHOUT_PRUNING, Case
+from repshift_cli.records.case import METHODS_WITHOUT_PRUNING, Case, keep_text
 from repshift_cli.records.inspection import Answer, Quantity, quantity_fault
 from repshift_cli.records.profile import Breakdown
 from repshift_cli.records.run import Measurement, Record
@@ -36,8 +36,10 @@ def leaf(value: Any, where: str) -> Any:
 
 
 def _case(case: Case) -> str | None:
-    if not 0 < case.keep <= 1:
-        return f"keep {case.keep:g} is outside (0, 1]"
+    if not all(0 < share <= 1 for share in (case.keep if isinstance(case.keep, tuple) else (case.keep,))):
+        return f"keep {keep_text(case.keep)} is outside (0, 1]"
+    if isinstance(case.keep, tuple) and len(case.keep) != len(case.layers):
+        return f"{len(case.keep)} shares to keep for {len(case.layers)} layers"
     if case.batch < 1:
         return f"batch {case.batch} is below 1"
     if list(case.layers) != sorted({layer for layer in case.layers if layer > 0}):

@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any, get_args, get_origin
 
 from repshift_cli.records import SCHEMA_VERSION, Case, Measurement, Record, Run, case, run, visible
@@ -72,11 +73,12 @@ NO_RECORDS = '\n "records": []'
 
 def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
     """The record of type `kind` from JSON values; ValueError names the place that does not fit."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+    is_record, origin, args = _form_of(kind)
+    if is_record:
         return _dataclass_from(kind, value, where)
-    origin, args = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
-        return None if value is None else from_plain(args[0], value, where)
+        several = next((kind for kind in args if get_origin(kind) is tuple), args[0])
+        return None if value is None else from_plain(several if isinstance(value, list) else args[0], value, where)
     if origin is tuple:
         return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
     if origin is dict:
@@ -89,6 +91,18 @@ def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
     return _expect(kind, value, where)
 
 
+@cache
+def _form_of(kind: Any) -> tuple[bool, Any, tuple[Any, ...]]:
+    """Whether a type is a dataclass, else what it is a generic of, and its arguments."""
+    return dataclasses.is_dataclass(kind) and isinstance(kind, type), get_origin(kind), get_args(kind)
+
+
+@cache
+def _fields_of(kind: Any) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """The types of a dataclass' fields and the fields, by name."""
+    return typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+
+
 def _expect(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {kind.__name__}, found {type(value).__name__}")
@@ -97,8 +111,7 @@ def _expect(kind: type, value: Any, where: str) -> Any:
 
 def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
     value = OLDER.get(kind, dict)(_expect(dict, value, where))
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    hints, known = _fields_of(kind)
     for name in value:
         if name not in known:
             raise ValueError(f"{where}.{visible(name)}: not a field of {kind.__name__}")
@@ -159,10 +172,10 @@ def _schema_of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
         return {"$ref": f"#/$defs/{kind.__name__}"}
     origin, args = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
-        return {"anyOf": [_schema_of(args[0], defs), {"type": "null"}]}
+        return {"anyOf": [_schema_of(kind, defs) for kind in args]}
     if origin is tuple:
         return {"type": "array", "items": _schema_of(args[0], defs)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema_of(args[1], defs)}
-    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
     return {"type": names[kind]} if kind in names else {}

@@ -16,6 +16,9 @@ WORDS = {
 """What is said of a field where it is not `name value`: `224 px`, `keep 0.5 at 1,4,7`, and values that say what they
 are, as the texts among a method's options do."""
 
+SWITCHES = ("on", "off")
+"""Texts among a method's options that say nothing without the option's name."""
+
 PRUNING_FIELDS = ("keep", "layers", "removal")
 """Fields that say nothing of an unpruned case."""
 
@@ -37,7 +40,8 @@ def words(case: Case, names: Iterable[str]) -> list[str]:
 
 
 def _word(case: Case, name: str) -> str:
-    speaks = isinstance(case.option(name), str)
+    value = case.option(name)
+    speaks = isinstance(value, str) and value not in SWITCHES
     return WORDS.get(name, "{}" if speaks else f"{name.replace('_', ' ')} {{}}").format(written(case.values[name]))
 
 

@@ -19,7 +19,7 @@ class Option:
 
     `choices` are all values that there are, `least` and `most` the ends of a number, both allowed. Without a `default`
     the case names no value; `operation` alone has the model's. The option does not apply to cases that have one of the
-    values `unless`.
+    values `unless`. With `per_layer` a case may name a value for each of its layers: a text, its values with commas.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Option:
     least: float | None = None
     most: float | None = None
     unless: tuple[tuple[str, Value], ...] = ()
+    per_layer: bool = False
     methods: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """The methods that take it."""
 
@@ -73,4 +74,4 @@ class Option:
         return self.help if self.default is None else f"{self.help} (default: {written(self.default)})"
 
 
-_OPTIONAL = ("default", "choices", "least", "most", "unless")
+_OPTIONAL = ("default", "choices", "least", "most", "unless", "per_layer")

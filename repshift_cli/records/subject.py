@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from repshift_cli.records.case import OPERATIONS, Case
+from repshift_cli.records.case import OPERATIONS, Case, Keep
 from repshift_cli.records.run import Measurement
 
 
@@ -36,7 +36,7 @@ class Facts:
     attention: bool = True
     removals: tuple[str, ...] = ()
     row: bool = True
-    along: Callable[[float, tuple[int, ...]], tuple[int, ...]] | None = None
+    along: Callable[[Keep, tuple[int, ...]], tuple[int, ...]] | None = None
     causal: bool = False
     """Whether a token sees only those before it."""
     mask: str | None = None

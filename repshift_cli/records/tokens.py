@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from math import isqrt
 
-from repshift_cli.records.case import Case
+from repshift_cli.records.case import Case, Keep
 from repshift_cli.records.subject import Facts
 
 
@@ -71,15 +71,21 @@ def shares_of(case: Case) -> dict[int, tuple[int, int]]:
     return _shares(case.keep, case.layers, case.remove)
 
 
-def _shares(keep: float, layers: tuple[int, ...], remove: str | None) -> dict[int, tuple[int, int]]:
+def keeps_of(keep: Keep, layers: tuple[int, ...]) -> tuple[float, ...]:
+    """The share that stays at each of these layers."""
+    return keep if isinstance(keep, tuple) else (keep,) * len(layers)
+
+
+def _shares(keep: Keep, layers: tuple[int, ...], remove: str | None) -> dict[int, tuple[int, int]]:
     if remove is not None:
         counts = removals(remove, len(layers))
         return {layer: (count, 0) for layer, count in zip(layers, counts, strict=True) if count}
-    return dict.fromkeys(layers, dropped_share(keep)) if keep < 1 else {}
+    keeps = zip(layers, keeps_of(keep, layers), strict=True)
+    return {layer: dropped_share(share) for layer, share in keeps if share < 1}
 
 
 def tokens_along(
-    facts: Facts, keep: float, layers: tuple[int, ...], remove: str | None = None, appends: int = 0
+    facts: Facts, keep: Keep, layers: tuple[int, ...], remove: str | None = None, appends: int = 0
 ) -> tuple[int, ...]:
     """Tokens, protected ones too, at the input and after each cut: (197, 158, 127, 102) for DeiT at 0.8, 1, 4, 7.
 

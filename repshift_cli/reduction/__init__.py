@@ -42,15 +42,22 @@ class Method(Protocol):
     """Of so many tokens the places of so many that stay, the same in every sample."""
 
     hear: Callable[[AttentionCall, Case], Any] | None = None
-    """What it keeps of the block's attention call (q, k, v and mask, without the tokens' sizes): `seen.heard`. Rows of
-    the map are worked out here (`kernels.maps`), so that q and k need not stay."""
+    """What it keeps of the block's attention call (q, k, v and mask): `seen.heard`. Rows of the map are worked out here
+    (`kernels.maps`), so that q and k need not stay."""
+
+    HEARS_SIZES: bool = False
+    """Whether the mask of the call that it hears has the tokens' sizes in it, where they weigh in attention."""
 
     reduce: Callable[[Seen, Case], Reduction] | None = None
     """Which of all tokens `seen["rows"]` (B, N, C) stay, are merged, or make one more: `seen.stay` beside the protected
     ones, which stay at the ends of the row."""
 
     PLACE: str = "end"
-    """Where it reduces: `middle`, between attention and MLP, or `end`, at the block's end."""
+    """Where it reduces: `start`, before the block, which is asked for its q and k first, `middle`, between attention
+    and MLP, or `end`, at the block's end."""
+
+    place: Callable[[Case], str] | None = None
+    """The same, where it depends on the method's options."""
 
     APPENDS: int = 0
     """The tokens that it appends at each layer, beside those that stay."""
@@ -62,7 +69,7 @@ class Method(Protocol):
 
 def with_defaults(method: Any) -> Method:
     """The method, with what it leaves out set as the contract has it: the registry does so where it loads one."""
-    for name in ("score", "choose", "hear", "reduce", "PLACE", "APPENDS", "TRAITS"):
+    for name in ("score", "choose", "hear", "HEARS_SIZES", "reduce", "PLACE", "place", "APPENDS", "TRAITS"):
         if name not in dir(method):
             setattr(method, name, getattr(Method, name))
     return method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from repshift_cli.kernels.maps import column_means, dense
+from repshift_cli.kernels.maps import column_means
 from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.records import Case
 from repshift_cli.reduction import nothing
@@ -19,7 +19,7 @@ choose = None
 
 def hear(call: AttentionCall, case: Case) -> Tensor:
     """The column means of the map over heads and queries: (B, N), by blocks of queries or of the whole map."""
-    return dense(call).mean((1, 2)) if case.option("map") == "dense" else column_means(call)
+    return column_means(call, whole=case.option("map") == "dense")
 
 
 def score(seen: Seen, case: Case) -> Tensor:

@@ -41,15 +41,30 @@ def score(seen: Seen, case: Case) -> Tensor:
     cosine to it that no pivot before has kept; the shares differ by one at most, so that exactly `stay` are kept. The
     cosine is of x^ as it is; the authors norm it by the model's last norm first.
 
+    Samples of different lengths each keep their own share.
+
     Cost: 5 launches and BNC e bytes for each pivot, a sort of BN among them; the pivots follow each other.
     """
     states, norms = F.normalize(seen["resid_post"], dim=-1), seen.free(seen.heard)
-    own = norms.topk(min(case.option("pivots") or 4, seen.stay), 1).indices
-    taken = torch.zeros_like(norms, dtype=torch.bool).scatter(1, own, True)
-    room, count = seen.stay - own.shape[1], own.shape[1]
-    for number in range(count):
-        share = (room * (number + 1)) // count - (room * number) // count
+    free, stay = seen.free_ones, seen.stay if seen.stays is None else seen.stays.unsqueeze(1)
+    if free is not None:
+        norms = norms.masked_fill(~free, -torch.inf)
+    most = min(case.option("pivots") or 4, seen.stay)
+    own, count = norms.topk(most, 1).indices, most if isinstance(stay, int) else stay.clamp(1, most)
+    shut = torch.zeros_like(norms, dtype=torch.bool) if free is None else ~free
+    taken = shut.scatter(1, own, True) if isinstance(count, int) else _first(shut, own, count)
+    for number in range(most):
+        share = ((stay - count) * (number + 1)) // count - ((stay - count) * number) // count
         pivot = states.take_along_dim(own[:, number, None, None], 1)
         likeness = (states * pivot).sum(-1).masked_fill(taken, torch.inf)
-        taken = taken.scatter(1, likeness.topk(share, 1, largest=False).indices, True)
+        if isinstance(share, int):
+            taken = taken.scatter(1, likeness.topk(share, 1, largest=False).indices, True)
+        else:
+            taken = _first(taken, likeness.argsort(dim=1, stable=True), share * (number < count))
     return taken.to(norms.dtype)
+
+
+def _first(taken: Tensor, order: Tensor, counts: Tensor) -> Tensor:
+    """With the first `counts` (B, 1) of every sample's `order` (B, k): (B, N)."""
+    new = torch.arange(order.shape[1], device=order.device) < counts
+    return taken.scatter(1, order, taken.gather(1, order) | new)

@@ -20,21 +20,26 @@ def needs(case: Case) -> tuple[str, ...]:
 
 
 def score(seen: Seen, case: Case) -> Tensor:
-    """1 for the tokens that stay and 0 for the others: (B, N), by the greedy solution of max-min diversity.
+    """By how early it was taken, 0 for the others: (B, N), by the greedy solution of max-min diversity.
 
     The first is the one whose nearest other is farthest, by 1 - cosine of x^; then always the one whose nearest kept
-    one is farthest (their Algorithm 1). They do so once, on the image's tokens before the language model.
+    one is farthest (their Algorithm 1). They do so once, on the image's tokens before the language model. As the order
+    says more than the choice, samples of different lengths each keep the first of their own.
 
     Cost for k kept of N: a product of B N^2 C and its B N^2 distances, then 5 launches of BN each for every token kept,
     one after the other: 5 k launches.
     """
-    states = F.normalize(seen["resid_post"], dim=-1)
+    states, free = F.normalize(seen["resid_post"], dim=-1), seen.free_ones
     apart = 1 - states @ states.transpose(1, 2)
+    if free is not None:
+        apart = apart.masked_fill(~free.unsqueeze(1), torch.inf)
     nearest = apart.topk(min(2, apart.shape[1]), 1, largest=False).values[:, -1]  # the nearest of all is itself
-    taken = torch.zeros_like(nearest, dtype=torch.bool)
-    for number in range(seen.stay):
-        chosen = nearest.masked_fill(taken, -torch.inf).argmax(1, keepdim=True)
-        taken = taken.scatter(1, chosen, True)
+    scores, most = torch.zeros_like(nearest), seen.stay
+    for number in range(most):
+        if free is not None:
+            nearest = nearest.masked_fill(~free, -torch.inf)
+        chosen = nearest.argmax(1, keepdim=True)
         row = apart.take_along_dim(chosen.unsqueeze(-1), 1).squeeze(1)
-        nearest = row if number == 0 else torch.minimum(nearest, row)
-    return taken.to(nearest.dtype)
+        nearest = (row if number == 0 else torch.minimum(nearest, row)).scatter(1, chosen, -torch.inf)
+        scores = torch.maximum(scores, torch.zeros_like(scores).scatter(1, chosen, float(most - number)))
+    return scores

@@ -7,6 +7,8 @@ from torch import Tensor
 from repshift_cli.kernels.shift import length
 from repshift_cli.records import Case
 
+OPTIONS = {"sign": "repshift"}
+
 choose = None
 
 
@@ -16,5 +18,6 @@ def needs(case: Case) -> tuple[str, ...]:
 
 
 def score(seen: dict[str, Tensor], case: Case) -> Tensor:
-    """||x^||_2 of every token at the end of the block: (B, N, C) -> (B, N)."""
-    return length(seen["resid_post"], "l2")
+    """||x^||_2 of every token at the end of the block, its sign turned where it is `lowest`: (B, N, C) -> (B, N)."""
+    norms = length(seen["resid_post"], "l2")
+    return -norms if case.option("sign") == "lowest" else norms

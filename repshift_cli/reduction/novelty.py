@@ -30,7 +30,7 @@ def score(seen: Seen, case: Case) -> Tensor:
     products, of which at most `MOST` exist at a time.
     """
     states = F.normalize(seen["resid_post"], dim=-1)
-    return 1 - likeness_before(states, None if seen.roles is None else seen.roles != 0)
+    return 1 - likeness_before(states, None if seen.free_ones is None else ~seen.free_ones)
 
 
 def likeness_before(states: Tensor, closed: Tensor | None = None) -> Tensor:

@@ -28,6 +28,13 @@ OPTIONS = {
         "help": "What the branch's output is compared as: paper (with the block's running state, as printed) or "
         "update (as the change of that state).",
     },
+    "sign": {
+        "type": "str",
+        "choices": ("highest", "lowest"),
+        "per_layer": True,
+        "help": "Which tokens stay: those of the highest score, or of the lowest. With --per-layer highest,lowest is "
+        "one for each layer. (default: highest)",
+    },
 }
 
 _SEES = {
@@ -47,7 +54,7 @@ def needs(case: Case) -> tuple[str, ...]:
 
 
 def score(seen: dict[str, Tensor], case: Case) -> Tensor:
-    """s = D(F(x), x) for every token (Eq. 4): tensors (B, N, C) -> (B, N), the highest kept.
+    """s = D(F(x), x) for every token (Eq. 4), or -s with the sign `lowest`: tensors (B, N, C) -> (B, N), highest kept.
 
     | operation | form `paper` (as printed)  | form `update`                        |
     |-----------|----------------------------|--------------------------------------|
@@ -55,6 +62,11 @@ def score(seen: dict[str, Tensor], case: Case) -> Tensor:
     | attention | D(SA(LN(x)), x)            | D(x + SA(LN(x)), x), so a norm       |
     | block     | D(x^, x): both are the same, and the case has no `form`           |
     """
+    scores = _shift(seen, case)
+    return -scores if case.option("sign") == "lowest" else scores
+
+
+def _shift(seen: dict[str, Tensor], case: Case) -> Tensor:
     before, branch = _SEES[case.option("operation") or "mlp"]
     kind = case.option("distance") or "l2"
     if case.option("form") == "update":

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from repshift_cli.records import printable_line
-from repshift_cli.renderers import Document
+from repshift_cli.renderers import Document, plot
+from repshift_cli.renderers.figures.of_document import first_of
+from repshift_cli.renderers.figures.shapes import Bars
 from repshift_cli.renderers.sheets.cells import Sheet
 
 TAKES = ("sheets",)
 SUFFIX = ".md"
+CHARTED = ("gate",)
+"""Kinds of documents that a job summary is made of."""
+MOST_BARS, WIDTH = 12, 100
 
 SIGNS = re.compile(r"[\\`*_{}\[\]<>|~!#$&]")
 """What means something in GitHub's Markdown wherever it stands in a line."""
@@ -26,7 +32,18 @@ NO_LINK = "&#8203;"
 def render(document: Document, out: TextIO) -> None:
     """Write every table with all its columns, the title above the first."""
     title = f"### {escape(document.title)}\n\n{paragraph(document.sentence)}\n\n" if document.title else ""
-    out.write(title + "\n".join(section(sheet) for sheet in document.sheets))
+    out.write(title + "\n".join([*charts(document), *(section(sheet) for sheet in document.sheets)]))
+
+
+def charts(document: Document) -> Iterator[str]:
+    """What a summary shows at a glance: bars of text, for GitHub shows no picture that is drawn in a summary."""
+    for figure in first_of(document) if document.kind in CHARTED else ():
+        if isinstance(figure, Bars):
+            shown = replace(figure, marks=figure.marks[:MOST_BARS])
+            lines = [line.plain.rstrip() for line in plot.drawn(shown, plot.Paper(WIDTH, plot.UNICODE))]
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "".join(lines))), default=0))
+            more = f"; the largest {MOST_BARS} of {len(figure.marks)}" if len(figure.marks) > MOST_BARS else ""
+            yield "\n".join([f"{escape(figure.caption + more)}", "", f"{fence}text", *lines, fence, ""])
 
 
 def section(sheet: Sheet) -> str:

@@ -21,6 +21,7 @@ from repshift_cli.renderers.figures.of_document import first_of
 from repshift_cli.renderers.figures.shapes import (
     Bars,
     Figure,
+    Heat,
     Mark,
     Plane,
     Sampled,
@@ -33,7 +34,7 @@ from repshift_cli.renderers.figures.shapes import (
 from repshift_cli.renderers.page.scales import Scale, fitting, from_zero
 from repshift_cli.renderers.table import console_for
 
-TAKES = ("run", "profile", "history", "comparison")
+TAKES = ("run", "profile", "inspection", "gate", "history", "comparison")
 SUFFIX = ".txt"
 OPTION = False
 
@@ -49,7 +50,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 class Signs(NamedTuple):
     """What charts are drawn with: a bar up to its interval, within it below and above the value, a value to compare
-    with, points by group, the steps of a sparkline."""
+    with, points by group, the steps of a sparkline, the shades of a map."""
 
     bar: str
     below: str
@@ -61,10 +62,11 @@ class Signs(NamedTuple):
     floor: str
     dash: str
     gap: str
+    shades: str
 
 
-UNICODE = Signs("█", "▓", "░", "┊", "●■▲◆○□△◇", "▁▂▃▄▅▆▇█", "│", "─", "–", "…")
-ASCII = Signs("#", "=", "-", "|", "ox+*@%&$", "_.-=+*%#", "|", "-", "-", "~")
+UNICODE = Signs("█", "▓", "░", "┊", "●■▲◆○□△◇", "▁▂▃▄▅▆▇█", "│", "─", "–", "…", "·░▒▓█")
+ASCII = Signs("#", "=", "-", "|", "ox+*@%&$", "_.-=+*%#", "|", "-", "-", "~", ".:=*#")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def is_unicode(console: Console) -> bool:
 
 
 def drawn(figure: Figure, paper: Paper) -> Iterator[Text]:
-    """The lines of a figure; none of a kind that no terminal shows."""
+    """The lines of a figure."""
     if isinstance(figure, Bars):
         yield from _bars(figure, paper)
     elif isinstance(figure, Plane):
@@ -108,13 +110,15 @@ def drawn(figure: Figure, paper: Paper) -> Iterator[Text]:
         yield from _stacks(figure, paper)
     elif isinstance(figure, Samples):
         yield from _samples(figure, paper)
+    else:
+        yield from _heat(figure, paper)
 
 
 # --- bars -------------------------------------------------------------------------------------------------------------
 
 
 def _bars(figure: Bars, paper: Paper) -> Iterator[Text]:
-    told = [_plain(m.text(figure.axis.unit).replace(" to ", paper.signs.dash), paper) for m in figure.marks]
+    told = [_plain(m.short(figure.axis.unit, paper.signs.dash), paper) for m in figure.marks]
     labels, room, told = _shares([m.label for m in figure.marks], told, paper)
     reach = [v for m in figure.marks for v in (m.value, m.low, m.high) if v is not None]
     scale = from_zero([*reach, *figure.lines], figure.zero, 0.0, float(room))
@@ -192,6 +196,44 @@ def _plane(figure: Plane, paper: Paper) -> Iterator[Text]:
     middle = _plain(figure.x.words, paper).center(max(0, paper.width - left - sum(map(len, ends))))
     yield Text(f"{'':{left}}{ends[0]}{middle}{ends[1]}", "dim")
     yield from (Text(f"{'':{left}}{sign} {_plain(group, paper)}", styles[group]) for group, sign in signs.items())
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+FIGURE = 7
+"""Columns of a cell with its figure: a shade, and three digits with sign and point."""
+
+
+def _heat(figure: Heat, paper: Paper) -> Iterator[Text]:
+    """A row for each of the map's: the deeper a shade, the higher its value, which stands beside it with room."""
+    wide = min(max(map(len, (*figure.rows, figure.down))), paper.width // 3)
+    room = paper.width - wide - 1
+    told = FIGURE * len(figure.columns) <= room
+    size = FIGURE if told else max(1, room // len(figure.columns))
+    every, shades = 1 if told else -(-len(figure.columns) // room), paper.signs.shades
+    yield Text(_padded(figure.down, wide, paper) + f" {_plain(figure.across, paper)}", "dim")
+    yield Text(f"{'':{wide}} " + _columns(figure.columns[::every], size, paper), "dim")
+    for name, cells in zip(figure.rows, figure.cells, strict=True):
+        line = Text(f"{_padded(name, wide, paper)} ")
+        for mark in cells[::every]:
+            place = int(figure.share(mark.value) * len(shades)) if mark else 0
+            sign = shades[min(len(shades) - 1, place)]
+            cell = f"{sign}{number(mark.value, 3)}" if mark and told else sign * size if mark else ""
+            line.append(cell[:size].ljust(size), "blue" if mark and not told else "")
+        yield line
+    low, high = (number(value, 3) for value in figure.reach)
+    ends = f"{shades[0]} {low} to {shades[-1]} {high}{', by logarithms' if figure.axis.log else ''}"
+    yield Text(f"{'':{wide}} {ends}{f', each {every}th {figure.across}' if every > 1 else ''}", "dim")
+
+
+def _columns(names: Sequence[str], size: int, paper: Paper) -> str:
+    """The names above their columns, as many as have room."""
+    line, end = "", 0
+    for i, name in enumerate(names):
+        if size * i >= end:
+            shown = shortened(_plain(name, paper), size - 1 if size >= FIGURE else 8, paper.signs.gap)
+            line, end = f"{line:{size * i}}{shown}", size * i + len(shown) + 1
+    return line
 
 
 # --- stacks -----------------------------------------------------------------------------------------------------------

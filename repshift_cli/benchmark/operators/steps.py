@@ -74,7 +74,7 @@ def ready(case: Case, subject: Subject) -> Ready:
     """The operator of a case on its group's inputs."""
     module, engine = parted(case)
     q, k, v = subject.inputs
-    if case.keep < 1:  # flash attention on the tokens that the oracle keeps
+    if case.keep != 1:  # flash attention on the tokens that the oracle keeps
         kept = -(-q.shape[2] // 2)
         q, k, v = (t[:, :, :kept].contiguous() for t in (q, k, v))
     spec = spec_of(case)

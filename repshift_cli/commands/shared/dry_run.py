@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 from rich.table import Table
 
@@ -30,7 +31,7 @@ def document_of_cases(planned: tuple[Planned, ...]) -> Document:
 
 
 def show_cases(planned: tuple[Planned, ...]) -> None:
-    """Every case with its tokens, those that cannot be measured with the reason, then the count."""
+    """Every case with its tokens, the reasons of those that cannot be measured below, each once, then the count."""
     console = console_for(sys.stdout)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("model", "variant", "keep", "layers", "tokens", "setting", ""):
@@ -38,14 +39,21 @@ def show_cases(planned: tuple[Planned, ...]) -> None:
     for p in planned:
         cut = (p.case.rate, ",".join(map(str, p.case.layers))) if p.case.layers else ("", "")
         tokens = " → ".join(map(str, p.tokens))
-        refusal = f"{'fails' if p.failed else 'refused'}: {p.refused}" if p.refused else ""
-        table.add_row(*map(printable_line, (p.case.model, p.case.variant, *cut, tokens, _setting(p.case), refusal)))
+        table.add_row(*map(printable_line, (p.case.model, p.case.variant, *cut, tokens, _setting(p.case), _state(p))))
     console.print(table)
+    refused = Counter((_state(p), printable_line(p.refused)) for p in planned if p.refused is not None)
+    for (state, reason), count in refused.items():
+        console.print(f"· {count} {state}: {reason}", markup=False, highlight=False)
     failed = sum(p.failed for p in planned)
-    refused = sum(p.refused is not None for p in planned) - failed
-    count = len(planned) - refused - failed
+    skipped = refused.total() - failed
+    count = len(planned) - skipped - failed
     more = f", {failed} failed" if failed else ""
-    console.print(f"{count} {'case' if count == 1 else 'cases'} to measure, {refused} refused{more}")
+    console.print(f"{count} {'case' if count == 1 else 'cases'} to measure, {skipped} refused{more}")
+
+
+def _state(planned: Planned) -> str:
+    """One word for a case that cannot be measured."""
+    return "" if planned.refused is None else "failed" if planned.failed else "refused"
 
 
 def _setting(case: Case) -> str:

@@ -41,6 +41,7 @@ class Asked:
     everything: bool
     github: bool
     outputs: Outputs
+    quick: bool = False
 
 
 def run(
@@ -66,7 +67,8 @@ def run(
         elif mode == "self-test":
             code = _self_test(sides, asked.noise_file)
         else:
-            outcome = _judge(sides, asked.noise_file)
+            way_on = rules.WAY_ON_FROM_QUICK if asked.quick else rules.WAY_ON
+            outcome = replace(_judge(sides, asked.noise_file), way_on=way_on)
             _show(outcome, asked)
             code = outcome.exit_code
     print(f"run files: {folder}", file=sys.stderr)
@@ -116,7 +118,8 @@ def _folder(out: Path | None) -> Path:
 def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcome:
     """Rounds, verdicts, and the run files of it all; no rounds where the survey has decided already."""
     known, note = _known_noise(sides, noise_file)
-    checks = sides.checks(known)
+    timed = sides.checks(known)
+    checks = [c for c in timed if c.gates or not sides.thresholds.is_quick]
     decided, broken = _decided(sides), tuple[Lonely, ...]()
     judged: dict[Check, Judged] = {}
     try:
@@ -126,11 +129,11 @@ def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcom
     sides.write(broken)
     found, lonely = sides.findings(judged), (*sides.survey.lonely, *broken)
     unknown = [] if decided else sides.unknown_rules(found)
-    notes = [*decided, *sides.survey.notes, *sides.notes, *unknown, *sides.warnings(), note]
+    notes = [*decided, *sides.starter.notes, *sides.survey.notes, *sides.notes, *unknown, *sides.warnings(), note]
     words = (sides.base.words, sides.head.words)
     unsteady = (*sides.survey.unsteady, *sides.unsteady)
     outcome = Outcome(*words, tuple(found), lonely, tuple(notes), sides.count, unsteady)
-    if outcome.verdict == PASS and not checks:
+    if outcome.verdict == PASS and not timed:
         raise NothingMeasured(f"nothing measured on both sides: {sides.why_nothing()}")
     if outcome.verdict == PASS and all(f.metric == thresholds.OUTPUT for f in outcome.judged):
         raise NothingMeasured("nothing measured that gates: no metric of [thresholds] has a figure on both sides")

@@ -111,6 +111,8 @@ def launched(where: Where, order: Order) -> Iterator[Carrier]:
     patience = where.case_timeout or order.manner.case_timeout or max(BUDGETS * (sweep.budget or 0), LEAST_PATIENCE)
     name, _, argument = (IN_PROCESS if where.in_process else where.on or DEFAULT).partition(":")
     part = registry.find("benchmark.launchers", name)
+    if part.name == "ray" and order.manner.memory_snapshot is not None:
+        raise UsageError("--memory-snapshot writes on the machine that measures; leave it or --on ray out")
     models = (sweep.model,) if isinstance(sweep, OperatorAxes) else sweep.model
     terms = Terms(
         argument,

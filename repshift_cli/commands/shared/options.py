@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 import typer
@@ -57,6 +58,15 @@ Layers = Annotated[
         help="Pruning layers: blocks counted from 1, the cut is at the block's end. 1,4,7 is one schedule; repeat "
         "the option for several; 1:12 sweeps schedules of one layer, all is one of every block. (default: one at a "
         "quarter of the depth)",
+        rich_help_panel=SWEEP,
+    ),
+]
+PerLayer = Annotated[
+    bool,
+    typer.Option(
+        "--per-layer",
+        help="A list is one value for each layer of --layers, for --keep and --sign: --keep 0.9,0.7 --layers 3,6. "
+        "Repeat the option for several.",
         rich_help_panel=SWEEP,
     ),
 ]
@@ -240,6 +250,7 @@ OPTIONS: dict[str, Any] = {
     "keep": Keep,
     "remove": Remove,
     "layers": Layers,
+    "per_layer": PerLayer,
     "variant": Variant,
     "batch": Batch,
     "dtype": Dtype,
@@ -285,9 +296,12 @@ class Asked:
 
 
 def sweep_options(
-    only: Collection[str] = tuple(OPTIONS), without: Collection[str] = ()
+    only: Collection[str] = tuple(OPTIONS),
+    without: Collection[str] = (),
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Declares the options of a sweep, `only` these or `without` those, on a command, which takes them as `asked`.
+    """Declares the options of a sweep, `only` these or `without` those, and `more` of the command's own, on a command,
+    which takes them as `asked`.
 
     Typer reads a command's signature, so the command gets one that has these options in front of its own.
     """
@@ -302,7 +316,7 @@ def sweep_options(
             plain = {name: value for name, value in given.items() if name != "profile"}
             command(asked=Asked(plain, given.get("profile")), **values)
 
-        return declared({**shared, "stray": Stray}, of=command, instead="asked")(with_sweep)
+        return declared({**shared, **more, "stray": Stray}, of=command, instead="asked")(with_sweep)
 
     return decorate
 

@@ -88,13 +88,22 @@ def real_places(subject: Subject, inputs: Any) -> Tensor:
     """Which tokens of one sample are no padding: (N,)."""
     if subject.roles is None:
         return torch.ones(entering(subject), dtype=torch.bool)
-    return _roles(subject, inputs) > float("-inf")
+    return places_of_real(subject, inputs)[0].cpu()
+
+
+def places_of_real(subject: Subject, inputs: Any) -> Tensor:
+    """Which tokens of a batch are no padding, of a model whose inputs say so: (B, N)."""
+    return _roles_of_all(subject, inputs) > float("-inf")
 
 
 def _roles(subject: Subject, inputs: Any) -> Tensor:
+    return _roles_of_all(subject, inputs)[0].cpu()
+
+
+def _roles_of_all(subject: Subject, inputs: Any) -> Tensor:
     assert subject.roles is not None
     named = inputs if isinstance(inputs, dict) else signature(subject.module.forward).bind_partial(*inputs).arguments
-    roles: Tensor = subject.roles(named)[0].cpu()
+    roles: Tensor = subject.roles(named)
     return roles
 
 

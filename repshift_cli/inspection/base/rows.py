@@ -56,11 +56,11 @@ def _masked(scores: Tensor, call: AttentionCall, head: int, rows: slice) -> tupl
     return scores.masked_fill(~seen, torch.finfo(scores.dtype).min), seen
 
 
-def received(call: AttentionCall, asking: Tensor, most: int = MOST) -> Tensor:
+def received(call: AttentionCall, asking: Tensor, most: int = MOST, least: int = 1) -> Tensor:
     """The attention that each key gets, a mean over the queries that see it: (B, H, Nk).
 
     alpha_k = sum_i A_ik / |{i that see k}| (Gu et al. 2025, arXiv 2410.10781, for causal attention). `asking` (Nq) says
-    which queries count: padding does not. A key that none of them sees gets 0.
+    which queries count: padding does not. A key that fewer than `least` of them see (where there are as many) gets 0.
     """
     batch, heads, _, _ = call.query.shape
     total = torch.zeros(batch, heads, call.key.shape[2], dtype=_wide(call.query[:0]).dtype, device=call.query.device)
@@ -69,7 +69,7 @@ def received(call: AttentionCall, asking: Tensor, most: int = MOST) -> Tensor:
         counted = asking[rows].to(total).view(1, -1, 1)
         total[:, head] += (share * counted).sum(1)
         count[:, head] += (seen * counted).sum(1)
-    return total / count.clamp_min(1)
+    return (total / count.clamp_min(1)).where(count >= count.amax().clamp(1, max(1, least)), 0)
 
 
 def paid(call: AttentionCall, place: int, most: int = MOST) -> Tensor:

@@ -17,7 +17,18 @@ from typing import Any
 from repshift_cli.models.base.subjects import subject_of
 from repshift_cli.models.base.transformers import Recipe, _inputs, in_place, logits, pooled, weights_file
 from repshift_cli.models.discovery.blocks import Found
-from repshift_cli.records import REMOVALS, Case, Facts, Site, Subject, UsageError, dropped_share, lines_left
+from repshift_cli.records import (
+    REMOVALS,
+    Case,
+    Facts,
+    Keep,
+    Site,
+    Subject,
+    UsageError,
+    dropped_share,
+    keeps_of,
+    lines_left,
+)
 
 SIZE = 224
 
@@ -35,12 +46,12 @@ class Stages:
     into: Callable[[int], int]
     sites: Callable[[Any], tuple[Site, ...]]
 
-    def along(self, size: int, keep: float, layers: tuple[int, ...]) -> tuple[int, ...]:
+    def along(self, size: int, keep: Keep, layers: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens at the input of stage 1 and after each cut: (3136, 2304, 400) at 224, keep 0.72, stages 1 and 2.
 
         UsageError where a stage gets too few to make anything of.
         """
-        lines = self.entering(size)
+        lines, keeps = self.entering(size), dict(zip(layers, keeps_of(keep, layers), strict=True))
         counts = [lines * lines]
         for stage in range(1, len(self.recipe.config.depths) + 1):
             before, lines = lines, self.into(lines) if stage > 1 else lines
@@ -48,8 +59,8 @@ class Stages:
                 raise UsageError(
                     f"stage {stage} cannot halve a grid of {before} x {before}; give a larger --image-size or --keep"
                 )
-            if stage in layers:
-                lines = lines_left(lines, *dropped_share(keep))
+            if stage in keeps:
+                lines = lines_left(lines, *dropped_share(keeps[stage]))
                 counts.append(lines * lines)
         return tuple(counts)
 

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Recipe:
 
     `prepare(module)` may mend a freshly built model (a tensor that is no buffer and stays behind on the CPU).
     A checkpoint may lack parameters whose names begin as one of `unused`: the model's output does not need them.
+    `renamed` is the library's `key_mapping`: patterns of the checkpoint's names, and what stands in their place.
     """
 
     model: type
@@ -42,6 +43,7 @@ class Recipe:
     std: tuple[float, ...] = IMAGENET_STD
     prepare: Callable[[Any], None] | None = None
     unused: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 Maker = Callable[[str, int | None, int | None], Recipe]
@@ -167,6 +169,7 @@ def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
             attn_implementation="sdpa",
             output_loading_info=True,
             trust_remote_code=False,
+            **({"key_mapping": made.renamed} if made.renamed else {}),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"cannot load {made.checkpoint}: {first_line(error)}") from error

@@ -5,8 +5,8 @@ image's, and QUESTION tokens of text, as LLaVA-1.5's (arXiv 2310.03744) in `llav
 stays. Time, memory and MACs are those of the whole forward, tower included.
 
 Tokens are not dropped inside the tower: what the projector makes of it must be as many features as the prompt has
-places for them, and Qwen2-VL's tower merges 2 x 2 neighbours and packs all images into one row. To see what pruning
-does to a tower of CLIP's or SigLIP's alone, measure it by its own alias.
+places for them, and Qwen2-VL's tower merges 2 x 2 neighbours and packs all images into one row. Llava's tower is a
+model of its own under `hf:NAME:tower`, beside the whole one in the same table.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD, batch
 from repshift_cli.records import Case, Facts, Subject, UsageError
 
 SYSTEM, QUESTION = 35, 29
+TOWERS_KEYS = {r"^(model\.)?vision_tower\.": ""}
+"""From the names of a checkpoint's weights to those of its tower: a pattern, and what stands in its place."""
 TEXT_IS_RANDOM = "the text around the image is random tokens; fidelity is that of the token after them"
 
 

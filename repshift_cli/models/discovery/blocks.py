@@ -26,6 +26,15 @@ from repshift_cli.records import Site, UsageError, call
 CAUSAL = "its blocks are causal: whether they count their tokens by themselves, not by an argument, cannot be told"
 
 
+BUILT_IN = {
+    "ResNet": "resnet18, resnet34 or resnet50, a CNN cut between its stages",
+    "ConvNeXt": "convnext_t, convnext_s or convnext_b, a CNN cut between its stages",
+    "VisionMamba": "vim_t or vim_s",
+    "MambaLMHeadModel": "mamba_130m or mamba2_130m and larger ones",
+}
+"""Classes of other libraries whose blocks cannot be found, with the aliases of the same architecture here."""
+
+
 class NoSites(UsageError):
     """The model has no repeated block that could be understood; the sentence says what was looked for.
 

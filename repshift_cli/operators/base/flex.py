@@ -9,11 +9,11 @@ from __future__ import annotations
 import shutil
 import types
 from collections.abc import Callable
-from functools import cache, partial
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
@@ -27,11 +27,15 @@ EAGER = "aten::logsumexp"
 KERNELS = r"triton_tem_fused\w*|flex_attention\w*"
 BLOCK = 128
 
-session = partial(torch._dynamo.config.patch, fail_on_recompile_limit_hit=True)
-"""Within it torch.compile raises where it would go on eagerly."""
-
 ScoreMod = Callable[..., Tensor]
 """(score, batch, head, i, j) -> score."""
+
+
+def session() -> AbstractContextManager[Any]:
+    """Within it torch.compile raises where it would go on eagerly."""
+    import torch._dynamo  # here, for it doubles the time in which a process that measures starts
+
+    return torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
 
 
 def unavailable(device: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repshift_cli.kernels.sdpa import Answer, AttentionCall
+from repshift_cli.kernels.sdpa import Answer, AttentionCall, Watcher
 from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Subject, UsageError
 from repshift_cli.reduction import Method
@@ -23,6 +23,7 @@ class Hearing:
         self._method, self._case = method, case
         self._seen: Seen | None = None
         self._shape: tuple[int, int] | None = None
+        self._instead: Watcher | None = None
 
     def begin(self, module: Any, args: Any) -> None:
         """Pre-hook of the whole model: no token stands for others yet."""
@@ -44,12 +45,18 @@ class Hearing:
             return answer(call)
         if call.is_causal and self._method.reduce is not None:
             raise UsageError(f"{self._case.pruning} changes the order of tokens, and {self._case.model} is causal")
+        weighed = proportional(call, self.sizes) if self.proportional and self.sizes is not None else call
         if self._seen is not None and self._method.hear is not None:
             with part("score"):
-                self._seen.heard = self._method.hear(call, self._case)
-        if self.proportional and self.sizes is not None:
-            call = proportional(call, self.sizes)
-        return answer(call)
+                self._seen.heard = self._method.hear(weighed if self._method.HEARS_SIZES else call, self._case)
+        return answer(weighed) if self._instead is None else self._instead(weighed, answer)
+
+    def answers(self, hidden: Tensor, instead: Watcher | None, seen: Seen | None) -> None:
+        """The block runs on `hidden` next; `instead` answers its call, and `seen` is told of it, where they are given.
+
+        Until the block's end, or the next time.
+        """
+        self._shape, self._instead, self._seen = (hidden.shape[0], hidden.shape[1]), instead, seen
 
     def hooks(self, subject: Subject, layers: dict[int, Seen]) -> Iterator[Any]:
         """Hooks that tell in which block a forward is; what `layers` holds by block is told its calls."""
@@ -66,7 +73,7 @@ class Hearing:
                 seen.heard = None
 
         def leave(*_: Any) -> None:
-            self._shape = self._seen = None
+            self._shape = self._seen = self._instead = None
 
         yield block.register_forward_pre_hook(enter, with_kwargs=True)
         yield block.register_forward_hook(leave)

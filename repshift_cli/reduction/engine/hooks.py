@@ -17,7 +17,7 @@ from repshift_cli.reduction.engine import grid
 from repshift_cli.reduction.engine.fused_add import awaiting
 from repshift_cli.reduction.engine.heard import Hearing, check_heard
 from repshift_cli.reduction.engine.reducing import Reducer, check_reducing
-from repshift_cli.reduction.engine.seen import Seen, needs
+from repshift_cli.reduction.engine.seen import Seen, needs, place_of
 from repshift_cli.reduction.engine.selection import Cut, Share, chosen
 from repshift_cli.reduction.engine.state import Dropped, tokens_of, with_tokens
 
@@ -50,20 +50,22 @@ def pruned(subject: Subject, method: Method | None, case: Case, noting: bool = F
 
 
 def _hooked(
-    subject: Subject, method: Method, case: Case, layers: dict[int, Share], dropped: Dropped, hearing: Hearing
+    subject: Subject, method: Method, whole: Case, layers: dict[int, Share], dropped: Dropped, hearing: Hearing
 ) -> Iterator[Any]:
     seen = {layer: Seen.of(layer, len(subject.sites)) for layer in layers}
     yield subject.module.register_forward_pre_hook(dropped.begin, with_kwargs=True)
-    behind = [site.block for site in subject.sites[min(layers) :]] + [*subject.readers]
+    itself = set(layers) if place_of(method, whole) == "start" else set()  # such a block sees to its arguments itself
+    later = [n for n in range(min(layers) + 1, len(subject.sites) + 1) if n not in itself]
+    behind = [*(subject.sites[n - 1].block for n in later), *subject.readers]
     for module in behind if subject.companions else subject.readers:
         yield module.register_forward_pre_hook(dropped.rest, with_kwargs=True)
     if method.reduce is not None:
-        check_reducing(subject, method, case)
+        check_reducing(subject, method, whole)
         yield subject.module.register_forward_pre_hook(hearing.begin)
     if hearing.needed and not subject.grid:
         yield from hearing.hooks(subject, seen)
     for layer, share in layers.items():
-        site = subject.sites[layer - 1]
+        site, case = subject.sites[layer - 1], whole.at(layer)
         if subject.grid:
             yield from grid.hooks(site, method, case, share, dropped.add_grid)
         elif method.reduce is not None:

@@ -33,6 +33,9 @@ class Reduction(NamedTuple):
     fused: Tensor | None = None
     """Places (B, f) of the rows whose sum by `shares` (B, f) is appended last."""
     shares: Tensor | None = None
+    asks: bool = False
+    """Before a block: attention is by the map of all rows that it was asked for, merged as they are, and not by a map
+    of the rows that are left."""
 
     def totals(self, dtype: torch.dtype) -> Tensor:
         """The sum of the weights in every row that stays: (B, s)."""

@@ -58,9 +58,7 @@ def rows_of(seen: Seen, even: Half, odd: Half, left: Tensor, merged: Tensor, int
     stay = torch.cat((even.places[left], odd.places.expand(batch, -1)), 1)
     slots = left.shape[1] + into
     if front > 1 or behind:
-        length = len(even.places) + len(odd.places)
-        rank = torch.where(stay < front, stay - front, torch.where(stay >= length - behind, stay + length, 0))
-        order = rank.argsort(dim=1, stable=True)
+        order = protected_apart(seen, stay, len(even.places) + len(odd.places))
         stay = stay.gather(1, order)
         slots = order.argsort(dim=1).gather(1, slots)
     merged_places = even.places[merged]
@@ -68,6 +66,13 @@ def rows_of(seen: Seen, even: Half, odd: Half, left: Tensor, merged: Tensor, int
     if seen.sizes is not None:
         weights = seen.sizes.gather(1, stay), seen.sizes.gather(1, merged_places)
     return Reduction(stay, merged_places, slots, weights)
+
+
+def protected_apart(seen: Seen, stay: Tensor, length: int) -> Tensor:
+    """The order of `stay` (B, k), places among `length`, that puts protected ones in front and behind: (B, k)."""
+    front, behind = seen.prefix, length - seen.suffix
+    rank = torch.where(stay < front, stay - front, torch.where(stay >= behind, stay + length, 0))
+    return rank.argsort(dim=1, stable=True)
 
 
 def check_half(leaving: int, free: int) -> None:

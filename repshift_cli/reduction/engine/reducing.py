@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from repshift_cli.profiling.annotations import part
 from repshift_cli.records import Case, Site, Subject, UsageError, left
 from repshift_cli.reduction import Method
 from repshift_cli.reduction.engine import between
+from repshift_cli.reduction.engine.ahead import Ahead
 from repshift_cli.reduction.engine.heard import Hearing, check_heard
 from repshift_cli.reduction.engine.merging import Reduction
-from repshift_cli.reduction.engine.seen import Seen
+from repshift_cli.reduction.engine.seen import Seen, place_of
 from repshift_cli.reduction.engine.selection import Share
 from repshift_cli.reduction.engine.state import Dropped, tokens_of, with_tokens
 
@@ -29,9 +30,13 @@ class Reducer:
         self._seen, self._dropped, self._hearing = seen, dropped, hearing
 
     def hooks(self, site: Site) -> Iterator[Any]:
-        """Hooks that reduce x' or, where the method does so at the block's end, x^."""
-        if self._method.PLACE == "middle":
+        """Hooks that reduce x, x' or x^, in the method's place."""
+        place = place_of(self._method, self._case)
+        if place == "middle":
             return between.hooks(site, self._case.model, self.reduced)
+        if place == "start":
+            dropped = self._dropped if self._subject.companions else None
+            return Ahead(site, self._seen, self._hearing, dropped, self.settled).hooks(self._case.model)
         return iter([site.block.register_forward_hook(self._at_end)])
 
     def _at_end(self, module: Any, args: Any, output: Any) -> Any:
@@ -40,28 +45,39 @@ class Reducer:
 
     def reduced(self, hidden: Tensor) -> Tensor:
         """(B, N, C) -> (B, k, C)."""
-        method, subject, seen, hearing = self._method, self._subject, self._seen, self._hearing
-        assert method.reduce is not None
-        check_heard(method, seen, self._case)
-        free = hidden.shape[1] - subject.protected
+        return self.settled(hidden, lambda: None)[0]
+
+    def settled(self, hidden: Tensor, ask: Callable[[], None]) -> tuple[Tensor, Reduction]:
+        """The rows that are left, (B, k, C), and what was decided; `ask` has the method hear what it must, if any is to
+        leave."""
+        free = hidden.shape[1] - self._subject.protected
         if left(free, *self._share) == free:  # one token is left, or too few for the share
             places = torch.arange(hidden.shape[1], device=hidden.device)
-            self._dropped.add(Reduction(places.expand(len(hidden), -1)), hidden)
-            return hidden
-        seen.prefix, seen.suffix, seen.sizes = subject.prefix, subject.suffix, hearing.sizes
+            reduction = Reduction(places.expand(len(hidden), -1))
+            self._dropped.add(reduction, hidden)
+            return hidden, reduction
+        ask()
+        reduction = self._decided(hidden)
+        self._dropped.add(reduction, hidden)
+        with part("cut"):
+            totals = None
+            if reduction.merged is not None:
+                totals = reduction.totals(torch.promote_types(hidden.dtype, torch.float32))
+                self._hearing.sizes = totals if reduction.sizes is None else reduction.sizes
+            return reduction.rows(hidden, totals), reduction
+
+    def _decided(self, hidden: Tensor) -> Reduction:
+        method, subject, seen = self._method, self._subject, self._seen
+        assert method.reduce is not None
+        check_heard(method, seen, self._case)
+        seen.prefix, seen.suffix, seen.sizes = subject.prefix, subject.suffix, self._hearing.sizes
         seen.stay = left(hidden.shape[1] - subject.protected, *self._share)
         seen["rows"] = hidden
         with part("score"):
             reduction = method.reduce(seen, self._case)
         seen.clear()
         seen.heard = seen.sizes = None
-        self._dropped.add(reduction, hidden)
-        with part("cut"):
-            totals = None
-            if reduction.merged is not None:
-                totals = reduction.totals(torch.promote_types(hidden.dtype, torch.float32))
-                hearing.sizes = totals if reduction.sizes is None else reduction.sizes
-            return reduction.rows(hidden, totals)
+        return reduction
 
 
 def check_reducing(subject: Subject, method: Method, case: Case) -> None:

@@ -27,17 +27,18 @@ class Seen(dict[str, Tensor]):
 
     `prefix` leading and `suffix` trailing tokens stay; the tensors are without them for a method that scores, and whole
     for one that reduces. `stay` of the other tokens will stay. `heard` is what the method's `hear` made of the block's
-    attention call, over all tokens; `sizes` (B, N) how many tokens each stands for, where any were merged; `roles` (B, N)
-    which are protected (+inf), padding (-inf) or may go (0), where samples have places of their own for such. This is
-    the block `layer`, from 1, of `depth`.
+    attention call, over all tokens; `sizes` (B, N) how many tokens each stands for, where any were merged. This is the
+    block `layer`, from 1, of `depth`. In a batch in which samples have protected tokens and padding in places of their
+    own, nothing is left out: `free_ones` (B, N) are true for the tokens that may go, and of them `stays` (B) will stay.
     """
 
     prefix: int = 0
     suffix: int = 0
     stay: int = 0
+    free_ones: Tensor | None = None
+    stays: Tensor | None = None
     heard: Any = None
     sizes: Tensor | None = None
-    roles: Tensor | None = None
     layer: int = 1
     depth: int = 1
 
@@ -60,6 +61,11 @@ OLDER = {"x": "resid_pre", "attention": "attn_out", "middle": "resid_mid", "mlp"
 def needs(method: Method, case: Case) -> tuple[str, ...]:
     """What the method must see."""
     return tuple(OLDER.get(name, name) for name in method.needs(case))
+
+
+def place_of(method: Method, case: Case) -> str:
+    """Where the method reduces."""
+    return method.PLACE if method.place is None else method.place(case)
 
 
 def scores_of(method: Method, seen: Seen, case: Case) -> Tensor:

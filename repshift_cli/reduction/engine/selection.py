@@ -115,7 +115,7 @@ def marked(scores: Tensor, roles: Tensor, subject: Subject, share: Share) -> tup
     sample without padding needs; where another needs less, more of its padding fills the rest, which its mask hides.
     """
     length, fixed = scores.shape[1], subject.protected
-    stay = fixed + left(length - fixed, *share)
+    stay = min(length, fixed + left(length - fixed, *share))
     ranked = torch.where(roles == 0, scores, roles).sort(dim=1, descending=True, stable=True).indices[:, :stay]
     free = (roles == 0).sum(1)
     enough = _counts(length, share, scores.device)[free] + fixed
@@ -173,7 +173,10 @@ def chosen(
         free = length - subject.protected
         return fixed(method.choose(free, left(free, *share)), subject, length), None
     seen.prefix, seen.suffix = (subject.prefix, subject.suffix) if roles is None else (0, 0)
-    seen.stay, seen.roles = left(length - subject.protected, *share), roles
+    seen.stay = left(length - subject.protected, *share)
+    if roles is not None:
+        seen.free_ones = roles == 0
+        seen.stays = _counts(length, share, roles.device)[seen.free_ones.sum(1)]
     with part("score"):
         if method.choose is not None and roles is not None:
             scores = marked_choice(method.choose, roles, share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from repshift_cli.records import METHODS_WITHOUT_PRUNING, OPERATORS, Case, Measurement
 from repshift_cli.records.labels import labels
@@ -19,11 +19,13 @@ Cells = dict[tuple[float, tuple[int, ...]], int]
 QUALITY_AND_SPEED = ("timed", "compared", "labelled")
 
 
-def keep_by_layer(measured: Measured) -> Iterator[Heat]:
-    """For each pruned variant of a group, every figure that a table is read for by keep ratio and layers."""
+def keep_by_layer(measured: Measured, wanted: Sequence[Measurement] = ()) -> Iterator[Heat]:
+    """For each pruned variant of a group, every figure that a table is read for, or is `wanted`, by keep and layers."""
     tables: dict[Case, Cells] = {}
     for row, record in enumerate(measured.records):
         case = record.case
+        if isinstance(case.keep, tuple):
+            continue
         if record.status == "ok" and case.pruning != METHODS_WITHOUT_PRUNING and case.model != OPERATORS:
             alike = dataclasses.replace(case, keep=1.0, layers=())
             tables.setdefault(alike, {})[case.keep, case.layers] = row
@@ -31,7 +33,7 @@ def keep_by_layer(measured: Measured) -> Iterator[Heat]:
     names = labels(wide)
     made = 0
     for alike, cells in wide.items():
-        for like in _shown(measured, cells.values()):
+        for like in wanted or _shown(measured, cells.values()):
             made += 1
             if made <= MOST_MAPS:
                 yield _keep_map(measured, names[alike], cells, like)

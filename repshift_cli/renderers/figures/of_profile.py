@@ -21,7 +21,7 @@ def figures(run: ProfileRun) -> Iterator[Figure]:
         place = "on the device" if timed[0].on_device else "on the host"
         caption = f"milliseconds of a step {place}, part by part; bars of one attention stand before and after pruning"
         stacks = tuple(Stack(b.name, tuple(_parts(b))) for b in timed[:MOST_VARIANTS])
-        yield Stacks("Time by part", caption, Axis("variant", "ms"), stacks)
+        yield Stacks("Time by part", caption, Axis("time", "ms"), stacks)
     yield from _blocks(timed)
     if bare := [b for b in done if not b.parts]:
         yield from _names(bare)
@@ -67,7 +67,7 @@ def _names(bare: Sequence[Breakdown]) -> Iterator[Stacks]:
         if largest:
             stacks = tuple(Stack(name, (("ms", ms),)) for name, ms in largest)
             what = "kernel" if b.kernels else "operator"
-            yield Stacks(f"Time by {what}: {b.name}", f"the {len(stacks)} that take most", Axis(what, "ms"), stacks)
+            yield Stacks(f"Time by {what}: {b.name}", f"the {len(stacks)} that take most", Axis("time", "ms"), stacks)
 
 
 def _tokens(timed: Sequence[Breakdown]) -> Iterator[Plane]:
@@ -78,4 +78,4 @@ def _tokens(timed: Sequence[Breakdown]) -> Iterator[Plane]:
             curves.append(Curve(b.name, tuple(known), b.name, steps=True))
     if curves:
         caption = "tokens that enter each block, protected ones included"
-        yield Plane("Tokens along the depth", caption, Axis("block"), Axis("tokens"), curves=tuple(curves))
+        yield Plane("Tokens along the depth", caption, Axis("block", whole=True), Axis("tokens"), curves=tuple(curves))

@@ -8,7 +8,7 @@ from itertools import islice
 
 from repshift_cli.analysis.pareto import front
 from repshift_cli.analysis.roofline import Ceilings, ceilings, working
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Measurement, Run
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Measurement, Run, keep_text
 from repshift_cli.renderers.figures.growth import growth
 from repshift_cli.renderers.figures.maps import break_even, keep_by_layer
 from repshift_cli.renderers.figures.measured import Measured, is_speedup, is_time
@@ -75,10 +75,11 @@ def speed(measured: Measured) -> Iterator[Figure]:
         like = next(m for _, m in rows if m.metric == metric)
         axis = Axis(like.label or like.metric, like.unit, better=like.better)
         caption = f"{axis.words}, {like.better} is better; the line across a bar's end is its 95% interval"
-        yield _cut_off(Bars(f"{title}: {axis.label}", caption, axis, tuple(marks), lines))
+        heading = title if title.lower() == axis.label else f"{title}: {axis.label}"
+        yield cut_off(Bars(heading, caption, axis, tuple(marks), lines))
 
 
-def _cut_off(bars: Bars) -> Bars:
+def cut_off(bars: Bars) -> Bars:
     """The best of many, which says so."""
     if len(bars.marks) <= MOST_BARS:
         return bars
@@ -87,9 +88,13 @@ def _cut_off(bars: Bars) -> Bars:
     return Bars(bars.title, caption, bars.axis, tuple(best), bars.lines)
 
 
-def trade(measured: Measured) -> Iterator[Figure]:
-    """Speed against each figure of quality, group by group, with the front of what nothing else beats in both."""
-    quality = [m for m in metrics_of(measured.records) if m.source in QUALITY and not m.detail]
+def trade(measured: Measured, quality: Sequence[Measurement] | None = None) -> Iterator[Figure]:
+    """Speed against each figure of quality, group by group, with the front of what nothing else beats in both.
+
+    `quality` are examples of the figures that are drawn, where not all are.
+    """
+    if quality is None:
+        quality = [m for m in metrics_of(measured.records) if m.source in QUALITY and not m.detail]
     groups = list(dict.fromkeys(record.case.group for record in measured.records))
     drawn = groups[:MOST_GROUPS]
     more = f"; {len(drawn)} of {len(groups)} models and inputs are drawn" if len(groups) > len(drawn) else ""
@@ -148,20 +153,23 @@ def _shape(case: Case) -> str:
 def tokens(measured: Measured) -> Iterator[Figure]:
     """How many tokens are there along the depth, each schedule once."""
     curves: dict[tuple[tuple[int, ...], tuple[int, ...]], Curve] = {}
+    end = 1 + max((layer for record in measured.records for layer in record.case.layers), default=0)
     for record in measured.records:
         case = record.case
         if case.pruning == METHODS_WITHOUT_PRUNING or len(record.tokens) != len(case.layers) + 1:
             continue
-        ends = (0, *case.layers, case.layers[-1] + max(1, case.layers[0]))
+        ends = (0, *case.layers, end)
         counts = (*record.tokens, record.tokens[-1])
         points = tuple((float(block), float(n)) for block, n in zip(ends, counts, strict=True))
-        name = f"{record.tokens[0]} tokens, keep {case.keep:g} at {','.join(map(str, case.layers))}"
+        name = f"{record.tokens[0]} tokens, keep {keep_text(case.keep)} at {','.join(map(str, case.layers))}"
         curves.setdefault((record.tokens, case.layers), Curve(name, points, group=name, steps=True))
     if curves:
         caption = "tokens, protected ones included, that enter each block; a cut is at a block's end"
         more = f"; {MOST_ROWS} of {len(curves)} schedules" if len(curves) > MOST_ROWS else ""
         drawn = tuple(curves.values())[:MOST_ROWS]
-        yield Plane("Tokens along the depth", caption + more, Axis("after block"), Axis("tokens"), curves=drawn)
+        yield Plane(
+            "Tokens along the depth", caption + more, Axis("after block", whole=True), Axis("tokens"), curves=drawn
+        )
 
 
 def moved(measured: Measured) -> Iterator[Figure]:
@@ -180,7 +188,7 @@ def moved(measured: Measured) -> Iterator[Figure]:
         marks = [_named(mark, m, len(likes)) for row, m in found if (mark := measured.mark(row, m, factor))]
         hollow = "; hollow bars are modelled: arithmetic, no measurement" if any(m.modelled for m in marks) else ""
         caption = f"bytes {better}, lower is better{hollow}"
-        yield _cut_off(Bars(title, caption, Axis("bytes", unit, better="lower"), tuple(marks)))
+        yield cut_off(Bars(title, caption, Axis("bytes", unit, better="lower"), tuple(marks)))
 
 
 def _named(mark: Mark, m: Measurement, kinds: int) -> Mark:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from repshift_cli.renderers.sheets.cells import MISSING
 
@@ -21,12 +22,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Axis:
-    """What one direction of a figure tells, in which unit; `better` says which way is wanted (higher, lower)."""
+    """What one direction of a figure tells, in which unit; `better` says which way is wanted (higher, lower).
+
+    Of what is counted (`whole`) only whole numbers are places.
+    """
 
     label: str
     unit: str = ""
     log: bool = False
     better: str = ""
+    whole: bool = False
 
     @property
     def words(self) -> str:
@@ -52,6 +57,10 @@ class Mark:
     def text(self, unit: str) -> str:
         """`1.35x (1.30 to 1.40)`."""
         return with_interval(self.value, self.low, self.high, unit)
+
+    def short(self, unit: str, dash: str = "–") -> str:
+        """`1.35x (1.30–1.40)`; a dash in front of a minus would be hard to read."""
+        return self.text(unit) if self.low is not None and self.low < 0 else self.text(unit).replace(" to ", dash)
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,17 @@ class Heat:
     columns: tuple[str, ...]
     cells: tuple[tuple[Mark | None, ...], ...]
     zero: float | None = None
+
+    @cached_property
+    def reach(self) -> tuple[float, float]:
+        """The lowest and the highest value."""
+        values = [mark.value for row in self.cells for mark in row if mark]
+        return min(values, default=0.0), max(values, default=0.0)
+
+    def share(self, value: float) -> float:
+        """Where the value lies between the lowest (0) and the highest (1), by logarithms where the axis says so."""
+        at, low, high = (math.log(v) if self.axis.log else v for v in (value, *self.reach))
+        return (at - low) / (high - low) if high > low else 0.5
 
     @property
     def table(self) -> Table:

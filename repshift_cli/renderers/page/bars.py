@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from repshift_cli.renderers.figures.shapes import Bars, Mark, Stack, Stacks, number, shortened
 from repshift_cli.renderers.page.drawing import (
-    COLOURS,
     LETTER,
     LINE,
     ROOM_BELOW,
@@ -38,7 +37,8 @@ def bars(figure: Bars, palette: Palette) -> Markup:
     scale = from_zero([*reach, *figure.lines], figure.zero, labels, WIDTH - VALUES)
     drawn = [part for i, m in enumerate(figure.marks) for part in _bar(m, top + LINE * i, scale, figure, palette)]
     across = [line(scale(v), top - 4, scale(v), bottom, "even") for v in figure.lines]
-    return svg(bottom + ROOM_BELOW, below(scale, figure.axis, top, bottom), drawn, across, name=figure.title)
+    told = [_value(m, top + LINE * i, scale, figure) for i, m in enumerate(figure.marks)]
+    return svg(bottom + ROOM_BELOW, below(scale, figure.axis, top, bottom), drawn, across, told, name=figure.title)
 
 
 def _label_room(labels: list[str]) -> float:
@@ -63,16 +63,19 @@ def _bar(m: Mark, y: float, scale: Scale, figure: Bars, palette: Palette) -> Ite
     if m.low is not None and m.high is not None:
         yield line(scale(m.low), middle, scale(m.high), middle, "interval")
         yield from (line(scale(v), middle - 3, scale(v), middle + 3, "interval") for v in (m.low, m.high))
-    far = max(end, start, scale(m.high) if m.high is not None else end)
-    yield text(far + 6, middle + 4, m.text(figure.axis.unit).replace(" to ", "–"), "start", "value")
+
+
+def _value(m: Mark, y: float, scale: Scale, figure: Bars) -> Markup:
+    far = max(scale(v) for v in (m.value, figure.zero, m.high) if v is not None)
+    return text(far + 6, y + LINE / 2 + 4, m.short(figure.axis.unit), "start", "value")
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def stacks(figure: Stacks) -> Markup:
+def stacks(figure: Stacks, palette: Palette) -> Markup:
     """Bars made of parts, each part's colour in the legend."""
-    colours = {name: f"c{i % COLOURS}{' light' if i >= COLOURS else ''}" for i, name in enumerate(figure.names)}
+    colours = {name: palette.part(name) for name in figure.names}
     signs = [(name, rect(-6, -6, 12, 12, f"bar {colour}")) for name, colour in colours.items()]
     shown, top = legend(signs if len(signs) > 1 else [], 14.0)
     return _upright(figure, colours, shown, top) if figure.upright else _lying(figure, colours, shown, top)

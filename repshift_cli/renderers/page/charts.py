@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from repshift_cli.renderers.figures.shapes import Bars, Figure, Heat, Plane, Samples
+from repshift_cli.renderers.figures.shapes import Bars, Figure, Heat, Plane, Samples, Stacks
 from repshift_cli.renderers.page import tables
 from repshift_cli.renderers.page.bars import bars, stacks
 from repshift_cli.renderers.page.drawing import Palette
@@ -36,10 +36,16 @@ def drawn(figure: Figure, palette: Palette) -> Markup:
         return plane(figure, palette)
     if isinstance(figure, Samples):
         return samples(figure, palette)
-    return heat(figure) if isinstance(figure, Heat) else stacks(figure)
+    return heat(figure) if isinstance(figure, Heat) else stacks(figure, palette)
 
 
-def groups(figure: Figure) -> Iterator[str]:
+def palette_of(figures: Sequence[Figure]) -> Palette:
+    """One colour for each group, and one for each part of a stack, in all of the figures."""
+    parts = (name for figure in figures if isinstance(figure, Stacks) for name in figure.names)
+    return Palette.of((group for figure in figures for group in _groups(figure)), parts)
+
+
+def _groups(figure: Figure) -> Iterator[str]:
     """The groups of a figure that have a colour of their own."""
     if isinstance(figure, Plane):
         yield from (p.x.group for p in figure.points)

@@ -7,32 +7,47 @@ from collections.abc import Iterator
 from typing import Any
 
 from repshift_cli.records import Run, written
+from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import ProfileRun
+from repshift_cli.renderers.sheets.evaluation import is_evaluation
 
-REPEATED = ("layers",)
-"""Options that are given once for each value, each a list of its own."""
 DENIED = ("causal",)
 """What means something else where it is not said than where it is denied."""
 OF_OPERATORS = "operator"
 """The option that only `repshift operators` has."""
+UNASKED = {"eval": ("evaluation", "hbm"), "analyze": ("batch", "hbm", "keep", "layers")}
+"""What a file holds beside the options of its command."""
+SPELT = {"columns": "column"}
 
 
-def command_of(content: Run | ProfileRun) -> str | None:
+def command_of(content: Run | ProfileRun | Inspection) -> str | None:
     """`repshift bench --model vit_b --keep 0.5,0.6`; None where the file holds no options."""
     if not content.options:
         return None
-    name = "profile" if isinstance(content, ProfileRun) else "operators" if OF_OPERATORS in content.options else "bench"
-    words = [word for key, value in content.options.items() for word in _words(str(key), value)]
+    name = _name(content)
+    asked = {str(key): value for key, value in content.options.items() if key not in UNASKED.get(name, ())}
+    words = [word for key, value in asked.items() for word in _words(SPELT.get(key, key), value)]
     return shlex.join(["repshift", name, *words])
+
+
+def _name(content: Run | ProfileRun | Inspection) -> str:
+    if isinstance(content, ProfileRun):
+        return "profile"
+    if isinstance(content, Inspection):
+        return "analyze"
+    return "eval" if is_evaluation(content) else "operators" if OF_OPERATORS in content.options else "bench"
 
 
 def _words(key: str, value: Any) -> Iterator[str]:
     option = f"--{key.replace('_', '-')}"
     if isinstance(value, bool):
         yield from [option] if value else [f"--no-{key}"] * (key in DENIED)
-    elif key in REPEATED and isinstance(value, list) and value and isinstance(value[0], list):
+    elif isinstance(value, list) and any(isinstance(v, list) or (isinstance(v, str) and "," in v) for v in value):
         for one in value:
             yield from (option, _text(one))
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from (option, f"{name}={written(one)}")
     elif value not in (None, []):
         yield from (option, _text(value))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from repshift_cli.renderers.figures.shapes import Axis, number, shortened
@@ -20,18 +20,24 @@ SIDE = 10.0
 
 @dataclass(frozen=True)
 class Palette:
-    """The number of each group, the same in all figures of a page."""
+    """The number of each group, and of each part of a stack, the same in all figures of a page."""
 
     places: dict[str, int]
+    parts: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, groups: Iterable[str]) -> Palette:
-        """Groups numbered as they first appear."""
-        return cls(dict(zip(dict.fromkeys(groups), count(), strict=False)))
+    def of(cls, groups: Iterable[str], parts: Iterable[str] = ()) -> Palette:
+        """Groups and parts numbered as they first appear."""
+        return cls(*(dict(zip(dict.fromkeys(names), count(), strict=False)) for names in (groups, parts)))
 
     def colour(self, group: str) -> str:
         """The class of the group's colour; none of what belongs to no group."""
         return f"c{self.places.get(group, 0) % COLOURS}" if group else "quiet"
+
+    def part(self, name: str) -> str:
+        """The classes of a part's colour; beyond the colours that there are, lighter ones."""
+        place = self.parts.get(name, 0)
+        return f"c{place % COLOURS}{' light' if place % (2 * COLOURS) >= COLOURS else ''}"
 
     def shape(self, group: str) -> int:
         """The number of the shape that points of the group have."""
@@ -62,7 +68,7 @@ def rect(x: float, y: float, width: float, height: float, class_: str, **more: s
 
 def below(scale: Scale, axis: Axis, top: float, bottom: float, ticks: Sequence[str] = ()) -> Iterator[Markup]:
     """The axis along the bottom, with lines up to `top`, and its words; room for them is `ROOM_BELOW`."""
-    for value in _places(scale, ticks):
+    for value in _places(scale, ticks, axis.whole):
         x = scale(value)
         yield line(x, top, x, bottom, "grid")
         yield text(x, bottom + 16, ticks[int(value)] if ticks else number(value, 3), "middle", "tick")
@@ -86,9 +92,9 @@ def _words(axis: Axis) -> str:
     return f"{axis.words}{arrow}"
 
 
-def _places(scale: Scale, ticks: Sequence[str]) -> list[float]:
+def _places(scale: Scale, ticks: Sequence[str], whole: bool) -> list[float]:
     if not ticks:
-        return scale.ticks()
+        return [value for value in scale.ticks() if not whole or value.is_integer()]
     every = max(1, -(-len(ticks) // 6))
     return [float(i) for i in range(0, len(ticks), every)]
 
@@ -98,7 +104,7 @@ def legend(names: Sequence[tuple[str, Markup]], top: float) -> tuple[list[Markup
     made, x, y = [], SIDE, top
     for name, sign in names:
         words = shortened(name, 56)
-        wide = 22 + len(words) * LETTER + 14
+        wide = 22 + len(words) * LETTER * 1.1 + 14
         if x > SIDE and x + wide > WIDTH:
             x, y = SIDE, y + LINE
         made.append(tag("g", sign, transform=f"translate({x + 7:g} {y:g})"))

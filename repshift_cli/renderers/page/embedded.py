@@ -15,16 +15,14 @@ LARGEST_PACKED = 4_000_000
 """Characters of packed JSON that one page holds: with its drawings it stays under 6 MB."""
 
 
-def embedded(content: Any, source: str, name: str, room: int = LARGEST_PACKED) -> Markup:
-    """The content as a script that is data, which the page's download button reads; or why it is not there."""
+def embedded(content: Any, source: str, name: str, room: int = LARGEST_PACKED) -> Markup | None:
+    """The content as a script that is data, which the page's download button reads; None where there is no room."""
     text = json.dumps(to_plain(content), ensure_ascii=True, separators=(",", ":"), allow_nan=False, default=str)
     given = {"id": f"data-{source}", "data_name": name}
     if len(text) <= min(LONGEST_PLAIN, room):
         return tag("script", safe(text), type="application/json", **given)
     packed = base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
-    if len(packed) > room:
-        return tag("p", f"{name} is too large to be embedded: {len(packed):,} bytes, packed", **given)
-    return tag("script", Markup(packed), type="application/gzip", **given)
+    return tag("script", Markup(packed), type="application/gzip", **given) if len(packed) <= room else None
 
 
 def safe(text: str) -> Markup:

@@ -75,7 +75,7 @@ function point(event) {
 
 // --- downloads -----------------------------------------------------------------------------------------------------------
 const LOOKS = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-linecap",
-  "opacity", "font-size", "font-family", "font-weight"];
+  "paint-order", "opacity", "font-size", "font-family", "font-weight"];
 function standalone(svg) {
   const copy = svg.cloneNode(true), box = svg.viewBox.baseVal;
   const from = [svg, ...all("*", svg)], to = [copy, ...all("*", copy)];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repshift_cli.renderers import Document
@@ -13,6 +13,8 @@ from repshift_cli.renderers.page.markup import Child, Markup, join, tag
 from repshift_cli.renderers.page.sections import section
 
 HERE = Path(__file__).parent
+LARGEST = 5_500_000
+"""Characters of a page beside its style and its script; few of them are more than a byte."""
 
 
 def page(documents: Sequence[Document], title: str) -> Markup:
@@ -53,10 +55,23 @@ def _contents(documents: Sequence[Document]) -> Markup | None:
 
 def _main(documents: Sequence[Document]) -> Markup:
     parts: list[Markup] = []
-    room = LARGEST_PACKED
-    for i, document in enumerate(documents):
-        data = embedded(document.content, str(i), f"{document.title or document.kind}.json", room)
-        room -= len(data)
+    sections = list(_sections(documents))
+    room = min(LARGEST_PACKED, LARGEST - sum(map(len, sections)))
+    for i, (document, drawn) in enumerate(zip(documents, sections, strict=True)):
+        name = f"{document.title or document.kind}.json"
+        data = embedded(document.content, str(i), name, room)
+        room -= len(data or "")
         save = tag("button", "download the data (JSON)", type="button", data_save=f"data-{i}", class_="save")
-        parts += [section(document, str(i)), tag("p", save), data]
+        parts += [drawn, tag("p", save if data else f"{name} is too large to be in this page."), data or Markup()]
     return tag("main", *parts)
+
+
+def _sections(documents: Sequence[Document]) -> Iterator[Markup]:
+    """The documents; from where the page would get too large on they are without charts."""
+    room = LARGEST
+    for i, document in enumerate(documents):
+        drawn = section(document, str(i))
+        if len(drawn) > room:
+            drawn = section(document, str(i), charted=False)
+        room -= len(drawn)
+        yield drawn

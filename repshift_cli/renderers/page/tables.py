@@ -9,6 +9,7 @@ from repshift_cli.records import Case, Record, names_of, written
 from repshift_cli.renderers.figures.measured import Measured
 from repshift_cli.renderers.figures.shapes import Table
 from repshift_cli.renderers.page.markup import Markup, join, tag
+from repshift_cli.renderers.sheets import evaluation
 from repshift_cli.renderers.sheets.cells import MISSING, Cell, Column, Sheet
 from repshift_cli.renderers.sheets.metric_columns import metric_columns, shown_metrics
 from repshift_cli.renderers.sheets.row_columns import case_columns, closing_columns
@@ -43,6 +44,10 @@ def main_table(measured: Measured, source: str) -> Markup:
 
 
 def _columns(records: Sequence[Record], measured: Measured) -> list[Sorted]:
+    if evaluation.is_evaluation(measured.run):
+        return [
+            _of_evaluation(column, measured) for sheet in evaluation.sheets(measured.run) for column in sheet.columns
+        ]
     cases = [record.case for record in records]
     found = [Sorted(_of_field(name, cases), choose=True) for name in _telling(cases)]
     found += [Sorted(column, choose=column.title != "tokens") for column in case_columns(records)]
@@ -50,6 +55,15 @@ def _columns(records: Sequence[Record], measured: Measured) -> list[Sorted]:
         figures = [measured.figure(r, m) if m else None for r, m in zip(records, row, strict=True)]
         found.append(Sorted(column, tuple(f.value if f else None for f in figures)))
     return found + [Sorted(column, choose=True) for column in closing_columns(records)]
+
+
+def _of_evaluation(column: Column, measured: Measured) -> Sorted:
+    """A column of an evaluation, sorted by its figures, or one to choose from."""
+    if not column.metric:
+        return Sorted(column, choose=column.title != "tokens")
+    own = [(record, record.measurement(column.name)) for record in measured.records]
+    figures = [measured.figure(record, m) if m else None for record, m in own]
+    return Sorted(column, tuple(figure.value if figure else None for figure in figures))
 
 
 def _telling(cases: Sequence[Case]) -> list[str]:
@@ -70,7 +84,7 @@ def _of_field(name: str, cases: Sequence[Case]) -> Column:
 
 def _head(sorted_: Sorted) -> Markup:
     column = sorted_.column
-    kind = "number" if column.numeric else "text"
+    kind = "number" if column.numeric or sorted_.keys else "text"
     button = tag("button", column.title, type="button", data_kind=kind)
     return tag("th", button, scope="col", class_="n" if column.numeric else None, aria_sort="none")
 

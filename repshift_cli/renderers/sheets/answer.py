@@ -74,16 +74,19 @@ def _said(found: Answer, told: dict[Case, str]) -> str:
         }[found.verdict]
     row, where = _named(best.case, told), f" in {found.paying} of {found.settings} settings" * (found.settings > 1)
     if found.verdict == answers.PAYS:
-        mild = f"; of least loss among what pays: {_gain(found.mildest, told)}" if found.mildest else ""
-        return f"Pruning pays{where}: {_gain(best, told)}{_on_controls(found.controls)}{mild}"
+        least = found.mildest
+        mild = f"; of least loss among what pays: {_named(least.case, told)} {_is(least)}" if least else ""
+        row = f"the best of {found.rows} rows, {row}," if found.rows > 1 else row  # the choice flatters its figure
+        return f"Pruning pays{where}: {row} {_is(best)}{_on_controls(found.controls)}{mild}"
     if found.verdict == answers.SLOWER:
         return f"Pruning is slower here: {row} runs at {_ratio(best.speedup)} the speed of {_over(best)}"
     setting = f"in any of {found.settings} settings" if found.settings > 1 else f"at batch {best.case.batch}"
-    return f"Nothing was shown to pay {setting}: {row} runs at {_ratio(best.speedup)} the speed of {_over(best)}"
+    luck = "" if best.speedup.spans(1) else f", as the luckiest of {found.rows} rows may by chance"
+    return f"Nothing was shown to pay {setting}: {row} runs at {_ratio(best.speedup)} the speed of {_over(best)}{luck}"
 
 
-def _gain(gain: Gain, told: dict[Case, str]) -> str:
-    return f"{_named(gain.case, told)} is {_ratio(gain.speedup)} as fast as {_over(gain)}, {_loss(gain)}"
+def _is(gain: Gain) -> str:
+    return f"is {_ratio(gain.speedup)} as fast as {_over(gain)}, {_loss(gain)}"
 
 
 def _named(case: Case, told: dict[Case, str]) -> str:

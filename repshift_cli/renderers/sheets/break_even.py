@@ -28,12 +28,13 @@ def maps(run: Run) -> list[Sheet]:
 
 
 def speedups(run: Run) -> dict[Case, dict[Place, tuple[Record, Measurement]]]:
-    """For each pruned variant and schedule, the most wanted speed-up at every place, with its record."""
+    """For each pruned variant and schedule with one keep, the most wanted speed-up at every place, with its record."""
     found: dict[Case, dict[Place, tuple[Record, Measurement]]] = {}
     for record in ordered_records(run):
         ratio = _ratio(record)
-        if ratio is not None:
-            found.setdefault(_alike(record.case), {})[_workload(record), record.case.keep] = record, ratio
+        keep = record.case.keep
+        if ratio is not None and not isinstance(keep, tuple):
+            found.setdefault(_alike(record.case), {})[_workload(record), keep] = record, ratio
     return found
 
 

@@ -72,7 +72,7 @@ def _change(finding: Finding) -> Cell:
     if finding.ratio is None:
         return Cell(MISSING)
     digits = 2 if abs(finding.ratio.value - 1) < SMALL else 1
-    return Cell(percent(finding.ratio.value, digits), TONES[finding.word], _interval(finding.ratio, digits))
+    return Cell(percent(finding.ratio.value, digits), TONES.get(finding.word, ""), _interval(finding.ratio, digits))
 
 
 def percent(ratio: float, digits: int) -> str:
@@ -87,4 +87,4 @@ def _interval(ratio: Estimate, digits: int) -> str:
 
 
 def _word(finding: Finding) -> Cell:
-    return Cell(finding.word, TONES[finding.word])
+    return Cell(finding.word, TONES.get(finding.word, ""))

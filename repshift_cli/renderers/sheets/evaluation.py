@@ -12,6 +12,7 @@ from repshift_cli.records.labels import labels
 from repshift_cli.renderers.sheets import notes
 from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, REFERENCE, Cell, Column, Sheet
 from repshift_cli.renderers.sheets.metric_columns import metric_columns, ordered_records
+from repshift_cli.renderers.sheets.order import rank_of
 from repshift_cli.renderers.sheets.row_columns import case_columns, closing_columns
 from repshift_cli.renderers.sheets.run import header_of
 
@@ -35,7 +36,7 @@ def sheets(run: Run) -> list[Sheet]:
     if not records:
         return []
     cases = [record.case for record in records]
-    shown: list[str] = list(about.get("metrics", ()))
+    shown = metric_names(run)
     columns = [*case_columns(records), *_seeds(records)]
     for rank, name in enumerate(shown):
         columns += _columns(records, name, 10 * rank)
@@ -51,11 +52,60 @@ def sheets(run: Run) -> list[Sheet]:
         *(f"warning: {notes.line(text)}" for text in dict.fromkeys(run.warnings)),
     ]
     header = [f"task {run.options.get('task')}", *header_of(run.machine, cases[:1])]
-    return [Sheet(tuple(header), tuple(columns), "", tuple(said))]
+    return [Sheet(tuple(header), tuple(columns), "", tuple(said), answer=answer(records, shown))]
+
+
+def answer(records: Sequence[Record], shown: Sequence[str]) -> str:
+    """What the first metric says of all pruned variants: how many show no loss, and which of these gains most by it."""
+    name = next(iter(shown), "")
+    known = [(record, lost) for record in records if (lost := _lost(record, name))]
+    if not known:
+        return ""
+    kept = [record for record, lost in known if lost.spans(0) or lost.value < 0]
+    chosen, why = _most_gained(kept) if kept else (min(known, key=lambda k: k[1].value)[0], "of least loss")
+    own, random = chosen.measurement(name), _beats(chosen.measurement(f"{name}_vs_random"))
+    label = own.label if own else name
+    figures = [_line(own), _loss(chosen, name).line, f"vs random {random.line}" if random.text != MISSING else ""]
+    row = f"{why}: {labels(r.case for r in records)[chosen.case]}, {label} {', '.join(filter(None, figures))}"
+    whole = next((m for r in records if (m := r.measurement(name)) and _lost(r, name) is None), None)
+    unpruned = f" (unpruned: {_line(whole)})" if whole and whole.samples else ""
+    return f"No loss of {label} shown in {len(kept)} of {len(known)} pruned variants{unpruned}; {row}."
+
+
+def _most_gained(kept: Sequence[Record]) -> tuple[Record, str]:
+    """The fastest by its speed-up, or where none was timed the one of the lowest keep, and what it is."""
+    timed = [(figure.value, record) for record in kept if (figure := _speedup(record))]
+    if timed:
+        return max(timed, key=lambda pair: pair[0])[1], "the fastest of them"
+    return min(kept, key=lambda record: (record.case.keep, record.case.layers)), "the lowest keep among them"
+
+
+def _speedup(record: Record) -> Estimate | None:
+    """The most wanted speed-up that was measured."""
+    own = [m for m in record.measurements if m.unit == "x" and m.better == "higher" and m.samples]
+    return estimate(min(own, key=lambda m: rank_of(m.metric))) if own and not record.unfit else None
+
+
+def _line(measurement: Measurement | None) -> str:
+    """`82.8% (75.2 to 88.4)`."""
+    cell = _figure(measurement)
+    unit = measurement.unit if measurement else ""
+    return f"{cell.text}{'' if unit == '%' else ' '}{unit} {cell.detail}".strip()
+
+
+def metric_names(run: Run) -> list[str]:
+    """The metrics that it was about, as its file names them."""
+    names = run.options[OPTION].get("metrics")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def against_unpruned(name: str) -> str:
+    """The metric's difference to the unpruned model's."""
+    return f"{name}_vs_unpruned"
 
 
 def _beside(name: str) -> tuple[str, ...]:
-    return (f"{name}_vs_unpruned", f"{name}_vs_random", f"{name}_p", f"{name}_p_holm")
+    return (against_unpruned(name), f"{name}_vs_random", f"{name}_p", f"{name}_p_holm")
 
 
 def _seeds(records: Sequence[Record]) -> list[Column]:
@@ -111,12 +161,11 @@ def _interval(figure: Estimate, form: Callable[[float], str]) -> str:
 
 def _loss(record: Record, name: str) -> Cell:
     """`loses 1.2 points (0.4 to 2.0)` or `gains`; `may lose` where Holm's p leaves it open; `no loss shown`."""
-    difference, p = record.measurement(f"{name}_vs_unpruned"), record.measurement(f"{name}_p_holm")
-    if difference is None or not difference.samples:
+    difference, p = record.measurement(against_unpruned(name)), record.measurement(f"{name}_p_holm")
+    lost = _lost(record, name)
+    if difference is None or lost is None:
         return Cell(REFERENCE, "quiet") if difference else Cell()
-    figure = estimate(difference)
-    assert figure is not None
-    lost, form = _as_loss(difference, figure), _form(difference)
+    form = _form(difference)
     if lost.spans(0):
         return Cell("no loss shown", "quiet", _interval(lost, form))
     sure = p is not None and p.samples[0] < LEVEL
@@ -127,6 +176,13 @@ def _loss(record: Record, name: str) -> Cell:
     gained = Estimate(-lost.value, *(None if e is None else -e for e in (lost.high, lost.low)))
     verb, tone = ("gains", "good") if sure else ("may gain", "quiet")
     return Cell(f"{verb} {form(gained.value)}{unit}", tone, _interval(gained, form))
+
+
+def _lost(record: Record, name: str) -> Estimate | None:
+    """By how much the variant is worse than the unpruned model; None where nothing says it."""
+    difference = record.measurement(against_unpruned(name))
+    figure = estimate(difference) if difference else None
+    return _as_loss(difference, figure) if difference and figure else None
 
 
 def _as_loss(difference: Measurement, figure: Estimate) -> Estimate:

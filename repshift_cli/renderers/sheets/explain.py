@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from rich.table import Table
 from rich.text import Text
 
-from repshift_cli.records import printable_line
+from repshift_cli.records import keep_text, printable_line
 from repshift_cli.renderers.table import console_for
 
 NO_BACK_END = "none,none+METHOD: it does not call torch's attention, so there is none to choose"
@@ -52,7 +52,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["readers"]:
         yield "and for", ", ".join(found["readers"])
     for schedule in found["schedules"]:
-        yield f"keep {schedule['keep']:g}", _along(schedule)
+        yield f"keep {keep_text(schedule['keep'])}", _along(schedule)
 
 
 def _swapped(protected: Mapping[str, str]) -> Iterator[tuple[str, str]]:

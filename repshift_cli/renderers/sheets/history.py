@@ -25,6 +25,15 @@ def sheets(found: Sequence[Series], notes: Sequence[str]) -> list[Sheet]:
     return [_sheet(group, notes if group is groups[-1] else ()) for group in groups]
 
 
+def sentence(found: Sequence[Series]) -> str:
+    """How many series step, and where the last step is; nothing where steps were not looked for."""
+    known = [s for s in found if s.steps is not None]
+    notes = _step_notes(known, labels(s.case for s in known))
+    if not notes:
+        return f"No step in {len(known)} series." if known else ""
+    return f"{sum(bool(s.steps) for s in known)} of {len(known)} series step; the last: {notes[-1]}."
+
+
 def _sheet(found: Sequence[Series], notes: Sequence[str]) -> Sheet:
     names = labels(s.case for s in found)
     like = found[0].like

@@ -25,6 +25,12 @@ def sheets_of(run: Inspection) -> list[Sheet]:
     return ready
 
 
+def sentence(run: Inspection) -> str:
+    """What the first answer amounts to."""
+    read = next((answer.reading for answer in run.answers if answer.reading), ())
+    return f"{'; '.join(read)}." if read else ""
+
+
 def _sheets(answer: Answer) -> list[Sheet]:
     if answer.status != "ok":
         return [Sheet((answer.title,), (NOTHING,), "", (f"{answer.status}: {answer.reason}",))]

@@ -22,6 +22,7 @@ from repshift_cli.renderers.sheets.run import header_of, sheets
 
 MOST_ROWS = 20
 MOST_CHANGES = 12
+MOST_SAID = 3
 LONGEST_NAME = 60
 NOT_WORTH_A_ROW = 5e-4
 """Milliseconds that show as nothing."""
@@ -52,8 +53,20 @@ def profile_sheets(run: ProfileRun) -> list[Sheet]:
     return ready
 
 
+def sentence(run: ProfileRun) -> str:
+    """Whether pruning pays, variant by variant, the first few."""
+    pairs = [(b, break_even.reference_of(b, run.breakdowns)) for b in run.breakdowns if b.status == "ok" and b.parts]
+    said = [f"{b.name}: {next(iter(_verdict(b, before)))}" for b, before in pairs if before and before.parts]
+    more = f"; {len(said) - MOST_SAID} more below" if len(said) > MOST_SAID else ""
+    return f"{'; '.join(said[:MOST_SAID])}{more}." if said else ""
+
+
 def view_of(b: Breakdown, by: str) -> str:
-    """The view that can be had: kernels where there are no parts, operators where there are no kernels."""
+    """The view that can be had: kernels where there are no parts, operators where there are no kernels.
+
+    A file may ask for what nobody knows: it is shown by part.
+    """
+    by = by if by in ("layer", "kernel", "op") else "part"
     if by in ("part", "layer") and not b.parts:
         by = "kernel"
     return "op" if by == "kernel" and not b.kernels else by

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any
 
-from repshift_cli.records import METHODS_WITHOUT_PRUNING, OPERATORS, Case, Record, option_order, written
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, OPERATORS, Case, Record, keep_text, option_order, written
 from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column
 from repshift_cli.renderers.sheets.order import LAST, rank_of
 
@@ -32,10 +32,10 @@ class Field:
 def fields_of(cases: Sequence[Case]) -> tuple[Field, ...]:
     """The fields of these cases, the options of their methods among them."""
     if cases and cases[0].model == OPERATORS:
-        return (Field("keep", rank_of("keep"), lambda c: c.keep, lambda keep: f"{keep:g}"),)
+        return (Field("keep", rank_of("keep"), lambda c: c.keep, keep_text),)
     options = option_order(name for case in cases for name, _ in case.options)
     return (
-        Field("keep", rank_of("keep"), lambda c: c.keep, lambda keep: f"{keep:g}"),
+        Field("keep", rank_of("keep"), lambda c: c.keep, keep_text),
         Field("layers", rank_of("layers"), lambda c: c.layers, lambda layers: ",".join(map(str, layers))),
         *(Field(name, ALWAYS, methodcaller("option", name)) for name in options),
         Field("removal", ALWAYS, lambda c: c.removal),
