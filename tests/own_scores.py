@@ -12,6 +12,7 @@ from repshift_cli.analysis import stats
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu" / "accuracy"
 CONTROLS = ("random", "repshift")
+MODELS = ("dinov2", "minilm")
 PRIMARY = {"dinov2": "probe", "minilm": "cosine", "smollm2": "kl"}
 """The measure that decides, named before anything was run; lower is better in `kl` alone."""
 DIGITS = {"probe": 1, "knn": 1, "cosine": 3, "kl": 3, "loss": 3}

@@ -1,7 +1,7 @@
 """Scores of our own that cost no attention map and no training: candidates for a reduction method.
 
-A candidate that scores gives (B, n) for the n tokens that may go, the highest of which stay; one that reduces says which
-rows stay and which are merged into them. Both see the states of the block that is cut, and of the block before it.
+A candidate that scores gives (B, n) for the n tokens that may go, the highest of which stay; one that merges says which
+rows stay and what goes into them. Both see the states of the block that is cut.
 """
 
 from __future__ import annotations

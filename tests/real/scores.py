@@ -2,11 +2,10 @@
 
     python tests/real/scores.py REAL MODEL --split calibration --out CALIBRATION.json
     python tests/real/scores.py REAL MODEL --split test --choose CALIBRATION.json --out RESULT.json
-    python tests/real/scores.py REAL MODEL --times --choose CALIBRATION.json --out RESULT.json
 
-MODEL is dinov2 (a linear probe on Fashion-MNIST), minilm (mails) or smollm2 (prose); REAL is the folder that prepare.py,
-evaluation.py and smollm2.py have filled. Every candidate is run by the tool's own engine at the same numbers of tokens;
-the blocks before the first cut are computed once for all.
+MODEL is dinov2 (a linear probe on Fashion-MNIST), minilm (mails) or smollm2 (prose); REAL is the folder that
+prepare.py, evaluation.py and smollm2.py have filled. Every candidate is run by the tool's own engine at the same
+numbers of tokens; the blocks before the first cut are computed once for all.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,17 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from candidates import DESTINATIONS, ORDERS, SHIFTS, Candidate, States, candidates, projected
+from score_data import MODELS, Bench, Schedule
 from torch import Tensor
 
 from repshift_cli import registry
 from repshift_cli.attention import vanilla
 from repshift_cli.attention.base.swap import attending
-from repshift_cli.benchmark import builder
-from repshift_cli.evaluation import datasets
-from repshift_cli.evaluation.samples import Sample, stratified
-from repshift_cli.evaluation.tasks.probe import Heads
-from repshift_cli.models.inputs.images import normalised
-from repshift_cli.models.inputs.sentences import tokenizer_of
 from repshift_cli.records import Case, Subject, call
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.seen import Seen
@@ -48,31 +41,6 @@ OWN = ("random", "stride", "repshift", "lowest", "norm", "tome", "cls_attention"
 OPTIONS = {"operation": "mlp", "distance": "l2", "form": "paper", "proportional": "on", "map": "rows"}
 RANK, DRAWS = 16, 4
 """Directions of a calibrated map, and random projections of the output whose gradients make it."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    layers: tuple[int, ...]
-    keep: float
-
-    def __str__(self) -> str:
-        return f"{','.join(map(str, self.layers))} keep {self.keep:g}"
-
-
-@dataclass
-class Bench:
-    """A model with its data: `batches` of inputs, and `measure(output, place)` -> (B,) by name for batch `place`."""
-
-    subject: Subject
-    schedules: Sequence[Schedule]
-    batches: list[Any]
-    measure: Callable[[Any, int], dict[str, np.ndarray]]
-    loss: str
-    skipped: tuple[str, ...] = ()
-    unpruned: dict[str, float] = field(default_factory=dict)
-
-
-# --- running from a cut on -------------------------------------------------------------------------------------------
 
 
 class Watch:
@@ -250,145 +218,6 @@ class Runs:
         )  # fmt: skip
 
 
-# --- the models ------------------------------------------------------------------------------------------------------
-
-
-def subject_of(folder: Path, batch: int, **changes: Any) -> Subject:
-    blank = Case(f"hf:{folder}", "random", str(folder), None, None, batch, "fp32", "cpu", "vanilla")
-    return builder.lone_step(replace(blank, **changes)).subject
-
-
-def cosine(a: Tensor, b: Tensor) -> np.ndarray:
-    return torch.nn.functional.cosine_similarity(a, b, dim=-1).numpy()
-
-
-def kl(wanted: Tensor, found: Tensor) -> np.ndarray:
-    p, q = wanted.double().log_softmax(-1), found.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).numpy()
-
-
-def batched(subject: Subject, inputs: Sequence[Any]) -> Tensor:
-    return torch.cat([subject.pooled(call(subject.module, one)).clone() for one in inputs])
-
-
-def with_heads(subject: Subject, train: list[Any], labels: Tensor, classes: int, test: list[Any], right: Tensor) -> Any:
-    """A linear probe and neighbours, fitted on the unpruned features of `train`."""
-    if not train:
-        return None, {}
-    heads = Heads(batched(subject, train), labels, classes, 20)
-    whole = [batched(subject, [one]) for one in test]
-    starts = np.cumsum([0, *(len(w) for w in whole)])
-
-    def measure(output: Any, place: int) -> dict[str, np.ndarray]:
-        features = subject.pooled(output)
-        truth = right[starts[place] : starts[place + 1]]
-        return {
-            "probe": (heads.linear(features) == truth).double().numpy(),
-            "knn": (heads.nearest(features) == truth).double().numpy(),
-            "cosine": cosine(features, whole[place]),
-        }
-
-    found = [measure(call(subject.module, one), place) for place, one in enumerate(test)]
-    return measure, {key: float(np.concatenate([f[key] for f in found]).mean()) for key in ("probe", "knn")}
-
-
-def of_split(samples: Sequence[Sample], first: int, count: int) -> list[Sample]:
-    order = stratified([s["label"] for s in samples], 0)
-    return [samples[i] for i in order[first : first + count]]
-
-
-def grouped(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def dinov2(real: Path, split: str, count: int) -> Bench:
-    from PIL import Image
-
-    subject = subject_of(real / "dinov2_s", 16, image_size=112)
-    kind = {name: datasets.read(str(real / "fashion"), name)[1] for name in ("train", "test")}
-    fitted = of_split(kind["train"], 0, 1000)
-    shown = of_split(kind["train"], 1500, count) if split != "test" else of_split(kind["test"], 0, count)
-    names = sorted({s["label"] for s in fitted})
-    told = json.loads((real / "dinov2_s" / "preprocessor_config.json").read_text())
-
-    def inputs(samples: Sequence[Sample]) -> list[Any]:
-        found = []
-        for some in grouped(samples, 16):
-            opened = [Image.open(s["image"]).convert("RGB").resize((112, 112), Image.Resampling.BICUBIC) for s in some]
-            pixels = np.stack([np.asarray(image) for image in opened])
-            found.append({"pixel_values": normalised(pixels, tuple(told["image_mean"]), tuple(told["image_std"]))})
-        return found
-
-    labels = [torch.tensor([names.index(s["label"]) for s in part]) for part in (fitted, shown)]
-    batches = inputs(shown)
-    measure, unpruned = with_heads(
-        subject, inputs(fitted if split != "maps" else ()), labels[0], len(names), batches, labels[1]
-    )
-    schedules = [Schedule((layer,), 0.5) for layer in (2, 6, 9)]
-    return Bench(subject, schedules, batches, measure, "cosine", (), unpruned)
-
-
-def minilm(real: Path, split: str, count: int) -> Bench:
-    """Mails that fill 64 tokens, so that none is padded; the first and the last token always stay."""
-    tokenizer = tokenizer_of(str(real / "minilm"))
-    subject = subject_of(real / "minilm", 16, length=64)
-    subject = replace(subject, roles=None, marked=0, prefix=1, suffix=1)
-    kind = {name: datasets.read(str(real / "spam.csv"), name)[1] for name in ("train", "test")}
-
-    def full(samples: Sequence[Sample]) -> list[Sample]:
-        return [s for s in samples if len(tokenizer(s["text"], truncation=True, max_length=64)["input_ids"]) == 64]
-
-    kind = {name: full(samples) for name, samples in kind.items()}
-    rest = len(kind["train"]) - 200
-    fitted = of_split(kind["train"], 0, rest)
-    shown = of_split(kind["train"], rest, count) if split != "test" else of_split(kind["test"], 0, count)
-    names = sorted({s["label"] for s in fitted})
-
-    def inputs(samples: Sequence[Sample]) -> list[Any]:
-        found = []
-        for some in grouped(samples, 16):
-            texts = tokenizer([s["text"] for s in some], truncation=True, max_length=64, return_tensors="pt")
-            found.append({"input_ids": texts["input_ids"]})
-        return found
-
-    labels = [torch.tensor([names.index(s["label"]) for s in part]) for part in (fitted, shown)]
-    batches = inputs(shown)
-    measure, unpruned = with_heads(
-        subject, inputs(fitted if split != "maps" else ()), labels[0], len(names), batches, labels[1]
-    )
-    schedules = [Schedule((layer,), 0.5) for layer in (1, 3, 5)]
-    return Bench(subject, schedules, batches, measure, "cosine", ("cls_attention",), unpruned)
-
-
-def smollm2(real: Path, split: str, count: int) -> Bench:
-    """Windows of 64 tokens of prose, of which the next is asked; the first, an attention sink, and the last stay."""
-    tokenizer = tokenizer_of(str(real / "smollm2"))
-    subject = subject_of(real / "smollm2", 4, length=64, protect="first:1")
-    ids = tokenizer((real / "topics.txt").read_text(), verbose=False)["input_ids"]
-    starts = range(0, len(ids) - 65, 65)
-    half, count = len(starts) // 2, 32 if split == "maps" else count
-    own = starts[half:] if split == "test" else starts[:half]
-    own = own[:: max(1, len(own) // count)][:count]
-    windows = torch.tensor([ids[i : i + 65] for i in own])
-    batches = [{**subject.inputs, "input_ids": w[:, :64]} for w in windows.split(8)]
-    following = windows[:, 64].split(8)
-    whole = [subject.logits(call(subject.module, one)).clone() for one in batches]
-
-    def measure(output: Any, place: int) -> dict[str, np.ndarray]:
-        found = subject.logits(output)
-        loss = torch.nn.functional.cross_entropy(found, following[place], reduction="none").numpy()
-        return {"kl": kl(whole[place], found), "loss": loss}
-
-    layers = (10,) if split == "calibration" else (5, 10, 20)
-    schedules = [Schedule((layer,), 0.5) for layer in layers]
-    return Bench(subject, schedules, batches, measure, "kl", ("cls_attention", "tome"))
-
-
-MODELS = {"dinov2": dinov2, "minilm": minilm, "smollm2": smollm2}
-
-
-# --- what is asked ---------------------------------------------------------------------------------------------------
-
 CHOICES: dict[str, tuple[str, ...]] = {
     "shift, best sign and operation": tuple(sign + name for name in SHIFTS for sign in "+-"),
     "shift on gradient directions": tuple(
@@ -423,8 +252,8 @@ def chosen(calibration: dict[str, Any], schedule: Schedule, loss: str) -> dict[s
     found = calibration.get(str(schedule)) or next(iter(calibration.values()))
     sign = -1 if loss == "cosine" else 1
     value = {name: sign * float(np.mean([run[loss] for run in runs])) for name, runs in found.items()}
-    tried = {name: [one for one in some if one in value] for name, some in CHOICES.items()}
-    return {name: min(some, key=value.__getitem__) for name, some in tried.items() if some}
+    tried = {name: [one for one in some if one in value or len(some) == 1] for name, some in CHOICES.items()}
+    return {name: min(some, key=lambda one: value.get(one, 0.0)) for name, some in tried.items() if some}
 
 
 def compare(
@@ -446,12 +275,13 @@ def compare(
 
 
 def summary(raw: dict[str, Any], told: dict[str, Any], times: dict[str, list[float]]) -> dict[str, Any]:
-    """What is kept: of every method the mean of each measure by schedule, and of each sample over schedules and seeds."""
+    """What is kept, by method and measure: the means by schedule, and those of each sample over schedules and seeds."""
     names = list(next(iter(raw.values())))
     measures = [key for key in next(iter(raw.values()))[names[0]][0] if key != "candidate"]
+    schedules = [schedule for schedule, found in raw.items() if len(found) == len(names)]  # not one that was ended
     methods: dict[str, Any] = {}
     for name in names:
-        runs = [raw[schedule][name] for schedule in raw]
+        runs = [raw[schedule][name] for schedule in schedules]
         seeds = {key: np.array([np.mean([r[key] for r in found], axis=0) for found in runs]) for key in measures}
         methods[name] = {
             "chosen": [found[0]["candidate"] for found in runs],
@@ -461,17 +291,17 @@ def summary(raw: dict[str, Any], told: dict[str, Any], times: dict[str, list[flo
             },
             "time_vs_oracle": times.get(name, []),
         }
-    return {**told, "schedules": list(raw), "methods": methods}
+    return {**told, "schedules": schedules, "methods": methods}
 
 
-def timed(bench: Bench, maps: Bench, picks: dict[str, str], rounds: int) -> dict[str, list[float]]:
-    """Whole forwards of every method over the oracle's, interleaved, at the second schedule: one ratio per round."""
+def timed(bench: Bench, picks: dict[str, str], rounds: int) -> dict[str, list[float]]:
+    """Whole forwards of four samples over the oracle's, interleaved, at the second schedule: one ratio per round."""
     runs = Runs(bench, bench.schedules[1])
-    every = {**candidates(), **projected(*Runs(maps, bench.schedules[1]).directions())}
+    every = {**candidates(), **projected(*runs.directions())}
     asked = {name: method for name, method, seed in own_methods(bench) if not seed}
     asked |= {name: every[pick] for name, pick in picks.items()}
     oracle = registry.load(registry.find("reduction", "oracle"))
-    inputs = bench.batches[0]
+    inputs = {key: v[:4] if isinstance(v, Tensor) else v for key, v in bench.batches[0].items()}
     found: dict[str, list[float]] = {name: [] for name in asked}
     for number in range(rounds + 1):
         for name, method in asked.items():
@@ -490,36 +320,41 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only what has one of these, with commas between, in its name")
     parser.add_argument("--choose", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--raw", type=Path, help="sum up these measurements and time their methods")
+    parser.add_argument("--rounds", type=int, default=12)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    make = MODELS[given.model]
+    calibration = merged([json.loads(path.read_text()) for path in given.choose])
     with torch.no_grad(), attending(vanilla):
-        bench = make(given.real, given.split, given.count)
-        maps = bench if given.split == "calibration" else make(given.real, "maps", min(64, given.count))
-        calibration = merged([json.loads(path.read_text()) for path in given.choose])
-        raw: dict[str, Any] = {}
-        for schedule, name, pick, found in compare(bench, maps, calibration, given.only):
-            entry = raw.setdefault(schedule, {}).setdefault(name, [])
-            entry.append({"candidate": pick, **{k: v.round(5).tolist() for k, v in found.items()}})
-            given.out.write_text(json.dumps(raw))
-        if calibration:
-            picks = chosen(calibration, bench.schedules[1], bench.loss)
-            samples = sum(len(next(iter(one.values()))) for one in bench.batches)
-            told = {
-                "model": given.model, "samples": samples, "date": str(date.today()), "torch": torch.__version__,
-                "tried": sum(map(len, CHOICES.values())), "unpruned": bench.unpruned,
-            }  # fmt: skip
-            given.out.write_text(json.dumps(summary(raw, told, timed(bench, maps, picks, given.rounds))))
+        (measured if given.raw is None else summed_up)(given, calibration)
+
+
+def measured(given: argparse.Namespace, calibration: dict[str, Any]) -> None:
+    """Run all, and keep every measure of every sample after each run."""
+    make, raw = MODELS[given.model], dict[str, Any]()
+    bench = make(given.real, given.split, given.count)
+    maps = bench if given.split == "calibration" else make(given.real, "maps", min(64, given.count))
+    for schedule, name, pick, found in compare(bench, maps, calibration, given.only):
+        entry = raw.setdefault(schedule, {}).setdefault(name, [])
+        entry.append({"candidate": pick, **{k: v.round(5).tolist() for k, v in found.items()}})
+        given.out.write_text(json.dumps(raw))
+
+
+def summed_up(given: argparse.Namespace, calibration: dict[str, Any]) -> None:
+    """What is kept of the measurements, with the times."""
+    raw = json.loads(given.raw.read_text())
+    bench = MODELS[given.model](given.real, "maps", 16)
+    picks = chosen(calibration, bench.schedules[1], bench.loss)
+    times = timed(bench, picks, given.rounds)
+    told = {"model": given.model, "date": str(date.today()), "torch": torch.__version__}
+    tried = sum(map(len, CHOICES.values()))
+    given.out.write_text(json.dumps(summary(raw, {**told, "tried": tried}, times)) + "\n")
 
 
 def merged(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Calibrations of different candidates on the same samples as one."""
-    return (
-        {schedule: {name: v for one in found for name, v in one[schedule].items()} for schedule in found[0]}
-        if found
-        else {}
-    )
+    schedules = found[0] if found else {}
+    return {schedule: {name: runs for one in found for name, runs in one[schedule].items()} for schedule in schedules}
 
 
 if __name__ == "__main__":
