@@ -52,7 +52,6 @@ METHODS = {
         ),
         Tested("dart", ({}, {"pivots": 2})),
         Tested("divprune"),
-        Tested("novelty"),
     )
 }
 
@@ -299,12 +298,6 @@ def divprune(a: Asked) -> Left:
         nearest = {i: min(apart[i][j] for j in others[i]) for i in every if i not in taken}
         taken.append(max(nearest, key=lambda i: (nearest[i], -i)))
     return at_end(a.rows, [float(i in taken) for i in every], a.prefix, a.keep)
-
-
-def novelty(a: Asked) -> Left:
-    states = a.rows[a.prefix :]
-    scores = [1 - max((cosine(x, y) for y in states[:i]), default=-1.0) for i, x in enumerate(states)]
-    return at_end(a.rows, scores, a.prefix, a.keep)
 
 
 LOOPS = {name: globals()[name] for name in METHODS}

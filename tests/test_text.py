@@ -228,7 +228,7 @@ def test_a_padded_sentence_gives_what_it_gives_alone(
         torch.testing.assert_close(found[row], alone, rtol=1e-10, atol=1e-10, msg=f"sentence of {n} tokens")
 
 
-@pytest.mark.parametrize("name", ["cls_attention", "column_attention", "dart", "divprune", "novelty"])
+@pytest.mark.parametrize("name", ["cls_attention", "column_attention", "dart", "divprune"])
 def test_a_rival_keeps_of_a_padded_sentence_what_it_keeps_of_it_alone(family: Family, name: str) -> None:
     method, inputs = registry.load(registry.find("reduction", name)), batch(LENGTHS)
     asked = case(pruning=name, keep=0.6, layers=(1, 2)).with_options(**({"pivots": 2} if name == "dart" else {}))
