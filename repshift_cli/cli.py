@@ -42,6 +42,7 @@ COMMANDS = {
     "bench": "Time a model's variants side by side, or a whole sweep.",
     "operators": "Time attention operators side by side: exact, approximate.",
     "eval": "Measure accuracy on labelled data: at what loss?",
+    "tune": "Find the schedule and the score that fit this model.",
     "profile": "Show where the time goes.",
     "analyze": "Say why a token can go.",
     "show": "Show a stored run, profile or inspection again.",

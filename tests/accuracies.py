@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -10,7 +10,6 @@ from repshift_cli.analysis import stats
 from repshift_cli.records import Record
 
 RANDOM = "random"
-Columns = dict[tuple[float, ...], list[list[Record]]]
 
 
 @dataclass(frozen=True)
@@ -60,25 +59,42 @@ class Told:
         """
         blocks = sorted({r.case.layers for r in rows})
         heads = [f"after block {', '.join(map(str, layers))}" for layers in blocks]
+        lines = [f"| method | {' | '.join(heads)} | all | better | worse |", "|---" * (len(heads) + 4) + "|"]
+        for m, of in self.alike(rows).items():
+            parts = [self.difference(self.mean([r for r in of if r.case.layers == b])) for b in blocks]
+            signs = [self.against_random(r) for r in rows if self.name(r) == m]
+            counts = (str(signs.count(1)), f"{signs.count(-1)} of {len(signs)}")
+            lines.append(f"| {' | '.join([m, *parts, f'**{self.difference(self.mean(of))}**', *counts])} |")
+        return "\n".join(lines)
+
+    def alike(self, rows: Sequence[Record]) -> dict[str, list[Record]]:
+        """By method, the best first: the records of the schedules that all methods have."""
         own = {m: [r for r in rows if self.name(r) == m] for m in dict.fromkeys(map(self.name, rows)) if m != RANDOM}
         common = set.intersection(*({r.case.schedule for r in of} for of in own.values()))
-        alike = {m: [r for r in of if r.case.schedule in common] for m, of in own.items()}
-        whole = {m: self.mean(of) for m, of in alike.items()}
-        rising = any(r.measurement(self.metric).better == "lower" for r in rows[:1])  # type: ignore[union-attr]
-        lines = [f"| method | {' | '.join(heads)} | all | better | worse |", "|---" * (len(heads) + 4) + "|"]
-        for m in sorted(own, key=lambda m: whole[m].value, reverse=not rising):
-            parts = [self._difference(self.mean([r for r in alike[m] if r.case.layers == b])) for b in blocks]
-            signs = [self.against_random(r) for r in own[m]]
-            counts = (str(signs.count(1)), f"{signs.count(-1)} of {len(signs)}")
-            lines.append(f"| {' | '.join([m, *parts, f'**{self._difference(whole[m])}**', *counts])} |")
-        return "\n".join(lines)
+        found = {m: [r for r in of if r.case.schedule in common] for m, of in own.items()}
+        rising = next(m.better for m in rows[0].measurements if m.metric == self.metric) == "lower"
+        ranked = sorted(found, key=lambda m: self.mean(found[m]).value, reverse=not rising)
+        return {m: found[m] for m in ranked}
 
     def mean(self, rows: Sequence[Record], other: str = RANDOM) -> stats.Estimate:
         """The mean difference over these schedules, with its interval over the samples: each sample's mean is one."""
         found = [r.measurement(f"{self.metric}_vs_{other}") for r in rows]
         return stats.mean_interval([fmean(of) for of in zip(*(m.samples for m in found if m), strict=True)])
 
-    def _difference(self, figure: stats.Estimate) -> str:
+    def difference(self, figure: stats.Estimate) -> str:
         assert figure.low is not None and figure.high is not None
         value, low, high = (f"{v:+.{self.places}f}" for v in (figure.value, figure.low, figure.high))
         return f"{value} ({low} to {high})"
+
+
+def summary(runs: Mapping[str, tuple[Told, Sequence[Record]]]) -> str:
+    """Methods down, runs across, each by its label: the mean differences to random dropping."""
+    found = {
+        label: {m: told.difference(told.mean(of)) for m, of in told.alike(rows).items()}
+        for label, (told, rows) in runs.items()
+    }
+    methods = dict.fromkeys(m for own in found.values() for m in own)
+    lines = [f"| method | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    return "\n".join(
+        [*lines, *(f"| {' | '.join([m, *(own.get(m, '–') for own in found.values())])} |" for m in methods)]
+    )

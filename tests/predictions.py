@@ -21,6 +21,7 @@ NOTHING = "–"
 DRAWS, SEED = 2000, 0
 FEWEST_BLOCKS = 5
 """Below so many blocks no interval is told: schedules after one block share what is said of it."""
+METHODS = ("repshift", "random", "lowest")
 PREDICTORS = ("shift ~ importance", "one by one", "at once")
 """What is said of a block: the rank correlation of shift and importance, and what the lower half costs over a random
 one, token by token or at once; these two with their sign turned, so that more is better for the shift."""
@@ -39,6 +40,7 @@ class Trial:
 
 
 TRIALS = (
+    Trial("digits, points", "accuracy/digits", "top1", "digits", accuracy=True),
     Trial("DINOv2-S, Fashion-MNIST, points", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s", accuracy=True),
     Trial("MiniLM, spam, points", "accuracy/minilm-spam", "probe_top1", "minilm", accuracy=True),
     Trial("DINOv2-S, photos, cosine", "dinov2-s-photos", "fidelity_cosine", "dinov2-s"),
@@ -96,6 +98,48 @@ def signs_right(found: Sequence[Schedule]) -> str:
     return f"{sum(s.sign * s.over_lowest > 0 for s in told)} of {len(told)}"
 
 
+# --- why the sign flips ---------------------------------------------------------------------------------------------
+
+THROUGH = ("norm", "attention received", "reader's attention")
+INSPECTED = tuple(
+    name
+    for name in ("dinov2-s", "digits", "dinov2-s-fashion", "minilm", "minilm-mails", "smollm2", "smollm2-topics")
+    if (FOLDER / "inspection" / f"{name}.json").is_file()
+)
+
+
+def signs() -> str:
+    """By inspection: in how many blocks the shift ranks importance as it would through a third thing alone.
+
+    Through the norm it would where (shift ~ norm) x (importance ~ norm) has the sign of shift ~ importance; in brackets
+    the rank correlation, over blocks, of the product with what it stands for.
+    """
+    lines = [f"| inspection | blocks | {' | '.join(f'through {name}' for name in THROUGH)} |", "|---" * 5 + "|"]
+    by_name = {name: [_products(name, third) for third in THROUGH] for name in INSPECTED}
+    together = [[pair for found in by_name.values() for pair in found[n]] for n in range(len(THROUGH))]
+    for name, found in [*by_name.items(), ("all", together)]:
+        cells = (_agreement(pairs) for pairs in found)
+        lines.append(f"| {name} | {len(found[0])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _products(name: str, third: str) -> list[tuple[float, float]]:
+    """By block (shift ~ third) x (importance ~ third), and shift ~ importance."""
+    tables = _inspected(name)
+    values = [
+        (rho, tables["correlation"][block, third], tables["importance_correlation"][block, third])
+        for (block, beside), rho in tables["correlation"].items()
+        if beside == "importance"
+    ]
+    return [(a * b, rho) for rho, a, b in values if rho is not None and a is not None and b is not None]
+
+
+def _agreement(pairs: Sequence[tuple[float, float]]) -> str:
+    rho = spearman([a for a, _ in pairs], [b for _, b in pairs]) if len(pairs) > 3 else None
+    counted = f"{sum(a * b > 0 for a, b in pairs)} of {len(pairs)}"
+    return counted if rho is None else f"{counted} ({rho:+.2f})"
+
+
 # --- what was said, and what came -------------------------------------------------------------------------------------
 
 
@@ -104,14 +148,14 @@ def schedules(trial: Trial) -> list[Schedule]:
     run = store.load(FOLDER / f"{trial.run}.json")
     found: dict[tuple[tuple[int, ...], float], dict[str, list[float]]] = {}
     for record in run.records:
-        if record.case.layers and record.case.option("form") in (None, "paper"):
+        if record.case.pruning in METHODS and record.case.option("form") in (None, "paper"):
             values = found.setdefault((record.case.layers, record.case.keep), {})
             values.setdefault(record.case.pruning, []).append(trial.better * _value(record, trial.metric))
     made = []
     for (layers, _), values in sorted(found.items()):
         said = said_of(trial.inspection, layers)
-        if said is not None and {"repshift", "random", "lowest"} <= values.keys():
-            shift, chance, opposite = (fmean(values[name]) for name in ("repshift", "random", "lowest"))
+        if said is not None and len(values) == len(METHODS):
+            shift, chance, opposite = (fmean(values[name]) for name in METHODS)
             made.append(Schedule((trial.run, layers), *said, shift - chance, shift - opposite))
     return made
 

@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import own_scores
-from accuracies import Told
+import predictions
+from accuracies import Told, summary
 from operator_tables import operator_lengths
-from predictions import predictions
+from rival_tables import fidelities, rivals
 
 from repshift_cli.analysis import stats
 from repshift_cli.records import Case, Record, Run, store
@@ -63,36 +64,36 @@ def deit_methods() -> str:
     return "\n".join(lines)
 
 
-def deit_rivals() -> str:
-    """Time against flash and the oracle, and peak memory: methods down."""
-    lines = ["| method | tokens | over flash | time / oracle | MACs | peak memory |", "|---|---|---|---|---|---|"]
-    for record in pruned("cpu/deit-s-rivals"):
-        tokens, peak = " → ".join(map(str, record.tokens)), f"{value(record, 'memory_peak_allocated') / 2**20:.0f} MiB"
-        times = (_interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
-        cells = (record.case.pruning, tokens, *times, f"{value(record, 'macs') / 1e9:.1f} G", peak)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def told_of(metric: str, places: int = 1) -> Told:
+    """How an accuracy is shown; the published form of the score goes without saying."""
+    return Told(metric, places, lambda record: method(record.case).removesuffix(", paper"))
 
 
-def dinov2_rivals() -> str:
-    """Cosine: methods down."""
-    lines = ["| method | tokens | cosine |", "|---|---|---|"]
-    for record in pruned("cpu/dinov2-s-rivals"):
-        tokens, cosine = " → ".join(map(str, record.tokens)), f"{value(record, 'fidelity_cosine'):.4f}"
-        lines.append(f"| {record.case.pruning} | {tokens} | {cosine} |")
-    return "\n".join(lines)
+def evaluated(name: str) -> list[Record]:
+    """The records of an evaluation that drop tokens and could."""
+    return [r for r in pruned(f"cpu/accuracy/{name}") if r.status == "ok"]
 
 
 def accuracy(name: str, metric: str = "probe_top1", places: int = 1) -> Callable[[], str]:
     """The methods' ranking against random dropping; folded, every schedule."""
-    told = Told(metric, places, lambda record: method(record.case).removesuffix(", paper"))
 
     def whole() -> str:
-        rows = [r for r in pruned(f"cpu/accuracy/{name}") if r.status == "ok"]
+        told, rows = told_of(metric, places), evaluated(name)
         folded = f"<details><summary>Every schedule</summary>\n\n{told.schedules(rows)}\n\n</details>"
         return f"{told.ranking(rows)}\n\n{folded}"
 
     return on_device(whole, f"cpu/accuracy/{name}")
+
+
+def compared() -> dict[str, tuple[Told, list[Record]]]:
+    """All evaluations by label: how they are told, and their records."""
+    return {
+        "ViT, digits": (told_of("top1"), evaluated("digits")),
+        "DINOv2-S, Fashion-MNIST": (told_of("probe_top1"), evaluated("dinov2-s-fashion")),
+        "the same, k-NN": (told_of("knn_top1"), evaluated("dinov2-s-fashion")),
+        "MiniLM, spam": (told_of("probe_top1"), evaluated("minilm-spam")),
+        "SmolLM2, nats (less is better)": (told_of("next_token_loss", 2), evaluated("smollm2-topics")),
+    }
 
 
 def smollm2_prompts() -> str:
@@ -183,6 +184,8 @@ def on_device(table: Callable[[], str], name: str) -> Callable[[], str]:
     """The table, and below it the device and the versions of the run that it is made of."""
 
     def whole() -> str:
+        if not (FOLDER / f"{name}.json").exists():
+            return "Not measured yet."
         run = run_of(name)
         versions = f"torch {run.machine.packages.get('torch')}, {run.created[:10]}"
         return f"{table()}\n\nOn {run.machine.device_name}, {versions}."
@@ -203,7 +206,7 @@ def inspections() -> str:
         "at once",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name in ("dinov2-s", "minilm", "smollm2"):
+    for name in ("dinov2-s", "digits", "minilm", "smollm2"):
         stored = store.load_any(FOLDER / "cpu" / "inspection" / f"{name}.json")
         assert isinstance(stored, Inspection)
         found = {q.name: dict(q.items()) for q in stored.answer("score").quantities}
@@ -222,11 +225,15 @@ def inspections() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "inspections": inspections,
-    "predictions": predictions,
+    "predictions": predictions.predictions,
+    "signs": predictions.signs,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
-    "deit-rivals": on_device(deit_rivals, "cpu/deit-s-rivals"),
-    "dinov2-rivals": on_device(dinov2_rivals, "cpu/dinov2-s-rivals"),
+    "deit-rivals": on_device(rivals("deit-s-rivals"), "cpu/deit-s-rivals"),
+    "umt-rivals": on_device(rivals("umt-b-rivals"), "cpu/umt-b-rivals"),
+    "dinov2-rivals": on_device(fidelities("cpu/dinov2-s-rivals"), "cpu/dinov2-s-rivals"),
+    "minilm-rivals": on_device(fidelities("cpu/minilm-rivals"), "cpu/minilm-rivals"),
+    "accuracies": lambda: summary(compared()),
     "digits": accuracy("digits", "top1"),
     "dinov2-fashion": accuracy("dinov2-s-fashion"),
     "dinov2-fashion-knn": accuracy("dinov2-s-fashion", "knn_top1"),

@@ -209,10 +209,10 @@ def column_attention(a: Asked) -> Left:
 def vid_tldr(a: Asked) -> Left:
     s = [math.fsum(p * math.log(p) for p in row) for row in attention_map(a.call, a.b)][a.prefix :]
     s = [x - min(s) for x in s]
-    s = [x / max(s) for x in s]
+    s = [x / max(s) if max(s) else 0.0 for x in s]
     mean = math.fsum(s) / len(s)
     top = max(s) - mean
-    weights = [0.0] * a.prefix + [0.0 if x < mean else (x - mean) / top for x in s]
+    weights = [0.0] * a.prefix + [(x - mean) / top if x > mean else 0.0 for x in s]
     left, odd, merged = merged_pairs(a.rows, a.leaving, a.prefix)
     sizes = [size * weights[i] if i in merged else size for i, size in enumerate(a.sizes)]
     return merged_rows(a.rows, sizes, left, odd, merged, a.prefix)

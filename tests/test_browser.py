@@ -20,7 +20,7 @@ from html_page import SCRIPT, poisoned
 from html_page import page_of as report_of
 from PIL import Image
 from synthetic import small_run, sweep_run
-from test_report import everything_poisoned
+from test_report import everything_poisoned, outcome
 from test_tokens import GALLERY
 
 from repshift_cli.records import Run
@@ -28,6 +28,7 @@ from repshift_cli.records.json_codec import from_plain, to_json
 from repshift_cli.renderers import document_of
 from repshift_cli.renderers.page import embedded
 from repshift_cli.renderers.page.page import page as page_of
+from repshift_cli.renderers.sheets.gate import document_of as document_of_gate
 from repshift_cli.renderers.tokens.page import page as tokens_page
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -94,6 +95,19 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
         assert all(url.startswith(("file:", "data:", "blob:")) for url in one.asked), "nothing is asked for outside"
 
 
+def nameless(shown: Opened) -> int:
+    """How many things a screen reader would have no name for."""
+    named = "all => all.filter(e => !(e.getAttribute('aria-label') || e.textContent).trim()).length"
+    count: int = shown.page.eval_on_selector_all("button, summary, svg, th", named)
+    return count
+
+
+def unlabelled(shown: Opened) -> int:
+    """How many fields have no label."""
+    count: int = shown.page.eval_on_selector_all("input, select", "all => all.filter(e => !e.labels.length).length")
+    return count
+
+
 def many(count: int) -> Run:
     """The small run again and again, batch by batch, each latency its own."""
     run = small_run()
@@ -141,24 +155,33 @@ def test_headings_sort_by_value_also_from_the_keyboard(opened: Any) -> None:
 def test_filters_hide_rows_and_pale_their_marks(opened: Any) -> None:
     shown = opened(sweep_run())
     shown.page.get_by_label("model").select_option("umt_b")
-    shown.page.get_by_label("filter by words").fill("graph REPSHIFT")
+    shown.page.get_by_label("filter by words").first.fill("graph REPSHIFT")
     assert set(shown.column(1)) == {"umt_b"} and len(shown.column(1)) == 2
-    assert shown.page.locator("output").inner_text() == "2 of 19 cases"
+    assert shown.page.locator("output").first.inner_text() == "2 of 19 cases"
     faded = shown.page.locator("svg [data-case].off").count()
     assert 0 < faded < shown.page.locator("svg [data-case]").count()
-    shown.page.get_by_label("filter by words").fill("nothing like it")
+    shown.page.get_by_label("filter by words").first.fill("nothing like it")
     assert shown.column(1) == []
-    shown.page.get_by_label("filter by words").fill("")
+    shown.page.get_by_label("filter by words").first.fill("")
     shown.page.get_by_label("model").select_option("")
     assert shown.page.locator("svg [data-case].off").count() == 0 and len(shown.column(1)) == 19
+
+
+def test_other_tables_of_many_rows_are_filtered_by_words_too(opened: Any) -> None:
+    found = outcome()
+    several = tuple(replace(f, label=f"latency {i}") for i in range(14) for f in found.findings)
+    shown = opened(page_of([document_of_gate(replace(found, findings=several))], "a gate"))
+    shown.page.get_by_label("filter by words").first.fill("latency 13")
+    assert shown.page.locator("tbody tr:not([hidden])").first.inner_text().startswith("vanilla")
+    assert shown.page.locator("output").first.inner_text() == "1 of 14 rows"
 
 
 def test_of_many_rows_the_first_stand_open_until_all_are_asked_for(opened: Any) -> None:
     shown = opened(many(260))
     assert len(shown.column(1)) == 200
-    shown.page.get_by_label("filter by words").fill("flash+random")
+    shown.page.get_by_label("filter by words").first.fill("flash+random")
     assert len(shown.column(1)) == 52
-    shown.page.get_by_label("filter by words").fill("")
+    shown.page.get_by_label("filter by words").first.fill("")
     shown.page.get_by_role("button", name="show all 260 rows").click()
     assert len(shown.column(1)) == 260
 
@@ -191,15 +214,16 @@ def test_the_data_are_saved_as_the_run_that_they_are(
 
 
 def test_texts_of_every_kind_of_file_stay_texts(opened: Any, tmp_path: Path) -> None:
-    """Code stands behind every text of a run, a gate, a history, a profile, an inspection and an evaluation."""
+    """Code stands behind every text of a file of each kind."""
     text, _ = report_of(tmp_path, *everything_poisoned())
     shown = opened(text, 400)
     assert shown.page.evaluate("window.stolen") is None and shown.page.locator("img").count() == 0
     assert shown.page.locator("svg").count() > 30
     assert SCRIPT.split("\u202e")[0] in shown.page.locator("body").inner_text()
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert nameless(shown) == 0 and unlabelled(shown) == 0
     shown.page.locator("#source-0").get_by_label("filter by words").fill("repshift")
-    shown.page.locator("#source-5 thead button", has_text="vs unpruned").first.click()
+    shown.page.locator("#source-6 thead button", has_text="vs unpruned").first.click()
     shown.page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), {text: 'window.stolen = 2'}))"
     )
@@ -217,10 +241,7 @@ def test_on_paper_there_are_no_controls_and_dark_becomes_light(opened: Any) -> N
 
 def test_a_screen_reader_finds_names_for_all_that_is_there(opened: Any) -> None:
     shown = opened(sweep_run())
-    nameless = "all => all.filter(e => !(e.getAttribute('aria-label') || e.textContent).trim()).length"
-    assert shown.page.eval_on_selector_all("button, summary, svg, th", nameless) == 0
-    unlabelled = "all => all.filter(e => e.labels.length === 0).length"
-    assert shown.page.eval_on_selector_all("input, select", unlabelled) == 0
+    assert nameless(shown) == 0 and unlabelled(shown) == 0
     shown.page.locator("figure summary").first.click()
     assert shown.page.locator("figure details table").first.is_visible()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import statistics
@@ -210,10 +211,16 @@ def test_at_the_warning_a_latency_is_too_long_by_about_that_share() -> None:
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="counts on Linux's scheduler to share the cores")
 
 
+@pytest.fixture
+def imported() -> None:
+    """What the model needs: beside the spinners it would take a quarter of a minute."""
+    importlib.import_module("transformers.models.vit.modeling_vit")
+
+
 @pytest.mark.slow
 @LINUX
 def test_programs_beside_a_run_are_told_first_and_too_many_threads_are_named(
-    spinners: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    imported: None, spinners: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

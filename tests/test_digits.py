@@ -68,3 +68,21 @@ def test_accuracies_are_those_of_a_plain_loop(
     assert list(done.samples("flash")) == right(order, None)
     assert list(done.samples("flash+repshift")) == right(order, lambda x, y: (y - x)[:, 1:].norm(dim=-1))
     assert list(done.samples("flash+random")) == right(order, lambda x, _: torch.rand(len(x), x.shape[1] - 1))
+
+
+def test_the_progress_moves_with_every_variant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shards, two variants: a word before each, beside those after each shard."""
+    from repshift_cli.commands.shared.progress import Bar
+    from repshift_cli.evaluation import engine
+
+    shares: list[float] = []
+    monkeypatch.setattr(engine, "SHARD", 8)
+    monkeypatch.setattr(Bar, "update", lambda self, word: shares.append(word.share))
+    data, variants = write_digits(tmp_path / "digits", range(16)), ("--variant", "flash,flash+stride", "--layers", "2")
+    done = evaluate(
+        capsys, tmp_path / "run.json", "--model", MODEL, "--data", data, *variants, "--keep", "0.5", "--batch", 8
+    )
+    assert done.code == 0, done.err
+    assert shares == [0, 0.25, 0.5, 0.5, 0.75, 1]

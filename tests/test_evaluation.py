@@ -112,6 +112,11 @@ def test_logits_at_keep_1_are_those_of_a_plain_loop(folder: Path, monkeypatch: p
         def save(self, *_: Any) -> None: ...
         def damage(self, *_: Any) -> None: ...
         def save_damage(self, *_: Any) -> None: ...
+        def deaths(self, *_: Any) -> int:
+            return 0
+
+        def begin(self, *_: Any) -> None: ...
+        def end(self, *_: Any) -> None: ...
 
     asked = {"model": MODEL, "data": str(folder), "device": "cpu", "variant": "flash,flash+repshift", "keep": "1"}
     order = Order.from_options({**asked, "layers": "2", "batch": "16", "threads": "1"})
@@ -170,6 +175,28 @@ def test_an_interrupted_run_is_kept_and_goes_on(
     for variant in ("flash", "flash+repshift", "flash+random"):
         assert resumed.samples(variant) == done.samples(variant)
     assert not [f for f in tmp_path.iterdir() if f.name.endswith(".parts") and f.name.startswith("again")]
+
+
+def test_what_ends_the_process_twice_fails_and_the_others_go_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from repshift_cli.evaluation.shards import Shards
+
+    original, file = loop.Loop._batch, tmp_path / "died.json"
+
+    def dies(self: Any, contender: Any, *given: Any) -> Any:
+        if contender.case.pruning == "lowest":
+            raise KeyboardInterrupt
+        return original(self, contender, *given)
+
+    asked: tuple[Any, ...] = (*SHORT, "--data", folder, "--variant", "flash,flash+lowest,flash+stride")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_batch", dies)
+        patch.setattr(Shards, "end", lambda *_: None)  # as where nothing more is done
+        assert evaluate(capsys, file, *asked).code == evaluate(capsys, file, "--resume", file).code == 130
+    run = evaluate(capsys, file, "--resume", file)
+    assert run.code == 1 and "ended 2 times" in str(run.record("flash+lowest").reason)
+    assert len(run.samples("flash")) == len(run.samples("flash+stride")) == COUNT
 
 
 def test_it_ends_when_the_difference_is_known(
@@ -301,10 +328,13 @@ def test_bad_input_is_refused_with_what_to_do(folder: Path, tmp_path: Path, caps
         (["--data", lone], "one class only"),
         (["--data", strange], "2 of 2 labels name no one class of the model, like 'cat', 'dog'; its classes are 0 '0'"),
         (["--data", split], "splits train, val; name one"),
-        (["--data", split, "--split", "test"], "no such split, but train, val"),
+        (["--data", split, "--split", "test"], "has no split 'test': it has train, val"),
+        (["--data", split, "--split", "val", "--train", "x", "--task", "probe"], "has no split 'x'"),
+        (["--data", folder, "--split", "val"], "has no split 'val': it has none"),
         (["--data", rows], "needs a column label"),
         (["--data", rows, "--column", "label=class"], "the data has the columns path, kind"),
-        (["--data", tmp_path / "nowhere"], "no such data"),
+        (["--data", tmp_path / "nowhere"], "there is no such file or folder"),
+        (["--data", tmp_path / "lone" / "0" / "000.png"], "`repshift eval --list` says what can be read"),
         ([], "--data is missing"),
         (["--data", folder, "--until", "x"], "half-width"),
         (["--data", folder, "--preprocess", "crop=x"], "none of resize=256"),

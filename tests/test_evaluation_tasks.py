@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import tarfile
 from pathlib import Path
@@ -248,6 +249,22 @@ def parquet(place: Path, files: list[Path]) -> Path:
     return place
 
 
+def of_the_hub(place: Path, files: list[Path]) -> Path:
+    """As the hub has a data set: Parquet in a folder, labels in numbers, whose names are in the file."""
+    pytest.importorskip("pyarrow", reason="Parquet is read by pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    names = sorted({f.parent.name for f in files}, reverse=True)
+    rows = [{"image": {"bytes": f.read_bytes()}, "label": names.index(f.parent.name)} for f in files]
+    told = {"info": {"features": {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}}}
+    place.joinpath("data").mkdir(parents=True)
+    for number, part in enumerate((rows[:5], rows[5:])):
+        table = pyarrow.Table.from_pylist(part).replace_schema_metadata({"huggingface": json.dumps(told)})
+        pyarrow.parquet.write_table(table, place / "data" / f"test-0000{number}-of-00002.parquet")
+    return place
+
+
 def saved(place: Path, files: list[Path]) -> Path:
     datasets = pytest.importorskip("datasets", reason="what datasets has saved is read by datasets")
     names = [str(i) for i in range(10)]
@@ -259,7 +276,12 @@ def saved(place: Path, files: list[Path]) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "name", "kind"),
-    [(webdataset, "shard.tar", "webdataset"), (parquet, "d.parquet", "parquet"), (saved, "saved", "arrow")],
+    [
+        (webdataset, "shard.tar", "webdataset"),
+        (parquet, "d.parquet", "parquet"),
+        (of_the_hub, "hub", "parquet"),
+        (saved, "saved", "arrow"),
+    ],
 )
 def test_every_format_gives_the_same_samples(make: Any, name: str, kind: str, tmp_path: Path) -> None:
     files = sorted(write_digits(tmp_path / "files", range(12)).rglob("*.png"))
@@ -269,6 +291,24 @@ def test_every_format_gives_the_same_samples(make: Any, name: str, kind: str, tm
         with opened(sample[IMAGE]) as picture:
             assert picture.read() == file.read_bytes()
         assert str(sample[LABEL]) == file.parent.name
+
+
+def test_a_name_of_the_hub_is_asked_for_once_and_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the hub is asked by datasets")
+    from repshift_cli.evaluation.datasets import arrow
+
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["ham", "spam"]))
+    asked: list[Any] = []
+    monkeypatch.setattr(arrow, "hub_answers", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: asked.append((given, named)) or rows)
+    found = read("hub:owner/mails:plain", "test")[1]
+    assert asked == [(("owner/mails", "plain"), {"split": "test"})]
+    assert [s["label"] for s in found] == ["ham", "spam"]
+    monkeypatch.setattr(arrow, "hub_answers", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: 1 / 0)
+    with pytest.raises(UsageError, match="the hub does not answer"):
+        read("hub:owner/mails", None)
 
 
 def test_a_tar_is_evaluated_by_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,7 @@ def test_interleaved_cases_keep_code_of_their_own(family: str, quick: None) -> N
     assert not torch.equal(expected[2], expected[3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["vit", "torch_encoder"])
 def test_pruning_breaks_no_graph(family: str, method: str, quick: None) -> None:

@@ -92,6 +92,17 @@ def test_intervals_hold_the_truth_95_times_in_100(right: float, gain: float, los
     assert 0.94 <= statistics.fmean(intervals[k].spans(100 * right) for k in shares) <= 0.96
 
 
+def test_resampled_intervals_hold_the_truth_95_times_in_100() -> None:
+    """Of a share, whose resampled values are binomial: what the bootstrap draws, without drawing every row."""
+    generator, n, truth = np.random.default_rng(3), 400, 0.6
+    held = 0
+    for right in generator.binomial(n, truth, 3000).tolist():
+        resampled = generator.binomial(n, right / n, paired.RESAMPLES) / n
+        _, low, high = paired.percentiles([right / n, *resampled.tolist()])
+        held += low is not None and high is not None and low <= truth <= high
+    assert 0.94 <= held / 3000 <= 0.96
+
+
 @pytest.mark.parametrize(
     ("statistic", "samples", "expected"),
     [

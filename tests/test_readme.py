@@ -21,6 +21,7 @@ CONTRIBUTING = PAGES[".github/CONTRIBUTING.md"]
 MAIN = "repshift bench --model vit_b --keep 0.6"
 LONGEST_README = 200
 OTHER_TOOLS = {"--no-deps", "--init", "--write", "--unshallow", "--logdir"}
+OTHER_TOOLS |= {"--mutants", "--kills", "--gpus", "--durations"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 everywhere = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)

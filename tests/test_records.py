@@ -29,6 +29,7 @@ def test_numbers_of_a_list_stand_on_one_line_and_brackets_in_strings_stay() -> N
     ("path", "value", "message"),
     [
         (("records", 2, "case", "batch"), "1", "run.records[2].case.batch: expected int, found str"),
+        (("records", 2, "case", "keep"), None, "run.records[2].case.keep: expected float, found NoneType"),
         (("records", 0, "case", "batch"), True, "run.records[0].case.batch: expected int, found bool"),
         (("machine", "cores"), 1.5, "run.machine.cores: expected int, found float"),
         (("machine", "colour"), "red", "run.machine.colour: not a field of Machine"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from generated import commands
 from html_page import SCRIPT, Page, page_of, poisoned
-from synthetic import small_run, sweep_run
+from synthetic import CPU, small_run, sweep_run
 
 from repshift_cli.analysis.comparison import between
 from repshift_cli.analysis.history import Point as At
@@ -21,11 +21,12 @@ from repshift_cli.analysis.history import Series, Step
 from repshift_cli.cli import run as repshift
 from repshift_cli.commands.shared.stored import documents
 from repshift_cli.gate.verdict import Outcome
-from repshift_cli.records import store
+from repshift_cli.records import Metric, store
 from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.json_codec import to_json, to_plain
+from repshift_cli.records.tuning import CHOSEN, FOUND, Confirmed, Single, Tuning
 from repshift_cli.renderers import markdown
-from repshift_cli.renderers.figures import of_evaluation, of_inspection, of_run
+from repshift_cli.renderers.figures import of_evaluation, of_inspection, of_run, of_tuning
 from repshift_cli.renderers.figures.shapes import Bars, Heat, Plane
 from repshift_cli.renderers.page import page as whole_page
 from repshift_cli.renderers.page import sections
@@ -115,6 +116,31 @@ def test_an_inspection_has_its_maps_by_layer_and_head(tmp_path: Path) -> None:
     assert [c.label for c in plane.curves][-1] == "0" and len(plane.curves) == 6
 
 
+def search() -> Tuning:
+    """A search that confirmed a schedule and a control; of the cuts at one block alone one was not tried."""
+    row, kl = small_run().records[2], Metric("loss", "KL", "nats", "lower", "mean", "compared", "")
+    tried = [(block, keep) for block in (1, 2, 3) for keep in (0.5, 0.7) if (block, keep) != (2, 0.5)]
+    singles = tuple(Single("repshift", n, keep, (("scale", 2.0),), n / keep) for n, keep in tried)
+    speed = row.measurement("speedup_vs_flash")
+    found = Confirmed(CHOSEN, 1, row.case, row.tokens, kl.of(0.1, 0.2, 0.3), speedup=speed)
+    worse = replace(found, role="random, same schedule", loss=kl.of(0.2, 0.4, 0.6))
+    failed = replace(found, role="tome", loss=kl.missing("it ran out of memory"))
+    told = ("vit_b", "flash", "photos", (8, 8), "KL", "nats", "1.3x", 12, 3.0, "2026-11-25T00:00:00+00:00", "repshift")
+    return Tuning(FOUND, "repshift at 3 beats random", CPU, *told, singles, (found, worse, failed))
+
+
+def test_a_search_has_its_sensitivity_and_what_it_found(tmp_path: Path) -> None:
+    _, page = page_of(tmp_path, search())
+    assert "repshift at 3 beats random" in page.words
+    bars, plane, heat = of_tuning.figures(search())
+    assert page.titles() == [bars.title, plane.title, "Sensitivity by block"]
+    assert isinstance(bars, Bars) and [round(m.value, 6) for m in bars.marks] == [0.2, 0.4]
+    assert isinstance(plane, Plane) and [p.front for p in plane.points] == [True, False]
+    assert isinstance(heat, Heat) and heat.columns == ("1", "2", "3") and len(heat.rows) == 2
+    values = [[cell and round(cell.value, 3) for cell in row] for row in heat.cells]
+    assert values == [[2.0, None, 6.0], [1.429, 2.857, 4.286]]
+
+
 def test_a_gate_has_its_sentence_and_its_changes(tmp_path: Path) -> None:
     plain = {**document_of_gate(outcome()).summary, **to_plain(outcome())}
     _, page = page_of(tmp_path, json.dumps(plain))
@@ -169,7 +195,7 @@ def everything_poisoned() -> list[str]:
     """A file of every kind, with code behind every text."""
     stored = [PROFILE, BASELINES / "inspection" / "minilm.json", BASELINES / "accuracy" / "minilm-spam.json"]
     series = [replace(s, case=replace(s.case, model=SCRIPT)) for s in course()]
-    return [poisoned(record) for record in (small_run(), outcome(), series, *map(store.load_any, stored))]
+    return [poisoned(record) for record in (small_run(), outcome(), series, search(), *map(store.load_any, stored))]
 
 
 def test_text_from_a_file_stays_text_everywhere(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_against_a_passes(repository: Repository) -> None:
 def test_how_long_it_takes_is_told_before_and_rounds_of_a_total(repository: Repository) -> None:
     code, _, error = repository.gate("--base", "main", "--rounds", "9", "--most-rounds", "12")
     assert code == 0, error
-    assert "9 rounds of one process per side, about " in error and "; up to 12, about " in error
+    assert "9 rounds of one process per side, at most about " in error and "; up to 12, at most about " in error
     assert re.search(r"^round 1 of 9: base, about \d+ s left$", error, flags=re.MULTILINE)
 
 
@@ -335,7 +335,7 @@ def test_the_self_test_passes_where_the_delay_arrives(repository: Repository, tm
     log = tmp_path / "log"
     code, out, error = repository.gate("--self-test", SHAM_LOG=str(log))
     assert code == 0, error
-    assert "8 rounds of 3 processes, about " in error
+    assert "8 rounds of 3 processes, at most about " in error
     started = [line.split()[0] for line in log.read_text().splitlines()]
     assert "".join(name[0] for name in started) == "h" + "bhddhb" * 4
     lines = out.splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -18,10 +19,13 @@ from torch import Tensor
 from repshift_cli import registry
 from repshift_cli.attention import flash, math, vanilla
 from repshift_cli.attention.base.swap import attending
+from repshift_cli.kernels.cut import gather
 from repshift_cli.kernels.sdpa import AttentionCall, heard_by, watched_by
+from repshift_cli.kernels.select import top
 from repshift_cli.records import Case, Facts, call, removals, tokens_along
+from repshift_cli.reduction.engine.heard import proportional
 from repshift_cli.reduction.engine.hooks import pruned
-from repshift_cli.reduction.engine.seen import place_of
+from repshift_cli.reduction.engine.seen import Seen, place_of
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Backend, expand, traits_of
 
@@ -92,6 +96,79 @@ def test_a_whole_forward_is_the_one_written_by_hand(name: str, family: str) -> N
         assert (expected - uncut).abs().max() > 1e-3, "the reduction must show in the output"
 
 
+# --- the function on tensors ------------------------------------------------------------------------------------------
+
+FEW = torch.tensor([[1, 1, 1, 1], [1, 1, 1, -1], [1, -1, -1, -1]], dtype=torch.float64)
+"""Of one length, and of cosines that binary fractions hold: tokens made of them tie to the last bit."""
+
+
+def drawn(length: int, ties: bool) -> tuple[Tensor, AttentionCall, Tensor]:
+    """States (2, length, 4), a call of 2 heads, and sizes (2, length)."""
+    draw = torch.Generator().manual_seed(length)
+    x, q, k = (
+        torch.randn(2, *shape, 4, generator=draw, dtype=torch.float64) for shape in ((length,), *[(2, length)] * 2)
+    )
+    if ties:
+        which = torch.randint(3, (2, length), generator=draw)
+        q, k = (FEW[(which + shift) % 3].unsqueeze(1).expand(-1, 2, -1, -1) for shift in (0, 1))
+        x = FEW[which]
+    return x, AttentionCall(q, k, k), torch.randint(1, 4, (2, length), generator=draw).double()
+
+
+def decided(name: str, x: Tensor, call: AttentionCall, sizes: Tensor, prefix: int, asked: Case) -> tuple[Tensor, Any]:
+    """The rows that the method leaves and the new sizes, without any model."""
+    method, seen = METHODS[name].method, Seen.of(2, 3)
+    with_sizes = method.HEARS_SIZES and asked.option("proportional") == "on"
+    seen.heard = method.hear and method.hear(proportional(call, sizes) if with_sizes else call, asked)
+    free = x.shape[1] - prefix
+    seen.prefix, seen.stay, seen.sizes = prefix, free - rivals.leaving(free, asked.keep), sizes
+    if method.reduce is None:
+        seen["resid_post"] = x[:, prefix:]
+        return gather(x, prefix, top(method.score(seen, asked), seen.stay)), None
+    seen["rows"] = x
+    reduction = method.reduce(seen, asked)
+    if reduction.merged is None:
+        return reduction.rows(x, None), None
+    totals = reduction.totals(x.dtype)
+    return reduction.rows(x, totals), totals if reduction.sizes is None else reduction.sizes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_on_tensors_it_is_the_loop_over_tokens(name: str) -> None:
+    """Odd and even numbers, one token left, ties, no class token, one, and a distillation token beside it."""
+    for options, prefix, free, ties in product(METHODS[name].variants, (0, 1, 2), (2, 7, 8), (False, True)):
+        if prefix == 0 and "class token" in METHODS[name].method.TRAITS:
+            continue
+        x, asked, sizes = drawn(prefix + free, ties)
+        own = {**METHODS[name].options, **options}
+        rows, new = decided(name, x, asked, sizes, prefix, given(name, keep=0.5, **options))
+        expected, wanted = rivals.by_loops(name, x, asked, sizes.tolist(), prefix, 0.5, 2, 3, own)
+        said = f"{own}, {prefix} protected and {free} free tokens, ties: {ties}"
+        torch.testing.assert_close(rows, expected, **EXACT, msg=lambda text, said=said: f"{said}: {text}")
+        assert rows.shape[1] == prefix + free - free // 2 + METHODS[name].method.APPENDS
+        if new is not None:
+            torch.testing.assert_close(new, torch.tensor(wanted, dtype=x.dtype), **EXACT)
+            lost = (sizes.sum(1) - new.sum(1)).abs().max()
+            assert lost < 1e-10 or name == "vid_tldr", "sizes add up to the tokens (vid-TLDR's are weighed)"
+
+
+@pytest.mark.parametrize("name", ["tome", "pitome", "mctf"])
+def test_sizes_add_up_to_the_tokens_in_every_block(name: str) -> None:
+    plain, calls = FAMILIES["deit_distilled"](), []
+    subject, asked = tiny.subject(plain.module, plain.inputs), given(name, proportional="on")
+    with (
+        torch.inference_mode(),
+        attending(vanilla),
+        heard_by(calls.append),
+        pruned(subject, METHODS[name].method, asked),
+    ):
+        call(plain.module, plain.inputs)
+    biases = [c.attn_mask for c in calls if c.attn_mask is not None]
+    assert len(biases) >= 2, "every block behind the first reduction weighs the sizes"
+    for bias in biases:
+        torch.testing.assert_close(bias.exp().sum(-1).flatten(), torch.full((3,), 18.0, dtype=torch.float64), **EXACT)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_at_keep_1_no_bit_changes(name: str) -> None:
     plain = FAMILIES["vit"]()
@@ -120,11 +197,11 @@ def test_the_same_tokens_stay_under_every_back_end_and_their_ends_add_up(name: s
         assert (first.traced[-1].ends >= 0).all(), "no token is lost"
 
 
-@pytest.mark.parametrize("name", ["tome", "evit", "vid_tldr", "mctf"])
+@pytest.mark.parametrize("name", METHODS)
 def test_compiled_code_reduces_alike_without_a_break(name: str) -> None:
     import torch._dynamo as dynamo
 
-    plain = FAMILIES["vit"]()
+    plain = FAMILIES["vit" if name in ("tome", "mctf") else "plain_torch"]()
     subject = tiny.subject(plain.module, plain.inputs)
     dynamo.reset()
     dynamo.utils.counters.clear()
@@ -132,6 +209,23 @@ def test_compiled_code_reduces_alike_without_a_break(name: str) -> None:
         out = plain.compared(torch.compile(lambda x: call(plain.module, x), backend="eager")(plain.inputs))
     assert not dynamo.utils.counters["graph_break"]
     torch.testing.assert_close(out, run(plain, name, flash)[0], **EXACT)
+
+
+def test_a_block_that_is_asked_first_is_answered_once() -> None:
+    """The call that asks reaches no back end, so that what it ran on can be verified call by call."""
+    plain, calls, answered = FAMILIES["vit"](), [], []
+    subject, mctf = tiny.subject(plain.module, plain.inputs), METHODS["mctf"].method
+    told = heard_by(answered.append, answered=True)
+    with (
+        torch.inference_mode(),
+        attending(flash),
+        pruned(subject, mctf, given("mctf")),
+        heard_by(calls.append),
+        told,
+    ):
+        call(plain.module, plain.inputs)
+    assert [c.query.shape[2] for c in calls] == [17, 13, 13, 10, 10]
+    assert [c.query.shape[2] for c in answered] == [17, 13, 10], "reused, the map is that of all tokens"
 
 
 # --- what is refused, and why -----------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import rivals
 import tiny
@@ -99,6 +101,56 @@ def test_a_merged_token_keeps_its_destinations_rotation() -> None:
                 marks = torch.eye(x.shape[1], dtype=torch.float64).expand(len(x), -1, -1)
                 places = places.gather(1, own_rows(rivals.by_loops("tome", marks, *of)[0]))
                 x, sizes = rivals.by_loops("tome", x, *of)
+            x = x + mlp(x)
+    torch.testing.assert_close(out, plain.finish(x), **EXACT)
+
+
+def test_a_timm_model_with_rotary_embeddings_is_merged_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    import test_timm as written  # skips where there is no timm
+
+    written.small.__wrapped__(monkeypatch)
+    name = "eva02_tiny_patch14_224"
+    made = written.subject(name, 2)
+    made.module.double()
+    size = written.size_of(name)
+    made = replace(made, inputs=(tiny.pixels(2, 3, size, size),))
+    m, p, calls = made.module, made.prefix, []
+    with torch.no_grad():
+        x, sizes = written.embedded(m, made.inputs[0]), None
+        places = torch.arange(made.tokens).expand(len(x), -1)
+        asked = tiny.case(pruning="tome", keep=0.7, layers=(1, 2)).with_options(proportional="off")
+        with pruning(made, registry.load(registry.find("reduction", "tome")), asked, flash), heard_by(calls.append):
+            out = call(m, made.inputs)
+        for layer, b in enumerate(m.blocks, start=1):
+            x = written.eva_block(b, x, written.of_places(written.shared_rope(m, layer), places.tolist(), p))[0]
+            if layer < 3:
+                of = (calls[layer - 1], sizes, p, 0.7, layer, 3, {})
+                marks = torch.eye(x.shape[1], dtype=torch.float64).expand(len(x), -1, -1)
+                places = places.gather(1, own_rows(rivals.by_loops("tome", marks, *of)[0])[:, p:] - p)
+                x, sizes = rivals.by_loops("tome", x, *of)
+            gate, inner = b.mlp.fc1(b.norm2(x)).chunk(2, -1)
+            x = x + b.mlp.fc2(nn.functional.silu(gate) * inner)
+        torch.testing.assert_close(out, written.mean_head(m, x), **EXACT)
+
+
+def test_a_block_that_is_asked_first_has_its_own_arguments_cut() -> None:
+    """MCTF reduces before the block, whose rotations are then those of the tokens left, and merges twice."""
+    plain, options = FAMILIES["dinov3"](), {**rivals.METHODS["mctf"].options, "ahead": "again", "proportional": "off"}
+    made, calls = tiny.subject(plain.module, plain.inputs), []
+    asked = tiny.case(pruning="mctf", keep=0.7, layers=(1, 2)).with_options(**options)
+    with pruning(made, rivals.METHODS["mctf"].method, asked), heard_by(calls.append):
+        out = plain.compared(call(plain.module, plain.inputs))
+    x, sizes = plain.embed(plain.inputs), [[1.0] * (4 + plain.tokens)] * len(plain.inputs["pixel_values"])
+    places = torch.arange(x.shape[1]).expand(len(x), -1)
+    with torch.no_grad():
+        for layer, (attend, mlp) in enumerate(plain.blocks, start=1):
+            if layer < 3:
+                each = rivals.asked_each(x, calls[2 * layer - 2], sizes, plain.prefix, 0.7, layer, 3, options)
+                stay = torch.tensor([[group[0] for group in rivals.mctf_groups(a)[0]] for a in each])
+                done = [rivals.mctf(a) for a in each]
+                x, sizes = torch.tensor([rows for rows, _ in done], dtype=x.dtype), [new for _, new in done]
+                places = places.gather(1, stay)
+            x = x + attend(x, places)
             x = x + mlp(x)
     torch.testing.assert_close(out, plain.finish(x), **EXACT)
 

@@ -61,6 +61,20 @@ WALLS: dict[str, set[str]] = {
         "timm",
         *TENSORS,
     },
+    "tuning": {
+        "records",
+        "registry",
+        "sweep",
+        "analysis",
+        "machine",
+        "benchmark.builder",
+        "evaluation",
+        "models.inputs.images",
+        "probes.fidelity",
+        "tuning",
+        "optuna",
+        *TENSORS,
+    },
     "renderers": {"records", "analysis", "gate.verdict", "profiling", "renderers", "rich", "PIL"},
 }
 """What each room may import besides the standard library and the package's own version: rooms, or a module of one."""

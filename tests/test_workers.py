@@ -146,6 +146,7 @@ def rows(run: Run) -> dict[tuple[str, str], tuple[str, str]]:
     return {(r.case.model.partition(":")[2], r.case.variant): (r.status, r.reason or "") for r in run.records}
 
 
+@pytest.mark.slow
 def test_a_crash_costs_one_row_and_prints_and_changes_touch_nothing(here: Path) -> None:
     done = run(command("segfault,prints,changes,ok", "--json", "-"))
     found = rows(the_run())
@@ -210,6 +211,7 @@ def test_every_other_way_to_misbehave(here: Path) -> None:
     assert not alive("sleep", "987"), "its children are gone too"
 
 
+@pytest.mark.slow
 def test_what_dies_while_it_is_planned_is_a_sentence(here: Path) -> None:
     Path("planned").touch()
     done = run(command("dies_while_built"))
@@ -268,6 +270,7 @@ def stopped_by(*signals: int, model: str = "waits", rounds: int = 500, mark: str
     return subprocess.CompletedProcess([], running.returncode, out, errors), [w for w in workers if not gone(w)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 @pytest.mark.parametrize(
     ("signals", "code"),
@@ -288,6 +291,7 @@ def test_no_signal_leaves_an_orphan_and_resume_goes_on(here: Path, signals: tupl
     assert the_run().records == () and len(the_run().planned) == 2 and the_run().options["timing_only"] is True
 
 
+@pytest.mark.slow
 def test_a_hang_outside_of_python_does_not_outlive_the_command(here: Path) -> None:
     ended, orphans = stopped_by(signal.SIGKILL, model="hangs", mark="hung")
     assert ended.returncode == -9 and not orphans

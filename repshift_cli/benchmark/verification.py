@@ -136,8 +136,9 @@ def short(op: str) -> str:
 
 
 def _calls(step: Step) -> int:
-    """How often one forward calls torch's attention, whatever answers it."""
+    """How often one forward has torch's attention answered, by whatever."""
     calls: list[None] = []
-    with step.active(), heard_by(lambda _: calls.append(None)):  # the calls themselves would hold q, k and v in memory
+    told = heard_by(lambda _: calls.append(None), answered=True)  # the calls themselves would hold q, k and v in memory
+    with step.active(), told:
         step.forward()
     return len(calls)

@@ -21,6 +21,7 @@ from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.records import UsageError, store
 from repshift_cli.records.journal import Journal
 from repshift_cli.renderers import document_of
+from repshift_cli.sweep import axes, profiles
 from repshift_cli.sweep.parsing import own_options
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ OPTIONS: dict[str, Any] = {
     "keep": options.Keep,
     "layers": options.Layers,
     "per_layer": options.PerLayer,
+    "profile": options.Profile,
     "batch": Annotated[
         str | None, typer.Option(metavar="N", help="Batch size. (default: 32)", rich_help_panel=options.SWEEP)
     ],
@@ -149,6 +151,7 @@ def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Ite
 
     if resume is None:
         order = _named(Order.from_options(_plain(given)))
+        consent.say_imports(given.get("profile"), order.sweep.model, [str(m) for m in given.get("model") or ()])
         path = out or store.default_path(datetime.now(UTC), ["eval", *order.sweep.model])
         if path.exists():
             raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
@@ -177,7 +180,14 @@ def _plain(given: dict[str, Any]) -> dict[str, Any]:
     plain = {name: value for name, value in given.items() if name != "column"} | {"columns": columns}
     if "until" in plain:
         plain["until"] = _half_width(plain["until"])
-    return plain
+    return _with_profile(plain)
+
+
+def _with_profile(given: dict[str, Any]) -> dict[str, Any]:
+    """The options with what a workload profile says beside them; its data are inputs of bench, no labelled ones."""
+    profile = given.pop("profile", None)
+    told = profiles.load_profile(profile, "bench") if profile else {}
+    return axes.merge({name: value for name, value in told.items() if name != "data"}, given)
 
 
 def _half_width(text: str) -> float:

@@ -15,7 +15,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="RUN...",
-            help="Run files, profiles (--summary), inspections, gates and histories (--json), or folders of such.",
+            help="Run files, profiles (--summary), inspections, gates, histories, searches (--json), or folders.",
             show_default=False,
         ),
     ] = None,

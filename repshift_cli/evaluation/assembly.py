@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from repshift_cli.evaluation.feeding import Feed, Pixels, Prompts, Texts
 from repshift_cli.evaluation.loop import Contender
 from repshift_cli.evaluation.order import Order, preprocessing_of
 from repshift_cli.evaluation.results import RANDOM, reference_of
-from repshift_cli.evaluation.samples import LABEL, Sample, renamed, stratified
+from repshift_cli.evaluation.samples import IMAGE, LABEL, Sample, is_clip, renamed, stratified
 from repshift_cli.evaluation.tasks import Context
 from repshift_cli.machine import device as devices
 from repshift_cli.machine.cores import choose_threads, set_threads
+from repshift_cli.machine.packages import find_spec, install
 from repshift_cli.models.base.text import sentence_subject
 from repshift_cli.models.inputs.preprocessing import Preprocessing
 from repshift_cli.records import METHODS_WITHOUT_PRUNING, Case, Record, Subject, UsageError
@@ -30,6 +32,8 @@ from repshift_cli.sweep.plan import Planned
 FEW_IMAGES = 500
 """Fewer are decoded faster in this process than others are started for it."""
 MOST_WORKERS = 4
+FRAMES = 8
+"""Of a clip, for a model of images, where --frames says nothing else."""
 BUILT_WITH = 2
 """The batch that a model is built and looked at with; it is evaluated with the order's own."""
 
@@ -95,6 +99,7 @@ def planned(order: Order, device: str) -> list[Planned]:
 def assemble(order: Order) -> Assembled:
     """Everything made ready; UsageError for what does not fit together."""
     data = read(order)
+    order, frames = _frames(order, data)
     device = devices.choose_device(order.sweep.device)
     threads = choose_threads(order.sweep.threads)
     set_threads(threads)
@@ -107,14 +112,28 @@ def assemble(order: Order) -> Assembled:
     family = registry.load(registry.resolve_model(first.model))
     names = family.class_names(first.model)
     asked = {"neighbours": order.neighbours, "refit": order.refit}
-    context = Context(subject, first, cases, data.samples, data.training, names, device, asked)
+    towers = partial(family.towers, first)
+    context = Context(subject, first, cases, data.samples, data.training, names, device, asked, towers, frames)
     feed, how = _feed(order, subject, first, family)
-    decode = Decode(how, first.frames) if how else None
+    decode = Decode(how, frames or first.frames) if how else None
     decoder = Decoder(decode, _workers(order, len(data.samples)))
     refused = tuple(Record(c.case, "skipped", c.refused, c.tokens) for c in cells if c.refused)
     notes = tuple(dict.fromkeys(subject.warnings))
     every = tuple(cell.case for cell in cells)
     return Assembled(device, every, contenders, refused, data, context, feed, decoder, how, notes, threads)
+
+
+def _frames(order: Order, data: Data) -> tuple[Order, int | None]:
+    """How many frames of each clip a model of images is shown one by one, and the order without that; None where it
+    takes clips, or the data are none. UsageError where there is nothing to decode them with."""
+    sweep = order.sweep
+    if not is_clip(data.samples[0].columns.get(IMAGE)):
+        return order, None
+    if find_spec("av") is None:
+        raise UsageError(f"--data {order.data}: decoding clips needs PyAV: {install('video')}")
+    if builder.facts_of(sweep.weights, sweep.model[0], next(iter(sweep.image_size), None), None).frames is not None:
+        return order, None
+    return replace(order, sweep=replace(sweep, frames=())), next(iter(sweep.frames), FRAMES)
 
 
 def _subject(case: Case) -> Subject:

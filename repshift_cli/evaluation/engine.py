@@ -50,6 +50,7 @@ class Session:
     began: float = 0.0
     stopped_by: str | None = None
     times: dict[Case, Record] = field(default_factory=dict)
+    headline: str = "variants, one after the other"
 
     def measure(self) -> Run:
         """Evaluate what is not yet on disk and record it; what is done is recorded too when it is interrupted."""
@@ -57,6 +58,7 @@ class Session:
         try:
             if self.judge.trains:
                 self._train()
+            self.began, self.loop.moved = time.monotonic(), self._moved
             self.loop.run(self.ready.contenders, self.samples, told=self._told)
             if self.order.bench:
                 self._time()
@@ -98,7 +100,8 @@ class Session:
     def _told(self, done: int, contenders: Sequence[Contender]) -> bool:
         samples = self.samples
         made = self._records()
-        self._say(_running(made, self.metrics[0]), done, len(samples))
+        self.headline = _running(made, self.metrics[0])
+        self._say(self.headline, done, len(samples))
         if self.order.until is None or done < LEAST or done >= len(samples):
             return False
         name = f"{self.metrics[0].name}_vs_unpruned"
@@ -108,9 +111,13 @@ class Session:
             self.stopped_by = PRECISION
         return self.stopped_by is not None
 
-    def _say(self, text: str, done: int, count: int) -> None:
+    def _moved(self, done: float) -> None:
+        self._say(self.headline, done, len(self.samples))
+
+    def _say(self, text: str, done: float, count: int) -> None:
         spent = time.monotonic() - self.began
-        self.observe(Progress("evaluating", done / count, spent / done * (count - done), f"{text} · {done}/{count}"))
+        left = spent / done * (count - done) if done else None
+        self.observe(Progress("evaluating", done / count, left, f"{text} · {done:.0f}/{count}"))
 
     def _records(self) -> list[Record]:
         seed = self.order.sweep.seed
@@ -124,7 +131,7 @@ class Session:
             return
         damaged = self.loop.damaged
         count = max((int(m.samples[0]) for r in made for m in r.measurements[:1]), default=0)
-        if damaged and not count:
+        if damaged and not count and len(damaged) >= len(self.samples):
             raise UsageError(f"none of the {len(damaged)} samples could be read: {_some(damaged)}")
         self.journal.change(options=self.order.as_options() | {"evaluation": self._about(count)})
         self.journal.change(warnings=tuple(self._warnings(count)))
@@ -156,6 +163,11 @@ def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe) 
     task = registry.load(registry.find(tasks.ROOM, order.task))
     ready = assemble(order)
     judge = task.begin(ready.context)
+    if ready.context.frames and not judge.frames:
+        raise UsageError(
+            f"{ready.context.case.model} takes images, and the data are clips: --task retrieval of a checkpoint of "
+            "images and texts takes the mean of their frames, any other task needs a model of clips"
+        )
     run = Run(
         machine=replace(describe(ready.device), threads=ready.threads),
         options=order.as_options(),

@@ -18,6 +18,9 @@ from repshift_cli.records import Subject, UsageError
 class Feed(Protocol):
     """How items become inputs."""
 
+    def parts(self, item: Any) -> Sequence[Any]:
+        """What of a decoded item goes through the model by itself: the item, or each frame of a clip."""
+
     def batches(self, items: Sequence[Any], size: int) -> list[list[int]]:
         """Which items go together, each batch filled up to `size` by repeating its own."""
 
@@ -42,6 +45,9 @@ class Pixels:
             raise UsageError("the model takes neither images nor clips nor token ids: nothing can be evaluated on it")
         self._name, self._like = found[0]
 
+    def parts(self, item: np.ndarray) -> Sequence[np.ndarray]:
+        return list(item) if item.ndim == self._like.ndim else (item,)
+
     def batches(self, items: Sequence[Any], size: int) -> list[list[int]]:
         return filled(range(len(items)), size)
 
@@ -59,6 +65,9 @@ class Texts:
         self._tokenizer, self._device = tokenizer_of(checkpoint), device
         self._most = min(most, int(self._tokenizer.model_max_length))
 
+    def parts(self, item: str) -> Sequence[str]:
+        return (item,)
+
     def batches(self, items: Sequence[Any], size: int) -> list[list[int]]:
         return filled(range(len(items)), size)
 
@@ -72,6 +81,9 @@ class Prompts:
 
     def __init__(self, subject: Subject) -> None:
         self._inputs = subject.inputs
+
+    def parts(self, item: Sequence[int]) -> Sequence[Sequence[int]]:
+        return (item,)
 
     def batches(self, items: Sequence[Any], size: int) -> list[list[int]]:
         lengths: dict[int, list[int]] = {}

@@ -18,6 +18,8 @@ from repshift_cli.evaluation.tasks import Judge, NotFinite
 from repshift_cli.records import Case, Step, one_line
 
 EVALUATED, TRAINING = "eval", "train"
+DEATHS = 2
+"""A variant during which the process has ended so often is not begun again."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ class Loop:
     batch: int
     shard: int
     damaged: dict[str, str] = field(default_factory=dict)
+    moved: Callable[[float], None] = lambda done: None
+    """Is told before each variant how many samples are done, of those of this shard the share of its variants."""
 
     def run(
         self, contenders: Sequence[Contender], samples: Sequence[Sample], role: str = EVALUATED,
@@ -70,7 +74,8 @@ class Loop:
         """The model's inputs of the first batch that can be read, or None."""
         piece = samples[: self.shard]
         self.decoder.ask(-1, [item for sample in piece for item in self.judge.items(sample)])
-        items = [item for item in self.decoder.take(-1) if not isinstance(item, Damaged)]
+        found = [item for item in self.decoder.take(-1) if not isinstance(item, Damaged)]
+        items = [part for item in found for part in self.feed.parts(item)]
         rows = self.feed.batches(items, self.batch)
         return self.feed.inputs([items[row] for row in rows[0]]) if rows else None
 
@@ -85,7 +90,8 @@ class Loop:
         else:
             items = None
         self.damaged |= damaged
-        for contender in alive:
+        for place, contender in enumerate(alive):
+            self.moved(number * self.shard + len(piece) * place / len(alive))
             kept = known[contender.case]
             if kept is None or len(kept) != len(piece):
                 assert items is not None
@@ -109,6 +115,7 @@ class Loop:
         for place, sample in enumerate(piece):
             if reasons := [value.reason for value in decoded[place] if isinstance(value, Damaged)]:
                 damaged[sample.name], decoded[place] = reasons[0], []
+            decoded[place] = [part for value in decoded[place] for part in self.feed.parts(value)]
         self.shards.save_damage(role, number, damaged)
         return decoded, damaged
 
@@ -116,6 +123,10 @@ class Loop:
         self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int
     ) -> np.ndarray | None:
         """What the judge keeps of a shard under a variant (n, items, d); None where the variant fails."""
+        if (deaths := self.shards.deaths(contender.case)) >= DEATHS:
+            contender.failure = f"the process ended {deaths} times while this variant was evaluated: a crash, or memory"
+            return None
+        self.shards.begin(contender.case)
         try:
             return self._rows(contender, piece, items, role, number)
         except Exception as error:
@@ -124,6 +135,8 @@ class Loop:
             else:
                 contender.failure = f"{type(error).__name__}: {one_line(error)}"
             return None
+        finally:
+            self.shards.end(contender.case)
 
     def _rows(
         self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from repshift_cli.records import UsageError
 
 IMAGE, TEXT, LABEL, PAIR, SCORE, CHOICES = "image", "text", "label", "pair", "score", "choices"
+VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 COLUMNS = {
     IMAGE: ("image", "img", "path", "file", "filename", "file_name", "filepath", "clip", "video", "jpg", "png", "mp4"),
     TEXT: ("text", "sentence", "sentence1", "question", "content", "prompt", "txt", "caption"),
@@ -45,6 +46,11 @@ def opened(media: Media) -> BinaryIO:
     with media.path.open("rb") as file:
         file.seek(media.offset)
         return io.BytesIO(file.read(media.size))
+
+
+def is_clip(media: Any) -> bool:
+    """Whether a file holds a clip, by its ending."""
+    return isinstance(media, Path) and media.suffix.lower() in VIDEOS
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,22 @@ class Shards:
         text = json.dumps(damaged, ensure_ascii=False)
         self._write(self._folder / f"damaged-{role}-{number:05}.json", text.encode("utf-8", "replace"))
 
+    def deaths(self, case: Case) -> int:
+        """How often the process has ended without a word while the variant was on its way."""
+        try:
+            return int(self._mark(case).read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def begin(self, case: Case) -> None:
+        """Say that the variant is on its way: should the process end now, this counts as a death."""
+        self._write(self._mark(case), str(self.deaths(case) + 1).encode())
+
+    def end(self, case: Case) -> None:
+        """Say that nothing of it is on its way any more."""
+        with contextlib.suppress(OSError):
+            self._mark(case).unlink()
+
     def remove(self) -> None:
         """Take the folder away: all that it held stands in the run file."""
         with contextlib.suppress(OSError):
@@ -59,6 +75,9 @@ class Shards:
 
     def _place(self, case: Case, role: str, number: int) -> Path:
         return self._folder / f"{_digest(case.key)}-{role}-{number:05}.npy"
+
+    def _mark(self, case: Case) -> Path:
+        return self._folder / f"deaths-{_digest(case.key)}"
 
     def _write(self, path: Path, data: bytes) -> None:
         try:

@@ -73,13 +73,13 @@ class BaseAndHead:
         return self.base, self.head
 
     def plan(self) -> str:
-        """What is to come, and about how long it takes, before the first round: by what the surveys took."""
+        """What is to come, and how long it takes at most, before the first round: a survey does more than a process."""
         first, most, turns = self.thresholds.rounds, self.thresholds.most_rounds, len(self._turns())
         each = turns * min(self.starter.seconds[: self._surveys], default=0.0)
         processes = "one process per side" if turns == len(self.both) else f"{turns} processes"
         return (
-            f"{first} rounds of {processes}, about {_minutes(first * each)}; up to {most}, about "
-            f"{_minutes(most * each)}, where the noise asks for them; a failure is measured once more"
+            f"{first} rounds of {processes}, at most about {_minutes(first * each)}; up to {most}, at most "
+            f"about {_minutes(most * each)}, where the noise asks for them; a failure is measured once more"
         )
 
     def _progress(self, name: str, before: int, turns: int) -> str:

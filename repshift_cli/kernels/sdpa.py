@@ -60,21 +60,24 @@ def answered_by(attend: Attend) -> Iterator[None]:
 
 
 @contextmanager
-def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Within it every call goes to `watcher(call, answer)`, whose result the model gets."""
-    with _entered(_watchers, watcher):
+def watched_by(watcher: Watcher, answered: bool = False) -> Iterator[None]:
+    """Within it every call goes to `watcher(call, answer)`, whose result the model gets.
+
+    `answered` ones alone: those that all other watchers have the back end answer, as they ask it.
+    """
+    with _entered(_watchers, watcher, first=answered):
         yield
 
 
 @contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
-    """Within it `listener(call)` is told every call before it is answered."""
+def heard_by(listener: Listener, answered: bool = False) -> Iterator[None]:
+    """Within it `listener(call)` is told every call before it is answered, or only those as in `watched_by`."""
 
     def watcher(call: AttentionCall, answer: Answer) -> Tensor:
         listener(call)
         return answer(call)
 
-    with watched_by(watcher):
+    with watched_by(watcher, answered):
         yield
 
 
@@ -115,11 +118,11 @@ def watched_in(module: nn.Module, watcher: Watcher) -> Iterator[None]:
 
 
 @contextmanager
-def _entered(layers: list[Any], layer: Any) -> Iterator[None]:
+def _entered(layers: list[Any], layer: Any, first: bool = False) -> Iterator[None]:
     global _torchs
     if not (_attends or _watchers):
         _torchs = F.scaled_dot_product_attention
-    layers.append(layer)
+    layers.insert(0 if first else len(layers), layer)
     _patch()
     try:
         yield

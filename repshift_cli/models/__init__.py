@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from repshift_cli.records import Case, Facts, Subject
 
 
-def unsaid(name: str) -> None:
-    """A family that says nothing of a model's images or classes."""
+def unsaid(name: Any) -> None:
+    """A family that says nothing of a model's images, classes or other tower."""
 
 
 class Family(Protocol):
@@ -24,6 +24,9 @@ class Family(Protocol):
 
     class_names: Callable[[str], Mapping[int, str] | None] = unsaid
     """What the classes of the named model's logits are called, by their place; None where nobody says."""
+
+    towers: Callable[[Case], Any] = unsaid
+    """The text tower (`base.towers.TextTower`) beside the vision tower that `build` makes, or None."""
 
     def facts(self, name: str, image_size: int | None, frames: int | None, weights: str | None) -> Facts:
         """What planning must know of a model before it is built; UsageError for sizes that it cannot have.

@@ -1,8 +1,8 @@
 """ConvNeXt (arXiv 2201.03545), 1000 classes: a CNN, whose rows and columns are dropped between its stages.
 
 The shift is D(stage(x), x), with x as it enters the stage's first block: the stage's input in stage 1, the downsampled
-one later. See `_stages`. A stage's downsampling takes 2 x 2 places without padding, so of an odd grid the last row and
-column fall off there: an even number of lines after a cut wastes none (keep 0.72 leaves 48 of 56 and 20 of 24).
+one later. See `base/stages.py`. A stage's downsampling takes 2 x 2 places without padding, so of an odd grid the last
+row and column fall off there: an even number of lines after a cut wastes none (keep 0.72 leaves 48 of 56 and 20 of 24).
 """
 
 from __future__ import annotations
@@ -28,8 +28,16 @@ def sites(module: Any) -> tuple[Site, ...]:
     return tuple(Site(stage, origin=next(reversed(stage.downsampling_layer), None)) for stage in stages)
 
 
+def stages_of(config: Any, checkpoint: str | None = None) -> Stages:
+    """A ConvNeXt of transformers' configuration, with random weights or a checkpoint's."""
+    from transformers import ConvNextForImageClassification
+
+    recipe = Recipe(ConvNextForImageClassification, config, checkpoint, attention=None)
+    return Stages(recipe, lambda pixels: pixels // config.patch_size, lambda lines: lines // 2, sites)
+
+
 def _stages(name: str, size: int) -> Stages:
-    from transformers import ConvNextConfig, ConvNextForImageClassification
+    from transformers import ConvNextConfig
 
     shape = ALIASES[name]
     config = ConvNextConfig(
@@ -38,8 +46,7 @@ def _stages(name: str, size: int) -> Stages:
         image_size=size,
         num_labels=1000,
     )
-    recipe = Recipe(ConvNextForImageClassification, config)
-    return Stages(recipe, lambda pixels: pixels // config.patch_size, lambda lines: lines // 2, sites)
+    return stages_of(config)
 
 
 def preprocessing(name: str) -> Preprocessing:

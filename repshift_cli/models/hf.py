@@ -1,4 +1,4 @@
-"""Any ViT-like, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:NAME` is a folder or a hub id.
+"""Any ViT-like, ResNet, ConvNeXt, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:FOLDER` or a hub id.
 
 `hf:NAME:tower` is the vision tower of a Llava checkpoint, as a model of its own.
 """
@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import json
-import threading
-import urllib.error
-import urllib.request
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from repshift_cli.models import clip, siglip
-from repshift_cli.models.base import decoder, text, vision_language
+from repshift_cli.models import clip, convnext, resnet, siglip
+from repshift_cli.models.base import decoder, stages, text, vision_language
+from repshift_cli.models.base.towers import TextTower, text_tower
 from repshift_cli.models.base.transformers import Recipe, check_index, family, first_line, weights_file
 from repshift_cli.models.discovery.blocks import NoSites
+from repshift_cli.models.inputs.hub import PATIENCE, hub_answers
 from repshift_cli.models.inputs.images import IMAGENET_MEAN, IMAGENET_STD
 from repshift_cli.models.inputs.preprocessing import Preprocessing, of_processor
 from repshift_cli.models.inputs.trust import check_code, check_size
@@ -26,7 +24,8 @@ from repshift_cli.records import Case, Facts, Subject, UsageError
 ALIASES: dict[str, object] = {}
 DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-_KNOWN = {"clip": clip.IMAGES, "siglip": siglip.IMAGES}
+_CNNS = {"convnext": convnext.stages_of, "resnet": resnet.stages_of}
+_KNOWN = {"clip": clip.IMAGES, "convnext": convnext.IMAGES, "resnet": resnet.IMAGES, "siglip": siglip.IMAGES}
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Where transformers keeps what images want: alone, beside the tokenizer's, for clips."""
 ENCODERS = {
@@ -37,8 +36,6 @@ ENCODERS = {
     "xlm-roberta": "XLMRobertaModel",
 }
 """The text encoders, by what their configurations call them."""
-PATIENCE = 4
-"""Seconds to wait for the hub."""
 TOWER = ":tower"
 """What stands behind the name of a vision-language checkpoint whose vision tower alone is meant."""
 LENGTH = 512
@@ -109,33 +106,6 @@ def _config(place: str) -> Any:
     return config
 
 
-@cache
-def hub_answers() -> bool:
-    """Whether the hub can be reached, asked once and for a few seconds: the library itself tries for half a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    answered: list[bool] = []
-
-    def ask() -> None:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE):
-                answered.append(True)
-        except urllib.error.HTTPError:
-            answered.append(True)
-        except (OSError, ValueError):
-            pass
-
-    # in a thread, for a name server that does not answer keeps the caller longer than any timeout
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    constants.HF_HUB_OFFLINE = not answered  # tokenizers and the like are looked for in the cache alone, too
-    return bool(answered)
-
-
 def _class_name(config: Any, place: str) -> str:
     if (kind := config.model_type.removesuffix("_vision_model")) in _TOWERS:
         return _TOWERS[kind]
@@ -162,7 +132,7 @@ def preprocessing(name: str) -> Preprocessing | None:
     """What the checkpoint's image processor does, else what its architecture is known for; None where neither says."""
     place = _place(name)
     config, stored = _config(place), _processor(place)
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    size = getattr(getattr(config, "vision_config", config), "image_size", stages.SIZE)
     if isinstance(size, int) and not stored and config.model_type in _KNOWN:
         return _KNOWN[config.model_type].at(size)
     return of_processor(stored, size) if stored and isinstance(size, int) else None
@@ -209,8 +179,14 @@ def _seeing(name: str, image_size: int | None) -> vision_language.Seeing:
     return vision_language.KINDS[config.model_type](model, config, place, image_size, *_normalisation(place))
 
 
+def _staged(name: str, size: int) -> stages.Stages:
+    place = _place(name)
+    config = _config(place)
+    return _CNNS[config.model_type](config, place)
+
+
 _IMAGES, _TEXT, _CAUSAL = family(_recipe), text.family(_encoder), decoder.family(_prompted)
-_SEEING = vision_language.family(_seeing)
+_SEEING, _GRIDS = vision_language.family(_seeing), stages.family(_staged)
 
 
 def _kind(name: str) -> str:
@@ -218,6 +194,11 @@ def _kind(name: str) -> str:
     if name.endswith(TOWER):
         return str(_tower(_config(_place(name)), _place(name)).model_type)
     return str(_config(_place(name)).model_type)
+
+
+def _pictured(kind: str) -> tuple[Any, Any]:
+    """The family of a model that takes images or clips."""
+    return _SEEING if kind in vision_language.KINDS else _GRIDS if kind in _CNNS else _IMAGES
 
 
 def facts(
@@ -236,8 +217,7 @@ def facts(
         return _CAUSAL[0](name, image_size, frames, weights, length)
     if length is not None:
         raise UsageError(f"{name} takes no sequence of tokens: --tokens does not apply to it")
-    made = _SEEING if kind in vision_language.KINDS else _IMAGES
-    return made[0](name, image_size, frames, weights)
+    return _pictured(kind)[0](name, image_size, frames, weights)
 
 
 def build(case: Case) -> Subject:
@@ -247,12 +227,18 @@ def build(case: Case) -> Subject:
         return _TEXT[1](case)
     if kind in DECODERS:
         return _CAUSAL[1](case)
-    made = _SEEING if kind in vision_language.KINDS else _IMAGES
     try:
-        return made[1](case)
+        return _pictured(kind)[1](case)
     except NoSites as error:
         if not error.adapter:
             raise
         keys = ", ".join(f'{key} = "{path}"' for key, path in error.adapter.items())
         way = f"from a function of your own it can be pruned, by the adapter {keys}"
         raise NoSites(f"{error}; {way}", error.looked, error.adapter) from error
+
+
+def towers(case: Case) -> TextTower | None:
+    """The text tower beside the vision tower that `build` makes, or None for a checkpoint of one kind of input."""
+    place = _place(case.model)
+    config = _config(place)
+    return text_tower(config, place, case) if config.model_type in _TOWERS else None

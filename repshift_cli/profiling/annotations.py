@@ -32,8 +32,8 @@ def part(name: str) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def listening(opener: Opener) -> Iterator[None]:
-    """Within it `part` opens its ranges by `opener(name)`."""
+def listening(opener: Opener | None) -> Iterator[None]:
+    """Within it `part` opens its ranges by `opener(name)`, or none: what is inside belongs to the range around it."""
     global _opener
     before, _opener = _opener, opener
     try:

@@ -78,7 +78,9 @@ def from_plain(kind: Any, value: Any, where: str = "run") -> Any:
         return _dataclass_from(kind, value, where)
     if origin is types.UnionType:
         several = next((kind for kind in args if get_origin(kind) is tuple), args[0])
-        return None if value is None else from_plain(several if isinstance(value, list) else args[0], value, where)
+        if value is None and types.NoneType in args:
+            return None
+        return from_plain(several if isinstance(value, list) else args[0], value, where)
     if origin is tuple:
         return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
     if origin is dict:

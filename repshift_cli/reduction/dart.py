@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,21 +52,21 @@ def score(seen: Seen, case: Case) -> Tensor:
     if free is not None:
         norms = norms.masked_fill(~free, -torch.inf)
     most = min(case.option("pivots") or 4, seen.stay)
-    own, count = norms.topk(most, 1).indices, most if isinstance(stay, int) else stay.clamp(1, most)
-    shut = torch.zeros_like(norms, dtype=torch.bool) if free is None else ~free
-    taken = shut.scatter(1, own, True) if isinstance(count, int) else _first(shut, own, count)
+    own = norms.argsort(dim=1, descending=True, stable=True)[:, :most]
+    count: Any = most if isinstance(stay, int) else stay.clamp(1, most)
+    taken = torch.zeros_like(norms, dtype=torch.bool) if free is None else ~free
+    taken = _with_first(taken, own, count)
     for number in range(most):
         share = ((stay - count) * (number + 1)) // count - ((stay - count) * number) // count
         pivot = states.take_along_dim(own[:, number, None, None], 1)
         likeness = (states * pivot).sum(-1).masked_fill(taken, torch.inf)
-        if isinstance(share, int):
-            taken = taken.scatter(1, likeness.topk(share, 1, largest=False).indices, True)
-        else:
-            taken = _first(taken, likeness.argsort(dim=1, stable=True), share * (number < count))
+        taken = _with_first(taken, likeness.argsort(dim=1, stable=True), share * (number < count))
     return taken.to(norms.dtype)
 
 
-def _first(taken: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """With the first `counts` (B, 1) of every sample's `order` (B, k): (B, N)."""
-    new = torch.arange(order.shape[1], device=order.device) < counts
+def _with_first(taken: Tensor, order: Tensor, count: Any) -> Tensor:
+    """With the first `count` of every sample's `order` (B, k), a number or one for each sample (B, 1): (B, N)."""
+    if isinstance(count, int):
+        return taken.scatter(1, order[:, :count], True)
+    new = torch.arange(order.shape[1], device=order.device) < count
     return taken.scatter(1, order, taken.gather(1, order) | new)

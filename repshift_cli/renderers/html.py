@@ -7,7 +7,7 @@ from typing import TextIO
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.page.page import page
 
-TAKES = ("run", "profile", "inspection", "gate", "history", "comparison", "report")
+TAKES = ("run", "profile", "inspection", "tuning", "gate", "history", "comparison", "report")
 SUFFIX = ".html"
 
 

@@ -34,7 +34,7 @@ from repshift_cli.renderers.figures.shapes import (
 from repshift_cli.renderers.page.scales import Scale, fitting, from_zero
 from repshift_cli.renderers.table import console_for
 
-TAKES = ("run", "profile", "inspection", "gate", "history", "comparison")
+TAKES = ("run", "profile", "inspection", "tuning", "gate", "history", "comparison")
 SUFFIX = ".txt"
 OPTION = False
 

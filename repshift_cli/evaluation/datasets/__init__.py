@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from repshift_cli import registry
@@ -44,8 +45,8 @@ def read(place: str, split: str | None) -> tuple[str, list[Sample]]:
             if not samples:
                 raise UsageError(f"--data {place}: there are no samples in it")
             return name, samples
-    known = "; ".join(part.help.rstrip(".") for part in registry.parts(ROOM).values())
-    raise UsageError(f"--data {place}: no such data; it takes {known}")
+    what = "no format of data takes it" if Path(place).exists() else "there is no such file or folder"
+    raise UsageError(f"--data {place}: {what}; `repshift eval --list` says what can be read")
 
 
 def missing(module: str, package: str, extra: str) -> str | None:
@@ -55,11 +56,17 @@ def missing(module: str, package: str, extra: str) -> str | None:
     return None if find_spec(module) else f"reading it needs {package}: {install(extra)}"
 
 
+def no_split(place: str, split: str, there: Sequence[str]) -> UsageError:
+    """That a split is not among those there."""
+    has = f"it has {', '.join(there)}" if there else "it has none; leave the name out, or name another place"
+    return UsageError(f"{place} has no split {split!r}: {has}")
+
+
 def chosen_split(place: str, there: Sequence[str], split: str | None) -> str:
     """The split asked for; without one the only one, or the one that is for testing. UsageError names those there."""
     if split is not None:
         if split not in there:
-            raise UsageError(f"--split {split}: {place} has no such split, but {', '.join(there) or 'none'}")
+            raise no_split(place, split, there)
         return split
     if len(there) == 1:
         return there[0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from repshift_cli.evaluation.datasets import no_split
 from repshift_cli.evaluation.samples import COLUMNS, IMAGE, Sample
 from repshift_cli.records import UsageError
 
@@ -34,7 +35,7 @@ def of_rows(place: str, rows: Sequence[dict[str, Any]], split: str | None, calle
     """Rows of a table as samples; UsageError where the split asked for is not in their column `split`."""
     splits = list(dict.fromkeys(str(row["split"]) for row in rows if row.get("split")))
     if split is not None and split not in splits:
-        raise UsageError(f"--split {split}: {place} has no such split, but {', '.join(splits) or 'no column split'}")
+        raise no_split(place, split, splits)
     folder = Path(place).parent
     found = []
     for number, row in enumerate(rows):

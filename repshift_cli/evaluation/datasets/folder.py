@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repshift_cli.evaluation.datasets import chosen_split
-from repshift_cli.evaluation.samples import IMAGE, LABEL, Sample
+from repshift_cli.evaluation.samples import IMAGE, LABEL, VIDEOS, Sample
 from repshift_cli.records import UsageError
 
 RANK = 90
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
@@ -34,7 +33,11 @@ def read(place: str, split: str | None) -> Sequence[Sample]:
         loose = sum(f.suffix.lower() in IMAGES | VIDEOS for f in root.iterdir())
         raise UsageError(
             f"no images in {root}: a folder for each class is needed, like {root}/cat/1.jpg"
-            + (f"; there are {loose} images beside any class's folder, whose labels a CSV could give" if loose else "")
+            + (
+                f"; there are {loose} images or clips beside any class's folder, whose labels a CSV could give"
+                if loose
+                else ""
+            )
         )
     return found
 

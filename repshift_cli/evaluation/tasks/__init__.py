@@ -39,6 +39,10 @@ class Context:
     names: Mapping[int, str] | None
     device: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    towers: Callable[[], Any] = lambda: None
+    """Gives the text tower beside the model (`models.base.towers.TextTower`), or None where it has none."""
+    frames: int | None = None
+    """How many frames of each clip a model of images is shown, one by one."""
 
     @property
     def column(self) -> str:
@@ -62,6 +66,8 @@ class Judge:
     """Of metrics that are no mean over samples (statistic `bootstrap`): the figure from the rows of some samples."""
     samples: Sequence[Sample] | None = None
     """What is evaluated in the place of the data's own samples (windows of its texts), or None."""
+    frames = False
+    """Whether it takes what was kept of a clip's frames, one by one, as the items of one sample."""
     trains = False
     """Whether it learns from the training samples first: `fit` is called for every variant that `taught_by` names."""
 

@@ -33,6 +33,8 @@ class Recipe:
     `prepare(module)` may mend a freshly built model (a tensor that is no buffer and stays behind on the CPU).
     A checkpoint may lack parameters whose names begin as one of `unused`: the model's output does not need them.
     `renamed` is the library's `key_mapping`: patterns of the checkpoint's names, and what stands in their place.
+    `translated(name)` gives the model's name of a weight that a file in another library's layout may hold.
+    `attention` is what transformers is to compute it by, None for a model that has none.
     """
 
     model: type
@@ -44,6 +46,8 @@ class Recipe:
     prepare: Callable[[Any], None] | None = None
     unused: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
+    translated: Callable[[str], str] = str
+    attention: str | None = "sdpa"
 
 
 Maker = Callable[[str, int | None, int | None], Recipe]
@@ -120,7 +124,7 @@ def in_place(made: Recipe, case: Case) -> tuple[nn.Module, tuple[str, ...]]:
         if case.weights == "random":
             warnings = (RANDOM_WEIGHTS,)
         else:
-            load_weights(module, case.weights)
+            load_weights(module, case.weights, made.translated)
     module = module.eval().to(device=case.device, dtype=dtype)
     if made.prepare is not None:
         made.prepare(module)
@@ -166,7 +170,7 @@ def from_checkpoint(made: Recipe) -> tuple[nn.Module, tuple[str, ...]]:
             made.checkpoint,
             config=made.config,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=made.attention,
             output_loading_info=True,
             trust_remote_code=False,
             **({"key_mapping": made.renamed} if made.renamed else {}),
@@ -210,14 +214,14 @@ def _pickle_refused(path: Path) -> str:
     return f"{path} is a pickle, and loading one can run any code; convert it to safetensors first"
 
 
-def load_weights(module: nn.Module, place: str) -> None:
-    """Load a safetensors file into a model built from a configuration; every name and shape must fit."""
+def load_weights(module: nn.Module, place: str, translated: Callable[[str], str] = str) -> None:
+    """Load a safetensors file into a model built from a configuration; every (`translated`) name and shape must fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = weights_file(place)
     try:
-        module.load_state_dict(load_file(file), strict=True)
+        module.load_state_dict({translated(name): value for name, value in load_file(file).items()}, strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise UsageError(f"{file} does not fit {type(module).__name__}: {first_line(error, 3)}") from error
 

@@ -123,7 +123,7 @@ def _unseen_attention(model: TrafficModel) -> Iterator[None]:
             model.add(FORMULA, *attention_bytes(call.query, call.key, call.value))
         return out
 
-    with watched_by(adding):
+    with watched_by(adding, answered=True):
         yield
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from repshift_cli.kernels.cut import gather
 from repshift_cli.kernels.sdpa import Answer, AttentionCall
-from repshift_cli.profiling.annotations import part
+from repshift_cli.profiling.annotations import listening, part
 from repshift_cli.records import Site, UsageError
 from repshift_cli.reduction.engine.fused_add import awaiting_sum
 from repshift_cli.reduction.engine.heard import Hearing
@@ -59,7 +59,7 @@ class Ahead:
 
         def ask() -> None:
             self._hearing.answers(hidden, self._unanswered, self._seen)
-            with part("score"):
+            with part("score"), listening(None):
                 self._asking.append(True)
                 module.forward(*first[0], **first[1])
                 self._asking.clear()

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from repshift_cli.renderers import Document
-from repshift_cli.renderers.figures import of_evaluation, of_findings, of_history, of_inspection, of_profile, of_run
+from repshift_cli.renderers.figures import (
+    of_evaluation,
+    of_findings,
+    of_history,
+    of_inspection,
+    of_profile,
+    of_run,
+    of_tuning,
+)
 from repshift_cli.renderers.figures.shapes import Figure, Heat
 from repshift_cli.renderers.sheets.evaluation import is_evaluation
 
@@ -14,6 +22,7 @@ DRAWN: Mapping[str, Callable[[Any], Iterable[Figure]]] = {
     "run": lambda run: (of_evaluation if is_evaluation(run) else of_run).figures(run),
     "profile": of_profile.figures,
     "inspection": of_inspection.figures,
+    "tuning": of_tuning.figures,
     "history": of_history.figures,
     "gate": lambda outcome: of_findings.figures(outcome.findings),
     "comparison": lambda told: of_findings.figures([f for pair in told for f in pair["findings"]]),

@@ -47,11 +47,11 @@ function filter(form) {
     const shown = words.every((word) => text.includes(word)) &&
       chosen.every(([column, value]) => row.cells[column].textContent === value);
     row.dataset.out = shown ? "0" : "1";
-    if (!shown) hidden.add(row.dataset.case);
+    if (!shown) hidden.add(row.dataset.case ?? row);
   }
   reveal(table);
   const count = table.tBodies[0].rows.length;
-  form.querySelector("output").textContent = `${count - hidden.size} of ${count} cases`;
+  form.querySelector("output").textContent = `${count - hidden.size} of ${count} ${form.dataset.what}`;
   const source = table.id.replace("cases-", "");
   for (const mark of all(`#source-${source} svg [data-case]`)) {
     mark.classList.toggle("off", hidden.has(`${source}-${mark.dataset.case}`));

@@ -69,7 +69,7 @@ def _closing(document: Document) -> tuple[str, str]:
 def _tables(document: Document, source: str) -> Iterator[Markup | None]:
     """A run's cases as one table, with what is said below it; of another document its sheets."""
     if not isinstance(document.content, Run):
-        yield from (tables.of_sheet(sheet) for sheet in document.sheets)
+        yield from (tables.of_sheet(sheet, f"{source}-{i}") for i, sheet in enumerate(document.sheets))
         return
     run = document.content
     groups = (sheets_of_evaluation if is_evaluation(run) else sheets_of_run)(run)
@@ -79,8 +79,8 @@ def _tables(document: Document, source: str) -> Iterator[Markup | None]:
     if run.records:
         yield tables.main_table(Measured(run), source)
     yield tables.notes([*(g.kernels for g in groups if g.kernels), *(note for g in groups for note in g.notes)])
-    for sheet in () if is_evaluation(run) else (*maps(run), *crossings(run)):
-        yield tag("details", tag("summary", sheet.header[0]), tables.of_sheet(sheet))
+    for i, sheet in enumerate(() if is_evaluation(run) else (*maps(run), *crossings(run))):
+        yield tag("details", tag("summary", sheet.header[0]), tables.of_sheet(sheet, f"{source}-{i}"))
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------
@@ -92,8 +92,8 @@ def _origin(content: Any) -> Iterator[Markup | None]:
     if command := command_of(content):
         yield tag("h3", "The command that measures this again")
         yield tag("pre", tag("code", command), tabindex="0")
-    if content.machine is not None:
-        yield tag("details", tag("summary", "machine and versions"), _machine(content.machine, content))
+    for machine in content.measured_on if isinstance(content, Run) else filter(None, [content.machine]):
+        yield tag("details", tag("summary", "machine and versions"), _machine(machine, content))
 
 
 def _machine(machine: Machine, content: Run | ProfileRun | Inspection) -> Markup:

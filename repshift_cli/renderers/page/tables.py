@@ -18,6 +18,8 @@ MOST_CHOICES = 40
 """A column of more different values than this is filtered by words alone."""
 FIRST_ROWS = 200
 """So many rows stand open at first, for a browser takes long to lay out thousands; a button shows the others."""
+FILTERED = 12
+"""A further table of more rows than this can be filtered by words."""
 MOST_NOTES = 16
 """Of more notes than this the number alone stands open."""
 OF_THE_ROW = ("attention", "pruning", "keep", "layers", "execution", "removal")
@@ -40,7 +42,7 @@ def main_table(measured: Measured, source: str) -> Markup:
     rows = [_line(columns, i, f"{source}-{i}") for i in range(len(measured.records))]
     table = tag("table", tag("thead", heads), tag("tbody", *rows), class_="main", id=f"cases-{source}")
     scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label="all cases")
-    return join(_filters(columns, source, len(rows)), scroll)
+    return join(_filters(columns, source, len(rows), "cases", FIRST_ROWS), scroll)
 
 
 def _columns(records: Sequence[Record], measured: Measured) -> list[Sorted]:
@@ -106,8 +108,11 @@ def _words(cell: Cell) -> Markup:
     return join(cell.text, tag("small", f" {cell.detail}") if cell.detail else None)
 
 
-def _filters(columns: Sequence[Sorted], source: str, rows: int) -> Markup:
-    """A field for words, and a choice for each column with few values; what they leave is counted."""
+def _filters(columns: Sequence[Sorted], source: str, rows: int, what: str, first: int) -> Markup:
+    """A field for words, and a choice for each column with few values; what they leave is counted.
+
+    The table has so many rows, called `what`, of which the first so many stand open.
+    """
     words = tag("input", type="search", placeholder="flash+repshift 0.6", aria_controls=f"cases-{source}")
     fields = [tag("label", "filter by words ", words)]
     for i, c in enumerate(columns):
@@ -116,10 +121,10 @@ def _filters(columns: Sequence[Sorted], source: str, rows: int) -> Markup:
             every = tag("option", "all", value="")
             choices = tag("select", every, *(tag("option", v, value=v) for v in values), data_column=i)
             fields.append(tag("label", f"{c.column.title} ", choices))
-    count = tag("output", f"{rows} of {rows} cases", aria_live="polite")
-    more = tag("button", f"show all {rows} rows", type="button", data_more=True) if rows > FIRST_ROWS else None
-    table = f"cases-{source}"
-    return tag("form", *fields, count, more, class_="filters", data_table=table, data_rows=FIRST_ROWS)
+    count = tag("output", f"{rows} of {rows} {what}", aria_live="polite")
+    more = tag("button", f"show all {rows} rows", type="button", data_more=True) if rows > first else None
+    given = {"data_table": f"cases-{source}", "data_rows": str(first), "data_what": what}
+    return tag("form", *fields, count, more, class_="filters", **given)
 
 
 def _natural(text: str) -> tuple[int, float, str]:
@@ -132,19 +137,20 @@ def _natural(text: str) -> tuple[int, float, str]:
 # --- other tables -----------------------------------------------------------------------------------------------------
 
 
-def of_sheet(sheet: Sheet) -> Markup:
-    """A sheet with its header and its notes; its columns sort too."""
+def of_sheet(sheet: Sheet, name: str) -> Markup:
+    """A sheet with its header and its notes; its columns sort too. `name` is unique in the page."""
     heading = tag("p", " · ".join(sheet.header), class_="header")
-    if not sheet.columns[0].cells:
+    if not sheet.columns or not sheet.columns[0].cells:
         return join(heading, notes(sheet.notes))
     head = tag("tr", *(_head(Sorted(c)) for c in sheet.columns))
     rows = [
         tag("tr", tag("th", _words(sheet.columns[0].cells[i]), scope="row"), *(_cell(c, i) for c in sheet.columns[1:]))
         for i in range(len(sheet.columns[0].cells))
     ]
-    table = tag("table", tag("thead", head), tag("tbody", *rows))
+    table = tag("table", tag("thead", head), tag("tbody", *rows), id=f"cases-{name}")
     scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=sheet.header[0])
-    return join(heading, scroll, notes(sheet.notes))
+    filters = _filters((), name, len(rows), "rows", len(rows)) if len(rows) > FILTERED else None
+    return join(heading, filters, scroll, notes(sheet.notes))
 
 
 def notes(texts: Sequence[str]) -> Markup | None:

@@ -73,11 +73,11 @@ def answer(records: Sequence[Record], shown: Sequence[str]) -> str:
 
 
 def _most_gained(kept: Sequence[Record]) -> tuple[Record, str]:
-    """The fastest by its speed-up, or where none was timed the one of the lowest keep, and what it is."""
+    """The fastest by its speed-up, or where none was timed the one with the fewest tokens, and what it is."""
     timed = [(figure.value, record) for record in kept if (figure := _speedup(record))]
     if timed:
         return max(timed, key=lambda pair: pair[0])[1], "the fastest of them"
-    return min(kept, key=lambda record: (record.case.keep, record.case.layers)), "the lowest keep among them"
+    return min(kept, key=lambda record: (record.tokens[-1:], record.case.layers)), "of the fewest tokens among them"
 
 
 def _speedup(record: Record) -> Estimate | None:

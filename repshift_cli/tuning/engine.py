@@ -1,0 +1,269 @@
+"""A search from its order to its outcome. It prints nothing; whoever calls it gives the observer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repshift_cli import __version__
+from repshift_cli.benchmark import builder
+from repshift_cli.machine import device as devices
+from repshift_cli.machine.cores import choose_threads, set_threads
+from repshift_cli.machine.describe import describe
+from repshift_cli.models.inputs.images import IMAGES
+from repshift_cli.records import Case, Progress
+from repshift_cli.records.tuning import CHOSEN, INTERRUPTED, NOTHING, Confirmed, Costs, Single, Tuning
+from repshift_cli.sweep.plan import Planned
+from repshift_cli.tuning import confirm, search
+from repshift_cli.tuning.clock import Clock, clock_on, cost_model, few, probes
+from repshift_cli.tuning.costs import CostModel, load_of
+from repshift_cli.tuning.grounds import Ground, on_data, unlabelled
+from repshift_cli.tuning.order import CONTROLS, STEP, Goal, Order
+from repshift_cli.tuning.planner import Planner
+from repshift_cli.tuning.search import Means, Scored, Search, rungs_of
+from repshift_cli.tuning.sensitivity import greedy, keeps_of, sensitivity, singles
+from repshift_cli.tuning.space import SIGN, Candidate, Space, paper, uniform
+
+Observe = Callable[[Progress], None]
+MAIN = "tuned"
+"""The study of what is sought; the others have the names of the controls."""
+
+
+@dataclass
+class Session:
+    """A search on its way: its parts are given, so that a test gives a model and a clock of its own."""
+
+    order: Order
+    ground: Ground
+    planner: Planner
+    clock: Clock
+    observe: Observe = lambda _: None
+    threads: int | None = None
+    _known: dict[tuple[Case, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def losses(self, case: Case, numbers: Sequence[int]) -> np.ndarray:
+        """The losses on these batches of the calibration split, measured once."""
+        key = case, tuple(numbers)
+        if key not in self._known:
+            self._known[key] = self.ground.losses(case, [self.ground.calibration[n] for n in numbers])
+        return self._known[key]
+
+    def sensitivity(self) -> Tuning:
+        """One cut at a time, by every method, sign and operation, and at random; nothing is searched."""
+        space = self.planner.space()
+        choices = {m: {n: v for n, v in own.items() if n != "distance"} for m, own in space.choices.items()}
+        wide = replace(space, methods=(*space.methods, "random"), choices=choices)
+        known = self._singles(wide, keeps_of(wide), range(len(self.ground.calibration)))
+        return self._outcome("sensitivity", "one cut at one block at a time; nothing was searched", known)
+
+    def tune(self, file: Path | None = None) -> Tuning:
+        """Search and confirm; an interrupted search gives the best so far, which is not confirmed."""
+        search.optuna_here()
+        space = self.planner.space()
+        rungs = rungs_of(len(self.ground.calibration))
+        searches: dict[str, Search] = {}
+        known: list[Single] = []
+        model: CostModel | None = None
+        try:
+            model = self._costs(space, file)
+            depth, unpruned = self.planner.facts.depth, self.planner.unpruned
+            means = Means(
+                self.planner.planned,
+                lambda p: model.milliseconds(load_of(p.tokens, p.case.layers, depth, p.case.pruning)),
+                lambda p, rung: self.losses(p.case, rungs[rung]),
+                len(rungs),
+            )
+            signs = {m: {n: v for n, v in own.items() if n == SIGN or len(v) == 1} for m, own in space.choices.items()}
+            narrow = replace(space, methods=(*space.methods, *CONTROLS), choices=signs)
+            known = self._singles(narrow, keeps_of(space)[:1], rungs[0])
+            plain = means.cost(unpruned)
+            for turn, name in enumerate((MAIN, *CONTROLS)):
+                own = space if name == MAIN else space.only(name)
+                study = search.study_of(name, self.order.goal, self.order.sweep.seed, file, self.order.identity())
+                searches[name] = Search(study, own, self.order.goal, means, plain)
+                searches[name].begin(self._seeds(own, known, means))
+                searches[name].run(self.order.trials, self._deadline(turn), self._told(name))
+            return self._confirmed(searches, known, model)
+        except KeyboardInterrupt:
+            return self._interrupted(searches, known, model)
+
+    # --- parts of a search --------------------------------------------------------------------------------------------
+
+    def _costs(self, space: Space, file: Path | None) -> CostModel:
+        """The cost model, of the journal where one is gone on with: then all trials are predicted alike."""
+        study = search.study_of(MAIN, self.order.goal, 0, file, self.order.identity())
+        stored = study.user_attrs.get("costs")
+        if stored is None:
+            self.observe(Progress("timing a few schedules", 0.0))
+            some = probes((*space.methods, *CONTROLS), space.layers)
+            planned = [p for p in map(self.planner.planned, some) if p.refused is None]
+            model = cost_model(planned, self.planner.facts.depth, self.clock)
+            study.set_user_attr("costs", {"coefficients": model.coefficients, "errors": list(model.errors)})
+            return model
+        return CostModel(dict(stored["coefficients"]), tuple(stored["errors"]))
+
+    def _singles(self, space: Space, keeps: Sequence[float], numbers: Sequence[int]) -> list[Single]:
+        asked = list(singles(space, keeps))
+
+        def told(number: int) -> None:
+            self.observe(Progress("sensitivity", number / len(asked), None, f"one cut at a time {number}/{len(asked)}"))
+
+        return sensitivity(asked, self.planner.planned, lambda p: self.losses(p.case, numbers), told)
+
+    def _seeds(self, space: Space, known: Sequence[Single], means: Means) -> list[Candidate]:
+        """What is tried first: schedules of the blocks that mind least, the published and the uniform ones.
+
+        Where a speed-up is sought each has the mildest keep that is predicted to reach it.
+        """
+        depth, target = self.planner.facts.depth, self.order.goal.target
+        own = greedy([s for s in known if s.method in space.methods], space)
+        published = [c for method in space.methods for c in paper(depth, method)]
+        seeds = [*own, *published, *uniform(depth, space.methods, self.order.keep)]
+        if target is not None:
+            most = means.cost(self.planner.unpruned) / target
+            mildest = (self._mildest(seed, space, means, most) for seed in seeds)
+            seeds = [seed for seed in mildest if seed is not None]
+        return list(dict.fromkeys(seeds))[: max(1, self.order.trials // 2)]
+
+    def _mildest(self, seed: Candidate, space: Space, means: Means, most: float) -> Candidate | None:
+        """The candidate with the largest keep, alike at all cuts, whose predicted time is at most this."""
+        for step in range(space.steps[1], space.steps[0] - 1, -1):
+            own = replace(seed, keep=round(step * STEP, 4))
+            planned = self.planner.planned(own)
+            if planned.refused is None and means.cost(planned) <= most:
+                return own
+        return None
+
+    def _deadline(self, turn: int) -> float | None:
+        """Every search has an equal part of the budget."""
+        if self.order.budget is None:
+            return None
+        return self._began + self.order.budget * (turn + 1) / (1 + len(CONTROLS))
+
+    def _told(self, name: str) -> Callable[[int, Search], None]:
+        def told(done: int, own: Search) -> None:
+            best = next(iter(own.best()), None)
+            words = "none yet that fits"
+            if best is not None:
+                faster = f"best {own.unpruned / best.milliseconds:.2f}x predicted"
+                words = f"{faster}, {self.ground.loss.label} {best.loss:.4g}: {best.candidate.words}"
+            text = f"{name} {done}/{self.order.trials} · {words}"
+            self.observe(Progress("searching", done / self.order.trials, None, text))
+
+        return told
+
+    # --- how it ends --------------------------------------------------------------------------------------------------
+
+    def _confirmed(self, searches: Mapping[str, Search], known: Sequence[Single], model: CostModel) -> Tuning:
+        found = self._recommended(searches[MAIN].best())
+        if not found:
+            none = f"nothing found that fits {goal_words(self.order.goal, self.ground.loss.label)}"
+            return self._outcome(NOTHING, none, known, searches, model)
+        self.observe(Progress("confirming", 0.0, None, "confirming on held-out samples"))
+        controls = {name: searches[name].best() for name in CONTROLS}
+        asked = confirm.rows(found, controls, paper(self.planner.facts.depth)[:1], self.planner.planned)
+        held_out = self.ground.held_out
+        told = confirm.confirmed(asked, lambda case: self.ground.losses(case, held_out), self.ground.loss, self.clock)
+        said = confirm.verdict(told, self.order.goal, self.ground.loss.label)
+        if said.number is not None:
+            told = [c for c in told if c.number == said.number] + [c for c in told if c.number != said.number]
+        return self._outcome(said.status, said.sentence, known, searches, model, told)
+
+    def _recommended(self, best: Sequence[Scored]) -> list[Scored]:
+        """The best, or a few points of the front that lie far apart."""
+        if not self.order.goal.front or len(best) <= confirm.MOST_POINTS:
+            return list(best if self.order.goal.front else best[:1])
+        places = np.linspace(0, len(best) - 1, confirm.MOST_POINTS).round().astype(int)
+        return [best[place] for place in dict.fromkeys(places.tolist())]
+
+    def _interrupted(self, searches: Mapping[str, Search], known: Sequence[Single], model: CostModel | None) -> Tuning:
+        """The best so far as the search saw it."""
+        best = self._recommended(searches[MAIN].best()) if MAIN in searches else []
+        missing = self.ground.loss.missing("not confirmed")
+        told = [
+            Confirmed(CHOSEN, n, s.planned.case, s.planned.tokens, missing, s.loss, s.milliseconds)
+            for n, s in enumerate(best, start=1)
+        ]
+        return self._outcome(INTERRUPTED, "interrupted: the best so far, not confirmed", known, searches, model, told)
+
+    def _outcome(
+        self, status: str, sentence: str, known: Sequence[Single], searches: Mapping[str, Search] | None = None,
+        model: CostModel | None = None, told: Sequence[Confirmed] = (),
+    ) -> Tuning:  # fmt: skip
+        ground, case = self.ground, self.planner.unpruned.case
+        samples = tuple(sum(len(b.rows) for b in split) for split in (ground.calibration, ground.held_out))
+        return Tuning(
+            status=status,
+            sentence=sentence,
+            machine=replace(describe(ground.device), threads=self.threads),
+            model=case.model,
+            attention=case.attention,
+            data=self.order.data or case.input,
+            samples=(samples[0], samples[1]),
+            loss=ground.loss.label,
+            unit=ground.loss.unit,
+            goal=goal_words(self.order.goal, ground.loss.label),
+            trials=sum(len(s.study.trials) for s in (searches or {}).values()),
+            seconds=time.monotonic() - self._began,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            tool=f"repshift {__version__}",
+            singles=tuple(known),
+            confirmed=tuple(told),
+            costs=_costs_of(model),
+            notes=ground.notes,
+        )
+
+
+def goal_words(goal: Goal, loss: str) -> str:
+    """What is sought, in words."""
+    if goal.target is not None:
+        return f"the least {loss} at {goal.target:g}x"
+    if goal.max_loss is not None:
+        return f"the greatest speed at {loss} up to {goal.max_loss:g}"
+    return f"the front of {loss} and speed"
+
+
+def _costs_of(model: CostModel | None) -> Costs | None:
+    if model is None:
+        return None
+    return Costs(len(model.errors), model.typical, max(model.errors, default=None))
+
+
+def begin(order: Order, observe: Observe) -> Session:
+    """The model built, its inputs read and halved; UsageError for what does not fit together."""
+    device = devices.choose_device(order.sweep.device)
+    threads = choose_threads(order.sweep.threads)
+    set_threads(threads)
+    sweep = order.sweep
+    size, frames, length = (next(iter(values), None) for values in (sweep.image_size, sweep.frames, sweep.tokens))
+    facts = builder.facts_of(sweep.weights, sweep.model[0], size, frames, length)
+    backend = builder.backend_for(sweep.variant[0].partition("+")[0], device)
+    planner = Planner(order, device, facts, backend, order.data)
+    unpruned: Planned = planner.unpruned
+    planner.space()
+    observe(Progress("building the model", 0.0))
+    if order.data is None or loose(order):
+        ground = unlabelled(builder.StepBuilder(device).subject(unpruned.case), unpruned.case, device)
+    else:
+        ground = on_data(order)
+    return Session(order, ground, planner, clock_on(ground, unpruned, few(sweep), lambda _: None), observe, threads)
+
+
+def loose(order: Order) -> bool:
+    """Whether the data are images without labels, which `bench` reads: one, or a folder of them without classes."""
+    if order.data is None or order.task is not None:
+        return False
+    place = Path(order.data)
+    return any(f.suffix.lower() in IMAGES for f in (place.iterdir() if place.is_dir() else (place,)))
+
+
+def fixed_options(order: Order) -> dict[str, Any]:
+    """What of the sweep was set, as plain values."""
+    return order.sweep.as_options()

@@ -1,0 +1,120 @@
+"""What is searched: candidates, and how a trial of Optuna names one. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from repshift_cli.records import Keep, UsageError, Value, keep_text
+from repshift_cli.tuning.order import STEP
+
+SIGN = "sign"
+"""The option that may have a value for each layer."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to prune: hashable, printable."""
+
+    method: str
+    layers: tuple[int, ...]
+    keep: Keep
+    options: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def words(self) -> str:
+        """`repshift keep 0.9,0.7 at 3,6 highest,lowest`."""
+        told = [str(value) for _, value in self.options]
+        return " ".join([self.method, f"keep {keep_text(self.keep)} at {','.join(map(str, self.layers))}", *told])
+
+
+@dataclass(frozen=True)
+class Space:
+    """Methods, blocks that may be cut, bounds of keep, the most cuts, and by method the values of its options."""
+
+    methods: tuple[str, ...]
+    layers: tuple[int, ...]
+    keep: tuple[float, float]
+    cuts: int
+    per_layer: bool
+    choices: Mapping[str, Mapping[str, tuple[Value, ...]]]
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The bounds of keep in steps."""
+        low, high = math.ceil(self.keep[0] / STEP - 1e-9), math.floor(self.keep[1] / STEP + 1e-9)
+        if low > high:
+            raise UsageError(f"--keep: no multiple of {STEP:g} lies between {self.keep[0]:g} and {self.keep[1]:g}")
+        return low, high
+
+    def only(self, method: str) -> Space:
+        """The same search for one method."""
+        return Space((method,), self.layers, self.keep, self.cuts, self.per_layer, self.choices)
+
+    def suggest(self, trial: Any) -> Candidate:
+        """The candidate that a trial's parameters name; two cuts at one block are one."""
+        method = trial.suggest_categorical("method", self.methods)
+        own = self.choices.get(method, {})
+        count = trial.suggest_int("cuts", 1, min(self.cuts, len(self.layers)))
+        cuts: dict[int, tuple[float, Value]] = {}
+        for i in range(count):
+            place = trial.suggest_int(f"layer {i}", 0, len(self.layers) - 1)
+            apart = i if self.per_layer else 0
+            share = trial.suggest_int(f"keep {apart}", *self.steps)
+            sign = trial.suggest_categorical(f"sign {apart} {method}", own[SIGN]) if SIGN in own else ""
+            cuts.setdefault(self.layers[place], (round(share * STEP, 4), sign))
+        others = [
+            (name, trial.suggest_categorical(f"{name} {method}", values))
+            for name, values in own.items()
+            if name != SIGN
+        ]
+        return candidate(method, cuts, others)
+
+    def parameters(self, found: Candidate) -> dict[str, Any]:
+        """What names this candidate, as nearly as the space allows: to begin a search with it."""
+        own, told = self.choices.get(found.method, {}), dict(found.options)
+        count = min(len(found.layers), self.cuts, len(self.layers))
+        keeps = found.keep if isinstance(found.keep, tuple) else (found.keep,) * count
+        signs = str(told.get(SIGN, "highest")).split(",")
+        given: dict[str, Any] = {"method": found.method, "cuts": count}
+        for i, layer in enumerate(found.layers[:count]):
+            given[f"layer {i}"] = min(range(len(self.layers)), key=lambda n: abs(self.layers[n] - layer))
+            given[f"keep {i}"] = min(max(round(keeps[i] / STEP), self.steps[0]), self.steps[1])
+            if SIGN in own:
+                sign = signs[i % len(signs)]
+                given[f"sign {i} {found.method}"] = sign if sign in own[SIGN] else own[SIGN][0]
+        for name, values in own.items():
+            if name != SIGN:
+                given[f"{name} {found.method}"] = told[name] if told.get(name) in values else values[0]
+        return given
+
+
+def candidate(
+    method: str, cuts: Mapping[int, tuple[float, Value]], others: list[tuple[str, Value]] | None = None
+) -> Candidate:
+    """The candidate with these cuts, (keep, sign or nothing) by block; what is alike at all of them is one value."""
+    layers = tuple(sorted(cuts))
+    keeps, signs = (tuple(cuts[layer][i] for layer in layers) for i in (0, 1))
+    keep: Any = keeps[0] if len(set(keeps)) == 1 else keeps
+    options = list(others or [])
+    if signs[0]:
+        options.append((SIGN, signs[0] if len(set(signs)) == 1 else ",".join(map(str, signs))))
+    return Candidate(method, layers, keep, tuple(options))
+
+
+def paper(depth: int, method: str = "repshift") -> list[Candidate]:
+    """The published schedules, scaled to the depth: DeiT's keep 0.8 after blocks 1, 4, 7 of 12, UMT's after 1, 2, 3.
+
+    (Choi et al. 2025, arXiv 2508.00367, Tables 2 and 5.)
+    """
+    scaled = [tuple(sorted({max(1, round(n * depth / 12)) for n in layers})) for layers in ((1, 4, 7), (1, 2, 3))]
+    return [Candidate(method, layers, 0.8) for layers in dict.fromkeys(scaled)]
+
+
+def uniform(depth: int, methods: tuple[str, ...], keep: tuple[float, float]) -> list[Candidate]:
+    """One cut at a quarter of the depth, and one at each third."""
+    quarter, thirds = (max(1, depth // 4),), tuple(sorted({max(1, depth * n // 4) for n in (1, 2, 3)}))
+    middle = (keep[0] + keep[1]) / 2
+    return [Candidate(m, layers, share) for m in methods for layers, share in ((quarter, middle), (thirds, keep[1]))]

@@ -1,0 +1,73 @@
+"""What the page of `inspection/` says of the stored inspections, and the statistics under its tables."""
+
+from __future__ import annotations
+
+import predictions
+import pytest
+import torch
+from pages import PAGES
+from predictions import Schedule, Trial
+
+from repshift_cli.inspection.base.ranks import rank_correlation
+from repshift_cli.records import store
+from repshift_cli.records.inspection import Answer, Inspection
+
+PAGE = " ".join(PAGES["repshift_cli/inspection/README.md"].text.replace("*", "").split())
+
+
+def answer(name: str, question: str) -> Answer:
+    found = store.load_any(predictions.FOLDER / "inspection" / f"{name}.json")
+    assert isinstance(found, Inspection)
+    return found.answer(question)
+
+
+def test_the_rank_correlation_is_the_inspections_own() -> None:
+    one, other = [3.0, 1, 2, 2, 5, 9], [1.0, 1, 2, 7, 5, 6]
+    expected = rank_correlation(torch.tensor(one), torch.tensor(other))
+    assert predictions.spearman(one, other) == pytest.approx(expected)
+    assert predictions.spearman(one, [1.0] * 6) is None
+
+
+def test_an_interval_is_of_blocks_and_none_of_few() -> None:
+    def schedules(blocks: int) -> list[Schedule]:
+        return [Schedule(("run", (n,)), (float(n),), 1, n + 0.1 * k, 1.0) for n in range(blocks) for k in range(4)]
+
+    def figure(some: object) -> float | None:
+        assert isinstance(some, list)
+        return predictions.spearman([s.said[0] for s in some], [s.over_random for s in some])
+
+    assert predictions.interval(schedules(4), figure) is None
+    low, high = predictions.interval(schedules(6), figure) or (0, 0)
+    assert 0.5 < low < high <= 1
+    assert predictions.signs_right(schedules(2)) == "8 of 8"
+
+
+def test_a_schedule_is_told_by_its_own_block() -> None:
+    (trial,) = (t for t in predictions.TRIALS if t.run == "dinov2-s-photos")
+    found = predictions.schedules(trial)
+    assert len(found) == 21 and {s.place[1] for s in found} == {(3,), (6,), (9,)}
+    score = answer("dinov2-s", "score")
+    rho = dict(score.quantity("correlation").items())["9", "importance"]
+    assert {s.said[0] for s in found if s.place[1] == (9,)} == {rho} and {s.sign for s in found} == {1, -1}
+    assert all(s.over_lowest < 0 for s in found if s.place[1] == (9,))
+    lower = Trial("", trial.run, trial.metric, trial.inspection, better=-1)
+    assert [s.over_random for s in predictions.schedules(lower)] == [-s.over_random for s in found]
+
+
+def test_the_page_says_what_the_inspections_hold() -> None:
+    sinks = answer("smollm2-sinks", "sinks")
+    by_length = {n: v for (n, of), v in sinks.quantity("rate_by_length").items() if of == "first token"}
+    told = ", ".join(f"{by_length[n]:.0%} {words}" for n, words in (("64", "of them at 64 tokens"), ("256", "at 256")))
+    assert f"{told}, {by_length['1024']:.0%} at 1024" in PAGE
+    packed = dict(sinks.quantity("rate_by_packing").items())
+    later = "later documents' first tokens"
+    assert packed["packed", later] == packed["packed, start tokens", later] == 0
+    apart = packed["packed, masked apart", later]
+    assert f"masked apart, {apart:.0%} on each" in PAGE
+    norms = [v for v, place in zip(*(sinks.quantity(n).values for n in ("norm", "place")), strict=True) if place == 0]
+    assert f"has {min(v for v in norms if v):.0f} to {max(v for v in norms if v):.0f} times the median norm" in PAGE
+    early = [v for (b, of), v in answer("smollm2", "score").quantity("correlation").items() if of == "norm" and v]
+    assert min(early[:16]) > 0.725 and max(early[:16]) == pytest.approx(1, abs=0.005)
+    assert set(answer("digits", "heads").quantity("dormant").values) == {0}
+    reach = answer("digits", "reach")
+    assert set(reach.quantity("reach").values) == {7} and reach.settings["grid"] == [8, 8]
