@@ -14,6 +14,7 @@ EXTRAS = {
     "ray": ("ray[client]>=2.40",),
     "tensorboard": ("torch-tb-profiler>=0.4.3", "tensorboard>=2.21"),
     "timm": ("timm>=1.0.31",),
+    "tune": ("optuna>=4",),
     "video": ("av>=16",),
 }
 """What the extras of pyproject.toml ask for."""

@@ -6,15 +6,13 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from repshift_cli.records import Run, written
+from repshift_cli.records import OPERATORS, Run, written
 from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers.sheets.evaluation import is_evaluation
 
 DENIED = ("causal",)
 """What means something else where it is not said than where it is denied."""
-OF_OPERATORS = "operator"
-"""The option that only `repshift operators` has."""
 UNASKED = {"eval": ("evaluation", "hbm"), "analyze": ("batch", "hbm", "keep", "layers")}
 """What a file holds beside the options of its command."""
 SPELT = {"columns": "column"}
@@ -35,7 +33,9 @@ def _name(content: Run | ProfileRun | Inspection) -> str:
         return "profile"
     if isinstance(content, Inspection):
         return "analyze"
-    return "eval" if is_evaluation(content) else "operators" if OF_OPERATORS in content.options else "bench"
+    if is_evaluation(content):
+        return "eval"
+    return "operators" if any(case.model == OPERATORS for case in content.planned) else "bench"
 
 
 def _words(key: str, value: Any) -> Iterator[str]:
