@@ -12,10 +12,10 @@ from repshift_cli.analysis import stats
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu" / "accuracy"
 CONTROLS = ("random", "repshift")
-MODELS = ("dinov2", "minilm")
-PRIMARY = {"dinov2": "probe", "minilm": "cosine", "smollm2": "kl"}
-"""The measure that decides, named before anything was run; lower is better in `kl` alone."""
-DIGITS = {"probe": 1, "knn": 1, "cosine": 3, "kl": 3, "loss": 3}
+MODELS = ("dinov2",)
+PRIMARY = {"dinov2": "probe", "minilm": "cosine"}
+"""The measure that decides, named before anything was run."""
+DIGITS = {"probe": 1, "knn": 1, "cosine": 3}
 SCALE = {"probe": 100.0, "knn": 100.0}
 TOOLS_OWN = (
     "random", "stride", "repshift", "lowest", "norm", "tome", "cls_attention", "column_attention", "divprune",
@@ -41,12 +41,13 @@ def confidence(model: str) -> float:
 def gain(model: str, name: str, control: str, measure: str | None = None) -> stats.Estimate:
     """How much better than a control, with the corrected interval of the paired mean over the samples."""
     measure = measure or PRIMARY[model]
-    methods, sign = result(model)["methods"], -1 if measure in ("kl", "loss") else 1
+    methods = result(model)["methods"]
     ours, theirs = (methods[one][measure]["samples"] for one in (name, control))
-    values = [sign * SCALE.get(measure, 1.0) * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    values = [SCALE.get(measure, 1.0) * (a - b) for a, b in zip(ours, theirs, strict=True)]
     found = stats.mean_interval(values)
     freedom = min(len(values) - 1, 1000)
-    half = (found.half_width or 0.0) * stats.student_t(freedom, confidence(model)) / stats.student_t(freedom)
+    assert found.low is not None
+    half = (found.value - found.low) * stats.student_t(freedom, confidence(model)) / stats.student_t(freedom)
     return stats.Estimate(found.value, found.value - half, found.value + half)
 
 
