@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluating import CHECKPOINT, MODEL, Done, digits, evaluate, plain_logits, write_digits
+from evaluating import MODEL, Done, digits, evaluate, plain_logits, write_digits
 from PIL import Image
 
+from repshift_cli import registry
 from repshift_cli.analysis import stats
 from repshift_cli.evaluation import loop
-from repshift_cli.evaluation.labels import matched
 from repshift_cli.evaluation.samples import stratified
-from repshift_cli.models.inputs.preprocessing import Preprocessing, of_processor, of_timm
-from repshift_cli.records import UsageError
 
 COUNT = 60
 SHORT = ("--model", MODEL, "--device", "cpu", "--threads", "1", "--keep", "0.5", "--layers", "2", "--batch", "16")
@@ -230,6 +226,18 @@ def test_damage_is_named_and_counts_for_nobody(
     assert gone.code == 2 and "none of the 40 samples could be read" in gone.err
 
 
+def test_a_shard_of_which_nothing_could_be_read_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_digits(tmp_path / "data", range(40))
+    files = sorted(data.rglob("*.png"))
+    for place in stratified([f.parent.name for f in files], 0)[16:32]:
+        files[place].write_bytes(b"no image")
+    run = evaluate(capsys, tmp_path / "s.json", *SHORT, "--data", data, "--variant", "flash,flash+stride")
+    assert run.code == 0, run.err
+    assert len(run.samples("flash", "top5")) == 24 and "16 of 40 samples could not be read" in run.out
+
+
 def test_nan_fails_a_variant_and_not_the_others(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +318,56 @@ def test_the_same_variants_are_timed_and_compared(
     assert "| top-1 vs unpruned |" in capsys.readouterr().out
 
 
+CERTAINTY = '''"""How sure is the model of its answer?"""
+
+import numpy as np
+
+from repshift_cli.evaluation.tasks import Judge, finite
+from repshift_cli.records import Metric
+
+METRICS = (Metric("certainty", "certainty", "%", "higher", "mean", "computed", "Probability of the first class."),)
+
+
+def begin(context):
+    return Certainty(context)
+
+
+class Certainty(Judge):
+    def __init__(self, context):
+        self._subject = context.subject
+
+    def items(self, sample):
+        return (sample["image"],)
+
+    def read(self, case, output, samples):
+        return finite(self._subject.logits(output)).softmax(-1).amax(-1, keepdim=True).cpu().numpy()
+
+    def scores(self, outputs, samples):
+        return {"certainty": 100.0 * outputs[:, 0, 0].astype(np.float64)}
+'''
+
+
+def test_another_package_adds_a_task_by_one_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "certainty_task.py").write_text(CERTAINTY)
+    info = tmp_path / "certainty-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: certainty\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[repshift.evaluation.tasks]\ncertainty = certainty_task\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry.parts.cache_clear()
+    try:
+        run = evaluate(capsys, tmp_path / "t.json", *SHORT, "--data", folder, "--variant", "flash,flash+random",
+                       "--task", "certainty")  # fmt: skip
+    finally:
+        registry.parts.cache_clear()
+    assert run.code == 0, run.err
+    sure = plain_logits(range(COUNT), COUNT).softmax(-1).amax(-1)
+    assert np.mean(run.samples("flash", "certainty")) == pytest.approx(100 * float(sure.mean()), abs=1e-3)
+    assert "certainty vs unpruned" in run.out
+
+
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 
@@ -345,105 +403,3 @@ def test_bad_input_is_refused_with_what_to_do(folder: Path, tmp_path: Path, caps
         assert run.code == 2 and words in run.err and "Traceback" not in run.err, run.err
     headless = evaluate(capsys, tmp_path / "bad.json", "--model", "dinov2_s", "--image-size", 28, "--data", folder)
     assert headless.code == 2 and "--task probe" in headless.err
-
-
-def test_labels_are_matched_by_name_number_or_order() -> None:
-    names = {0: "tench, Tinca tinca", 1: "Great white shark", 2: "crane", 3: "crane"}
-    assert matched(["tench", "great_white_shark"], 4, names)[0] == {"tench": 0, "great_white_shark": 1}
-    assert matched(["3", "0"], 4, names) == ({"0": 0, "3": 3}, "by number")
-    assert matched(["b", "a", "c"], 3, None)[0] == {"a": 0, "b": 1, "c": 2}
-    with pytest.raises(UsageError, match="like 'crane'"):
-        matched(["tench", "crane"], 4, names)  # which of the two is not known
-    with pytest.raises(UsageError, match="5 classes have no names"):
-        matched(["a", "b"], 5, None)
-
-
-def test_wordnet_folders_of_a_part_of_imagenet_are_not_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
-    from repshift_cli.evaluation import labels
-
-    every = [f"n{i:08}" for i in range(1000)]
-    assert matched(every, 1000, None)[0]["n00000007"] == 7
-    part = [every[217], every[482]]
-    monkeypatch.setattr(labels, "_imagenet", lambda: {name: i for i, name in enumerate(every)})
-    assert matched(part, 1000, {0: "tench"})[0] == {every[217]: 217, every[482]: 482}
-    monkeypatch.setattr(labels, "_imagenet", dict)
-    with pytest.raises(UsageError, match="timm's list"):
-        matched(part, 1000, {0: "tench"})
-
-
-def test_every_beginning_is_stratified() -> None:
-    labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
-    order = stratified(labels, 0)
-    assert sorted(order) == list(range(100))
-    for length in (10, 20, 50):
-        counts = [sum(labels[i] == name for i in order[:length]) for name in "abc"]
-        assert counts == pytest.approx([length * 0.6, length * 0.3, length * 0.1], abs=1.01)
-    assert order == stratified(labels, 0) != stratified(labels, 1)
-
-
-@pytest.mark.parametrize("form", ["stretched", "cropped", "convnext", "siglip", "scaled"])
-def test_images_are_prepared_as_by_the_checkpoints_processor(form: str) -> None:
-    import transformers
-
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 131, 3), dtype=np.uint8))
-    kind, given = {
-        "stretched": ("ViTImageProcessorPil", {"size": {"height": 32, "width": 32}, "resample": 2}),
-        "cropped": ("CLIPImageProcessorPil", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}),
-        "convnext": ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 32}, "crop_pct": 0.875, "resample": 3}),
-        "siglip": ("SiglipImageProcessorPil", {"size": {"height": 32, "width": 32}}),
-        "scaled": ("ViTImageProcessorPil", {"size": {"height": 32, "width": 32}, "rescale_factor": 1 / 127.5}),
-    }[form]
-    processor = getattr(transformers, kind, None)
-    if processor is None:
-        pytest.skip(f"this transformers has no {kind}")
-    expected = processor(**given)(image, return_tensors="np")["pixel_values"][0]
-    how = of_processor(json.loads(processor(**given).to_json_string()), 32)
-    found = (how.pixels(image) / 255 - np.array(how.mean)) / np.array(how.std)
-    assert np.abs(found.transpose(2, 0, 1) - expected).max() < 0.02
-
-
-@pytest.mark.parametrize("mode", ["center", "squash"])
-@pytest.mark.parametrize("share", [1.0, 0.9])
-def test_images_are_prepared_as_timms_data_configuration_says(mode: str, share: float) -> None:
-    from repshift_cli.models.base.torchvision import mend
-
-    mend()
-    data = pytest.importorskip("timm.data", reason="timm makes the images to compare with")
-    told = {"input_size": (3, 32, 32), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    told |= {"crop_pct": share, "crop_mode": mode}
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 131, 3), dtype=np.uint8))
-    expected = data.create_transform(**data.resolve_data_config(pretrained_cfg=told))(image)
-    how = of_timm(told)
-    found = (how.pixels(image) / 255 - np.array(how.mean)) / np.array(how.std)
-    assert np.abs(found.transpose(2, 0, 1) - np.asarray(expected)).max() < 0.03
-
-
-def test_who_wants_images_so_is_said(tmp_path: Path) -> None:
-    from repshift_cli import registry
-    from repshift_cli.evaluation.order import preprocessing_of
-
-    def told(name: str) -> Any:
-        return registry.load(registry.resolve_model(name)).preprocessing(name)
-
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {"image_size": 64}}))
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert told(f"hf:{tmp_path}").words == (
-        "short side 64, centre crop 64 px, bicubic, mean 0.4815 0.4578 0.4082, std 0.2686 0.2613 0.2758 (CLIP's own)"
-    )
-    inside = {"image_processor": {"size": {"height": 64, "width": 64}, "image_mean": [0.1] * 3}}
-    (tmp_path / "processor_config.json").write_text(json.dumps(inside))
-    assert "stretched 64 px" in told(f"hf:{tmp_path}").words and told(f"hf:{tmp_path}").mean == (0.1,) * 3
-    assert told("siglip_b").mean == (0.5,) * 3 and told("vit_b") is None
-    assert "assumed, for nobody says" in Preprocessing(32).words
-    assert "(--preprocess)" in preprocessing_of("mean=0.5", Preprocessing(32)).words
-    changed = preprocessing_of("resize=none", told("deit_s"))
-    assert changed.words.startswith("stretched 224") and "DeiT's own, changed by --preprocess" in changed.words
-    if importlib.util.find_spec("timm"):
-        assert told("timm:vit_tiny_patch16_224").words.startswith(
-            "short side 248, centre crop 224 px, bicubic, mean 0.5"
-        )
-
-
-def test_another_size_keeps_the_margin_in_proportion() -> None:
-    assert Preprocessing(224, 256).at(112) == Preprocessing(112, 128)
-    assert (CHECKPOINT / "model.safetensors").stat().st_size < 200_000

@@ -18,7 +18,7 @@ from test_evaluation import COUNT, table
 from repshift_cli.analysis import stats
 from repshift_cli.evaluation.datasets import read
 from repshift_cli.evaluation.samples import IMAGE, LABEL, Sample, opened, renamed
-from repshift_cli.evaluation.tasks import multiple_choice, retrieval, similarity
+from repshift_cli.evaluation.tasks import finite, multiple_choice, retrieval, similarity
 from repshift_cli.evaluation.tasks.probe import Heads
 from repshift_cli.records import UsageError
 
@@ -97,6 +97,31 @@ def test_a_probe_is_fitted_on_the_unpruned_model_or_on_each_variant(
     assert bare.code == 2 and "--train" in bare.err
     strange = evaluate(capsys, tmp_path / "s.json", *asked[:-3], write_digits(tmp_path / "part", range(4)), *asked[-2:])
     assert strange.code == 2 and "not in the training data" in strange.err
+
+
+def test_what_a_probe_cannot_learn_from_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from repshift_cli.evaluation.tasks.probe import Probe
+
+    data = tmp_path / "data"
+    broken = sorted(write_digits(data / "train", range(30)).rglob("*.png"))
+    write_digits(data / "test", range(16))
+    broken[0].write_bytes(b"no image")
+    asked = ("--model", MODEL, *SHORT, "--data", data, "--split", "test", "--train", "train", "--task", "probe",
+             "--variant", "flash,flash+random")  # fmt: skip
+    run = evaluate(capsys, tmp_path / "d.json", *asked)
+    assert run.code == 0 and len(run.samples("flash", "probe_top1")) == 16
+    assert "1 of 30 training samples could not be read" in run.out
+    with monkeypatch.context() as patch:
+        patch.setattr(Probe, "features", lambda *_: finite(torch.tensor([torch.nan])))
+        failed = evaluate(capsys, tmp_path / "n.json", *asked)
+    assert failed.code == 1 and "NaN" in str(failed.record("flash").reason)
+    assert "nothing could be learnt from flash: the output holds NaN" in str(failed.record("flash+random").reason)
+    for file in broken:
+        file.write_bytes(b"no image")
+    gone = evaluate(capsys, tmp_path / "g.json", *asked)
+    assert gone.code == 2 and "none of the 30 training samples could be read" in gone.err
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

@@ -11,15 +11,19 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from synthetic import small_run, sweep_run
+from test_report import outcome, search
 
 from repshift_cli.analysis.history import Point, Series, Step
 from repshift_cli.cli import run as repshift
 from repshift_cli.records import Run, store
-from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.json_codec import to_json
 from repshift_cli.renderers import Document, document_of, plot
 from repshift_cli.renderers.figures.shapes import Axis, Heat, Mark
+from repshift_cli.renderers.sheets.gate import document_of as document_of_gate
+from repshift_cli.renderers.sheets.tuning import document_of as document_of_search
 
+BASELINES = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu"
+INSPECTION = store.load_any(BASELINES / "inspection" / "minilm.json")
 PROFILE = store.load_any(Path(__file__).parent / "data" / "profile-schema-2.json")
 
 
@@ -36,6 +40,10 @@ DOCUMENTS = {
     "sweep": document_of(sweep_run()),
     "profile": document_of(PROFILE),
     "history": history(),
+    "gate": document_of_gate(replace(outcome(), findings=outcome().findings * 7)),
+    "search": document_of_search(search()),
+    "inspection": document_of(INSPECTION),
+    "evaluation": document_of(store.load(BASELINES / "accuracy" / "minilm-spam.json")),
 }
 
 
@@ -121,20 +129,17 @@ def test_show_draws_below_its_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--plot draws on stdout" in capsys.readouterr().err
 
 
-def test_a_map_has_its_figures_where_there_is_room_and_shades_where_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_has_its_figures_where_there_is_room_and_shades_where_not() -> None:
     cells = tuple(tuple(Mark("", 10.0 ** (-row - column)) for column in range(4)) for row in range(2))
     ticks = ("a", "b", "c", "d")
     heat = Heat("Map", "", Axis("size", log=True), "block", "head", ("1", "2"), ticks, cells)
-    lines = [line.plain.rstrip() for line in plot.drawn(heat, plot.Paper(40, plot.UNICODE))]
-    assert lines[:3] == ["block head", "      a      b      c      d", "    1 █1     ▓0.1   ▒0.01  ░0.001"]
-    assert lines[-1] == "      · 1.00e-04 to █ 1, by logarithms".replace("1.00e-04", "1.0e-04")
+    lines = [line.plain.rstrip() for line in plot.drawn(heat, plot.Paper(50, plot.UNICODE))]
+    assert lines[:2] == ["block head", "      a        b        c        d"]
+    assert lines[2:4] == ["    1 █1       ▓0.1     ▒0.01    ░0.001", "    2 ▓0.1     ▒0.01    ░0.001   ·1.0e-04"]
+    assert lines[4] == "      · 1.0e-04 to █ 1, by logarithms"
     narrow = [line.plain for line in plot.drawn(heat, plot.Paper(20, plot.ASCII))]
     assert narrow[2] == "    1 ###***===:::" and all(len(line) <= 20 for line in narrow[:4])
-    inspection = store.load_any(
-        Path(__file__).parent.parent / "profiles" / "baselines" / "cpu" / "inspection" / "minilm.json"
-    )
-    assert isinstance(inspection, Inspection)
-    text = drawn(document_of(inspection), 60)
+    text = drawn(DOCUMENTS["inspection"], 60)
     assert "Attention sinks: attention on the first token" in text and all(
         len(line) <= 60 for line in text.splitlines()
     )

@@ -92,9 +92,8 @@ def test_every_block_of_every_family_is_told_apart(family: str, tmp_path: Path) 
     assert found.warnings == ()
 
 
-def test_what_each_part_holds(tmp_path: Path) -> None:
-    """The operators that run inside each kind of range, by their places in the trace."""
-    _, events = recorded(step_of(tiny.vit(), case(**PRUNED)), tmp_path, steps=1)
+def held_by(events: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """How often every operator ran inside each kind of range, by its place in the trace."""
     taken = [e for e in events if e.get("cat") in ("cpu_op", "user_annotation")]
     begun = [nanoseconds(e["ts"]) or 0 for e in taken]
     rows = sorted(
@@ -109,6 +108,13 @@ def test_what_each_part_holds(tmp_path: Path) -> None:
         outside = parts[around[i]] if around[i] >= 0 else ""
         parts.append(name.removeprefix(annotations.PREFIX) if name.startswith(annotations.PREFIX) else outside)
         held[(parts[i].split()[0] if parts[i] else "", name)] += 1
+    return held
+
+
+def test_what_each_part_holds(tmp_path: Path) -> None:
+    """The operators that run inside each kind of range, by their places in the trace."""
+    _, events = recorded(step_of(tiny.vit(), case(**PRUNED)), tmp_path, steps=1)
+    held = held_by(events)
     assert held[("projection", "aten::linear")] == 4 * tiny.DEPTH
     assert held[("mlp", "aten::linear")] == 2 * tiny.DEPTH
     assert held[("mlp", "aten::gelu")] == tiny.DEPTH
@@ -118,6 +124,16 @@ def test_what_each_part_holds(tmp_path: Path) -> None:
     late = "of x' and of the branch, added for the rows that stay"
     assert held[("cut", "aten::index_select")] == 2 and held[("cut", "aten::add")] >= 1, late
     assert held[("block", "aten::add")] == 2 * tiny.DEPTH - 1, "the residual sums, but for the one in the cut"
+
+
+def test_asking_a_block_is_part_of_the_score_and_its_run_is_not(tmp_path: Path) -> None:
+    """MCTF has the block run twice, the first time for its q and k and with one token in its MLP."""
+    given = case(attention="flash", pruning="mctf", keep=0.5, layers=(2,))
+    given = given.with_options(ahead="again", map="rows", tau_sim=1.0, tau_info=20.0, tau_size=40.0, proportional="off")
+    held = held_by(recorded(step_of(tiny.vit(), given), tmp_path, steps=1)[1])
+    linear = {part: held[part, "aten::linear"] for part in ("projection", "mlp", "score")}
+    assert linear == {"projection": 4 * tiny.DEPTH, "mlp": 2 * tiny.DEPTH, "score": 4 + 2}
+    assert held["norm", "aten::layer_norm"] == 2 * tiny.DEPTH and held["score", "aten::layer_norm"] == 2
 
 
 def test_a_methods_own_cut_is_a_cut(tmp_path: Path) -> None:

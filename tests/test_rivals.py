@@ -197,6 +197,7 @@ def test_the_same_tokens_stay_under_every_back_end_and_their_ends_add_up(name: s
         assert (first.traced[-1].ends >= 0).all(), "no token is lost"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_compiled_code_reduces_alike_without_a_break(name: str) -> None:
     import torch._dynamo as dynamo

@@ -160,6 +160,7 @@ def test_the_class_token_stands_where_the_model_reads_it(small_vim: tuple[Vision
     assert parities == {0, 1}
 
 
+@pytest.mark.slow
 def test_the_papers_macs_of_vim_t() -> None:
     """1.5 -> 1.3 G (Table 7), cut to 0.8 after blocks 10 and 20."""
     given = case(model="vim_t", image_size=224, batch=1, attention="none")

@@ -45,6 +45,7 @@ def test_a_stream_that_takes_nothing_is_no_traceback(redirected: str, code: int,
     assert (done.returncode, done.stderr) == (code, said)
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_and_the_code_is_0(here: Path) -> None:  # noqa: F811
     done = shell(f"{BENCH.replace('MODEL', 'prints')} <&- >&-")
     assert done.returncode == 0, done.stderr
@@ -55,6 +56,7 @@ def test_what_was_measured_is_kept_and_the_code_is_0(here: Path) -> None:  # noq
     assert {r.status for r in store.load(Path("run.json")).records} == {"ok"}
 
 
+@pytest.mark.slow
 def test_threads_that_never_end_do_not_keep_the_command(here: Path) -> None:  # noqa: F811
     begun = time.monotonic()
     done = shell(f"{BENCH.replace('MODEL', 'lingers')} --in-process")
@@ -62,6 +64,7 @@ def test_threads_that_never_end_do_not_keep_the_command(here: Path) -> None:  # 
     assert time.monotonic() - begun < 100, "the thread would sleep for a day"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["profile", "bench --in-process"])
 def test_three_interrupts_in_a_row_are_no_traceback(command: str, here: Path) -> None:  # noqa: F811
     line = [sys.executable, "-m", "repshift_cli", *command.split(), "--model", f"{NAME}:waits", "--device", "cpu"]

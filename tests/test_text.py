@@ -465,6 +465,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 SWEEP = ("--model", "hf:words", "--data", "text.txt", "--batch", 2, "--keep", 0.5, "--layers", 1, "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_bench_and_profile_on_sentences(checkpoint: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     variants = "vanilla,flash,vanilla+repshift,flash+repshift,vanilla+random"
     code, out, errors = command(
@@ -494,6 +495,7 @@ def block_macs(tokens: int) -> int:
     return tokens * (4 * WIDTH * WIDTH + 2 * WIDTH * 2 * WIDTH) + 2 * tokens * tokens * WIDTH
 
 
+@pytest.mark.slow
 def test_an_alias_takes_random_tokens(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     code, out, errors = command(
         "bench", "--model", "minilm", "--tokens", "9,16", "--keep", 0.5, "--layers", 2, "--device", "cpu",

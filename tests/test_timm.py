@@ -156,6 +156,7 @@ REFUSED = {
 """Architecture -> a piece of the reason."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_needs_all_its_tokens_is_refused_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(family, "_model", _model)
@@ -490,6 +491,7 @@ def test_images_are_normalised_as_the_model_says(tmp_path: Path) -> None:
         torch.testing.assert_close(made.inputs[0][0, :, 5, 5], torch.tensor(expected))
 
 
+@pytest.mark.slow
 def test_bench_and_a_refusal_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     family.facts.cache_clear()
@@ -574,6 +576,7 @@ POOLED = ("vit_base_patch16_siglip_224", "vit_so150m_patch16_reg4_map_256", "vit
 """Models pooled by attention, whose query is a parameter handed to a module."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*POOLED, "vit_small_patch16_dinov3"])
 def test_every_probe_measures_them(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through bench, not the forward alone."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from PIL import Image
 from tiny import one_thread  # noqa: F401
 
 from repshift_cli import cli, prune
+from repshift_cli.evaluation.tasks import NotFinite
 from repshift_cli.records import Progress, UsageError
 from repshift_cli.records.tuning import CHOSEN, FOUND, INTERRUPTED, NOTHING, Tuning
 from repshift_cli.renderers.sheets.tuning import sheets
 from repshift_cli.sweep.axes import Axes, merge
 from repshift_cli.sweep.profiles import load_profile
+from repshift_cli.tuning.confirm import verdict
 from repshift_cli.tuning.costs import Load, fit, load_of
 from repshift_cli.tuning.engine import begin
 from repshift_cli.tuning.grounds import KL, on_data
@@ -60,9 +64,9 @@ def test_where_nothing_helps_nothing_is_found() -> None:
     assert found.status == NOTHING and "nothing found that beats random" in found.sentence
     assert {c.role for c in found.confirmed} >= {
         CHOSEN,
-        "random, same schedule",
-        "random, searched",
-        "stride, searched",
+        "random at the same schedule",
+        "random searched alike",
+        "stride searched alike",
     }
 
 
@@ -176,13 +180,28 @@ def test_the_profile_prunes_as_it_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
     path.write_text(profile_text(found, chosen(found), {"image_size": []}))
     text = path.read_text()
-    for said in ("random, same schedule", "stride, searched", "measured", found.machine.device_name, "held-out"):
+    for said in (
+        "random at the same schedule",
+        "stride searched alike",
+        "measured",
+        found.machine.device_name,
+        "held-out",
+    ):
         assert said in text
     axes = Axes.from_options(merge(load_profile(str(path), "bench"), {"model": "planted"}))
     case = chosen(found).case
     assert (axes.layers, axes.batch, axes.dtype) == ((case.layers,), (planted.BATCH,), ("fp32",))
     with prune(planted.Planted().eval(), inputs=(planted.tokens(0, 4),), profile=path) as handle:
         assert (handle.keep, handle.layers) == (case.keep, case.layers)
+
+
+def test_what_was_measured_to_reach_the_target_is_recommended_and_a_miss_is_said() -> None:
+    told = planted.session(order()).tune().confirmed
+    slow = [replace(c, number=1, speedup=planted.SPEEDUP.of(*[1.2] * 8)) for c in told]
+    fast = [replace(c, number=2) for c in told]
+    assert verdict([*slow, *fast], Goal(1.4), "KL").number == 2
+    alone = verdict(slow, Goal(1.4), "KL")
+    assert alone.number == 1 and "measured 1.20x" in alone.sentence and "misses the target of 1.4x" in alone.sentence
 
 
 @pytest.mark.parametrize(
@@ -261,3 +280,20 @@ def test_images_without_classes_are_halved_too(tmp_path: Path) -> None:
     told = {"model": "vit_t", "image_size": 32, "batch": 2, "device": "cpu", "threads": 1, "data": str(tmp_path)}
     own = begin(Order.from_options(told), lambda word: None).ground
     assert [len(split) for split in (own.calibration, own.held_out)] == [1, 1]
+
+
+def test_a_candidate_whose_output_is_nan_ends_alone_and_a_missing_package_is_said(monkeypatch: Any) -> None:
+    own = planted.session(order(target="1.2x"))
+    judged = own.ground.judged
+
+    def broken(case: Any, output: Any, batch: Any) -> Any:
+        if case.layers and case.layers[0] == 1:
+            raise NotFinite("the output holds NaN or infinity")
+        return judged(case, output, batch)
+
+    own.ground.judged = broken
+    found = own.tune()
+    assert chosen(found).case.layers[0] > 1 and {s.layer for s in found.singles} == {2, 3}
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UsageError, match="pip install 'optuna>=4'"):
+        planted.session(order()).tune()

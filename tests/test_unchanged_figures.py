@@ -272,7 +272,12 @@ def _alike(package: str, old: dict[str, str], new: dict[str, str]) -> bool:
     return old[package].split(".")[:2] == new[package].split(".")[:2]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+FIRST_VERDICT = "vit_protected"
+
+
+@pytest.mark.parametrize(
+    "name", [FIRST_VERDICT, *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES if n != FIRST_VERDICT)]
+)
 def test_figures_are_what_they_were(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     if importlib.util.find_spec(family.draws) is None:

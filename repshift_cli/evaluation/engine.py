@@ -15,7 +15,7 @@ from repshift_cli import __version__, registry
 from repshift_cli.analysis import stats
 from repshift_cli.evaluation import results, speed, tasks
 from repshift_cli.evaluation.assembly import Assembled, assemble
-from repshift_cli.evaluation.loop import TRAINING, Contender, Loop
+from repshift_cli.evaluation.loop import EVALUATED, TRAINING, Contender, Loop
 from repshift_cli.evaluation.order import Order
 from repshift_cli.evaluation.samples import Sample, stratified
 from repshift_cli.evaluation.shards import Shards
@@ -80,9 +80,18 @@ class Session:
             training = self.ready.data.training
             self.loop.run([learner], training, TRAINING, self._told_of_training)
             if learner.failure:
-                contender.failure = learner.failure
+                self._untaught(contender, wanted, learner.failure)
                 continue
+            if len(unread := self.loop.damaged[TRAINING]) == len(training):
+                raise UsageError(f"none of the {len(training)} training samples could be read: {_some(unread)}")
             self.judge.fit(contender.case, learner.whole, training)
+
+    def _untaught(self, contender: Contender, wanted: Sequence[Case], reason: str) -> None:
+        """A variant fails from which nothing could be learnt, and so do those that would have been judged by it."""
+        contender.failure = reason
+        for other in self.ready.contenders:
+            if other.case not in wanted and other.failure is None:
+                other.failure = f"nothing could be learnt from {contender.case.variant}: {reason}"
 
     def _time(self) -> None:
         """How fast the variants are on the first batch; what was evaluated is in the run file before."""
@@ -129,7 +138,7 @@ class Session:
         made = self._records() if any(c.outputs or c.failure for c in self.ready.contenders) else []
         if not made:
             return
-        damaged = self.loop.damaged
+        damaged = self.loop.damaged[EVALUATED]
         count = max((int(m.samples[0]) for r in made for m in r.measurements[:1]), default=0)
         if damaged and not count and len(damaged) >= len(self.samples):
             raise UsageError(f"none of the {len(damaged)} samples could be read: {_some(damaged)}")
@@ -152,9 +161,12 @@ class Session:
 
     def _warnings(self, count: int) -> list[str]:
         words = list(self.ready.notes)
-        if damaged := self.loop.damaged:
-            share = f"{len(damaged)} of {count + len(damaged)} samples could not be read"
-            words.append(f"{share} and count for no variant: {_some(damaged)}")
+        known = {EVALUATED: ("samples", count + len(self.loop.damaged[EVALUATED]))}
+        known[TRAINING] = ("training samples", len(self.ready.data.training))
+        for role, (what, of) in known.items():
+            if damaged := self.loop.damaged[role]:
+                share = f"{len(damaged)} of {of} {what} could not be read"
+                words.append(f"{share} and count for no variant: {_some(damaged)}")
         return words
 
 

@@ -34,8 +34,12 @@ class Contender:
 
     @property
     def whole(self) -> np.ndarray:
-        """Of all samples so far, (N, items, d)."""
-        return np.concatenate(self.outputs)
+        """Of all samples so far, (N, items, d); a shard of which nothing could be read has no shape of its own."""
+        shape = np.max([kept.shape[1:] for kept in self.outputs], axis=0)
+        if all(kept.shape[1:] == tuple(shape) for kept in self.outputs):
+            return np.concatenate(self.outputs)
+        unread = [np.full((len(kept), *shape), np.nan, np.float32) for kept in self.outputs]
+        return np.concatenate([k if k.shape == u.shape else u for k, u in zip(self.outputs, unread, strict=True)])
 
 
 Told = Callable[[int, Sequence[Contender]], bool]
@@ -52,7 +56,8 @@ class Loop:
     shards: Shards
     batch: int
     shard: int
-    damaged: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, dict[str, str]] = field(default_factory=lambda: {EVALUATED: {}, TRAINING: {}})
+    """What could not be read, by name with the reason: of the samples evaluated, and of those learnt from."""
     moved: Callable[[float], None] = lambda done: None
     """Is told before each variant how many samples are done, of those of this shard the share of its variants."""
 
@@ -89,7 +94,7 @@ class Loop:
             items, damaged = self._decoded(piece, role, number, ahead)
         else:
             items = None
-        self.damaged |= damaged
+        self.damaged[role] |= damaged
         for place, contender in enumerate(alive):
             self.moved(number * self.shard + len(piece) * place / len(alive))
             kept = known[contender.case]

@@ -200,16 +200,14 @@ def _plane(figure: Plane, paper: Paper) -> Iterator[Text]:
 
 # --- maps -------------------------------------------------------------------------------------------------------------
 
-FIGURE = 7
-"""Columns of a cell with its figure: a shade, and three digits with sign and point."""
-
 
 def _heat(figure: Heat, paper: Paper) -> Iterator[Text]:
     """A row for each of the map's: the deeper a shade, the higher its value, which stands beside it with room."""
     wide = min(max(map(len, (*figure.rows, figure.down))), paper.width // 3)
     room = paper.width - wide - 1
-    told = FIGURE * len(figure.columns) <= room
-    size = FIGURE if told else max(1, room // len(figure.columns))
+    longest = 2 + max((len(number(mark.value, 3)) for row in figure.cells for mark in row if mark), default=0)
+    told = longest * len(figure.columns) <= room
+    size = longest if told else max(1, room // len(figure.columns))
     every, shades = 1 if told else -(-len(figure.columns) // room), paper.signs.shades
     yield Text(_padded(figure.down, wide, paper) + f" {_plain(figure.across, paper)}", "dim")
     yield Text(f"{'':{wide}} " + _columns(figure.columns[::every], size, paper), "dim")
@@ -219,7 +217,7 @@ def _heat(figure: Heat, paper: Paper) -> Iterator[Text]:
             place = int(figure.share(mark.value) * len(shades)) if mark else 0
             sign = shades[min(len(shades) - 1, place)]
             cell = f"{sign}{number(mark.value, 3)}" if mark and told else sign * size if mark else ""
-            line.append(cell[:size].ljust(size), "blue" if mark and not told else "")
+            line.append(cell.ljust(size), "blue" if mark and not told else "")
         yield line
     low, high = (number(value, 3) for value in figure.reach)
     ends = f"{shades[0]} {low} to {shades[-1]} {high}{', by logarithms' if figure.axis.log else ''}"
@@ -231,7 +229,7 @@ def _columns(names: Sequence[str], size: int, paper: Paper) -> str:
     line, end = "", 0
     for i, name in enumerate(names):
         if size * i >= end:
-            shown = shortened(_plain(name, paper), size - 1 if size >= FIGURE else 8, paper.signs.gap)
+            shown = shortened(_plain(name, paper), max(8, size - 1), paper.signs.gap)
             line, end = f"{line:{size * i}}{shown}", size * i + len(shown) + 1
     return line
 

@@ -20,12 +20,12 @@ MOST_POINTS = 5
 """Schedules of a front that are confirmed."""
 SEEDS = 3
 """Random dropping at the same schedule is drawn so often, and the mean is compared with."""
-PAPER, SAME = "the paper's", "random, same schedule"
+PAPER, SAME = "the paper's", "random at the same schedule"
 
 
 def searched(control: str) -> str:
     """The role of the best that the same search found for a control."""
-    return f"{control}, searched"
+    return f"{control} searched alike"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def verdict(told: Sequence[Confirmed], goal: Goal, loss: str) -> Verdict:
     It must beat all of them, so no level needs to be adjusted; of a front's points each is judged by itself.
     """
     why = ""
-    for own in _found(told):
+    for own in _found(told, goal):
         controls = [c for c in told if c.number == own.number and c.role not in (CHOSEN, PAPER) and c.failure is None]
         held = [c for c in controls if not beats(c)]
         if controls and not held:
@@ -147,20 +147,31 @@ def verdict(told: Sequence[Confirmed], goal: Goal, loss: str) -> Verdict:
     return Verdict(NOTHING, f"nothing found that beats random on your data{why}")
 
 
-def _found(told: Sequence[Confirmed]) -> Iterator[Confirmed]:
-    """What was found, as far as it ran: one for each schedule; the middle of a front first."""
+def _found(told: Sequence[Confirmed], goal: Goal) -> Iterator[Confirmed]:
+    """What was found, as far as it ran: the middle of a front first, or what was measured to reach the target."""
     own = [c for c in told if c.role == CHOSEN and c.failure is None]
-    middle = (len(own) - 1) / 2
+    if goal.target is not None:
+        return iter(sorted(own, key=lambda c: not _reaches(c, goal.target)))
+    middle = (len(own) - 1) / 2 if goal.front else 0
     return iter(sorted(own, key=lambda c: abs(own.index(c) - middle)))
+
+
+def _reaches(own: Confirmed, target: float | None) -> bool:
+    figure = _speedup(own)
+    return figure is not None and target is not None and figure.value >= target
+
+
+def _speedup(own: Confirmed) -> stats.Estimate | None:
+    return stats.estimate(own.speedup) if own.speedup is not None else None
 
 
 def _speed(own: Confirmed, goal: Goal) -> str:
     """Its measured speed-up in words, and whether it misses the target."""
-    figure = stats.estimate(own.speedup) if own.speedup is not None else None
+    figure = _speedup(own)
     if figure is None:
         return "; its speed-up could not be measured"
     said = f", measured {figure.value:.2f}x as fast as the unpruned model ({interval(own.speedup)})"
-    if goal.target is not None and figure.value < goal.target:
+    if goal.target is not None and not _reaches(own, goal.target):
         said += f", which misses the target of {goal.target:g}x"
     return said
 

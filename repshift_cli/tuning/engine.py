@@ -58,7 +58,9 @@ class Session:
     def sensitivity(self) -> Tuning:
         """One cut at a time, by every method, sign and operation, and at random; nothing is searched."""
         space = self.planner.space()
-        choices = {m: {n: v for n, v in own.items() if n != "distance"} for m, own in space.choices.items()}
+        choices = {
+            m: {n: v for n, v in own.items() if n != "distance" or len(v) == 1} for m, own in space.choices.items()
+        }
         wide = replace(space, methods=(*space.methods, "random"), choices=choices)
         known = self._singles(wide, keeps_of(wide), range(len(self.ground.calibration)))
         return self._outcome("sensitivity", "one cut at one block at a time; nothing was searched", known)
@@ -162,7 +164,7 @@ class Session:
     # --- how it ends --------------------------------------------------------------------------------------------------
 
     def _confirmed(self, searches: Mapping[str, Search], known: Sequence[Single], model: CostModel) -> Tuning:
-        found = self._recommended(searches[MAIN].best())
+        found = self._recommended(searches[MAIN], model)
         if not found:
             none = f"nothing found that fits {goal_words(self.order.goal, self.ground.loss.label)}"
             return self._outcome(NOTHING, none, known, searches, model)
@@ -176,16 +178,22 @@ class Session:
             told = [c for c in told if c.number == said.number] + [c for c in told if c.number != said.number]
         return self._outcome(said.status, said.sentence, known, searches, model, told)
 
-    def _recommended(self, best: Sequence[Scored]) -> list[Scored]:
-        """The best, or a few points of the front that lie far apart."""
-        if not self.order.goal.front or len(best) <= confirm.MOST_POINTS:
-            return list(best if self.order.goal.front else best[:1])
+    def _recommended(self, own: Search, model: CostModel | None) -> list[Scored]:
+        """The best, at a target also the best that reaches it with the predictions' error to spare; or a few points of
+        the front that lie far apart."""
+        best, goal = own.best(), self.order.goal
+        if goal.target is not None:
+            error = model.typical if model is not None else None
+            sure = [s for s in best if s.milliseconds * (1 + (error or 0)) <= own.unpruned / goal.target]
+            return list(dict.fromkeys([*best[:1], *sure[:1]]))
+        if not goal.front or len(best) <= confirm.MOST_POINTS:
+            return list(best if goal.front else best[:1])
         places = np.linspace(0, len(best) - 1, confirm.MOST_POINTS).round().astype(int)
         return [best[place] for place in dict.fromkeys(places.tolist())]
 
     def _interrupted(self, searches: Mapping[str, Search], known: Sequence[Single], model: CostModel | None) -> Tuning:
         """The best so far as the search saw it."""
-        best = self._recommended(searches[MAIN].best()) if MAIN in searches else []
+        best = self._recommended(searches[MAIN], model) if MAIN in searches else []
         missing = self.ground.loss.missing("not confirmed")
         told = [
             Confirmed(CHOSEN, n, s.planned.case, s.planned.tokens, missing, s.loss, s.milliseconds)

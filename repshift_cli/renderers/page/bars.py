@@ -25,8 +25,8 @@ from repshift_cli.renderers.page.scales import Scale, from_zero
 
 LONGEST = 40
 """Letters of a label; the tip and the table have it whole."""
-VALUES = 150.0
-"""Room for the figures behind the bars."""
+FIGURE = 5.9
+"""About the width of a letter of the figures behind the bars."""
 
 
 def bars(figure: Bars, palette: Palette) -> Markup:
@@ -34,7 +34,8 @@ def bars(figure: Bars, palette: Palette) -> Markup:
     top, labels = 14.0, _label_room([m.label for m in figure.marks])
     bottom = top + LINE * len(figure.marks)
     reach = [v for m in figure.marks for v in (m.value, m.low, m.high) if v is not None]
-    scale = from_zero([*reach, *figure.lines], figure.zero, labels, WIDTH - VALUES)
+    values = 12 + FIGURE * max(len(m.short(figure.axis.unit)) for m in figure.marks)
+    scale = from_zero([*reach, *figure.lines], figure.zero, labels, WIDTH - values)
     drawn = [part for i, m in enumerate(figure.marks) for part in _bar(m, top + LINE * i, scale, figure, palette)]
     across = [line(scale(v), top - 4, scale(v), bottom, "even") for v in figure.lines]
     told = [_value(m, top + LINE * i, scale, figure) for i, m in enumerate(figure.marks)]
@@ -90,17 +91,8 @@ def _lying(figure: Stacks, colours: dict[str, str], shown: list[Markup], top: fl
         y = top + LINE * i
         drawn.append(text(start - 8, y + LINE / 2 + 4, shortened(stack.label, LONGEST), "end", "tick"))
         for name, low, high in _edges(stack):
-            drawn.append(
-                rect(
-                    scale(low),
-                    y + 3,
-                    scale(high) - scale(low),
-                    LINE - 6,
-                    f"bar {colours[name]}",
-                    data_tip=_tip(stack, name, high - low, figure),
-                    data_value=f"{high - low:.6g}",
-                )
-            )
+            box = (scale(low), y + 3, scale(high) - scale(low), LINE - 6)
+            drawn.append(_part(box, colours[name], _tip(stack, name, high - low, figure), high - low))
         drawn.append(
             text(scale(stack.total) + 6, y + LINE / 2 + 4, f"{number(stack.total)} {figure.axis.unit}", class_="value")
         )
@@ -119,20 +111,15 @@ def _upright(figure: Stacks, colours: dict[str, str], shown: list[Markup], top: 
         if i % every == 0 or i == len(figure.stacks) - 1:
             drawn.append(text(x + step / 2, bottom + 16, stack.label, "middle", "tick"))
         for name, low, high in _edges(stack):
-            drawn.append(
-                rect(
-                    x + step * 0.1,
-                    scale(high),
-                    step * 0.8,
-                    scale(low) - scale(high),
-                    f"bar {colours[name]}",
-                    data_tip=_tip(stack, name, high - low, figure),
-                    data_value=f"{high - low:.6g}",
-                )
-            )
+            box = (x + step * 0.1, scale(high), step * 0.8, scale(low) - scale(high))
+            drawn.append(_part(box, colours[name], _tip(stack, name, high - low, figure), high - low))
     words = text((left + WIDTH) / 2, bottom + 34, figure.axis.label, "middle", "axis")
     unit = type(figure.axis)(figure.axis.unit)
     return svg(bottom + ROOM_BELOW, shown, beside(scale, unit, left, WIDTH - SIDE), drawn, words, name=figure.title)
+
+
+def _part(box: tuple[float, float, float, float], colour: str, tip: str, value: float) -> Markup:
+    return rect(*box, f"bar {colour}", data_tip=tip, data_value=f"{value:.6g}")
 
 
 def _edges(stack: Stack) -> Iterator[tuple[str, float, float]]:

@@ -35,7 +35,7 @@ def _name(content: Run | ProfileRun | Inspection) -> str:
         return "analyze"
     if is_evaluation(content):
         return "eval"
-    return "operators" if any(case.model == OPERATORS for case in content.planned) else "bench"
+    return "operators" if any(r.case.model == OPERATORS for r in content.records) else "bench"
 
 
 def _words(key: str, value: Any) -> Iterator[str]:
