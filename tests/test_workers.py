@@ -184,15 +184,15 @@ def the_models() -> str:
 @pytest.mark.slow
 def test_every_other_way_to_misbehave(here: Path) -> None:
     ways = "exit_3,exit_0,sys_exit,hangs,hangs_in_c,eats,dies_while_built,raises_when_built_again,ok"
-    done = run(command(ways, "--case-timeout", 8))
+    done = run(command(ways, "--case-timeout", 15))
     found = rows(the_run())
-    assert done.returncode == 1 and "Traceback" not in done.stderr and the_run().options["case_timeout"] == 8
+    assert done.returncode == 1 and "Traceback" not in done.stderr and the_run().options["case_timeout"] == 15
     reasons = {
         "exit_3": "the process ended with exit code 3",
         "exit_0": "the process ended with exit code 0; the model ended it",
         "sys_exit": "SystemExit: 0",
-        "hangs": "it hung: no step was finished in 8 s (--case-timeout)",
-        "hangs_in_c": "it hung: no step was finished in 8 s (--case-timeout)",
+        "hangs": "it hung: no step was finished in 15 s (--case-timeout)",
+        "hangs_in_c": "it hung: no step was finished in 15 s (--case-timeout)",
         "eats": "out of memory: ",
     }
     for name, reason in reasons.items():
