@@ -41,8 +41,12 @@ class Trial:
 
 TRIALS = (
     Trial("digits, points", "accuracy/digits", "top1", "digits", accuracy=True),
-    Trial("DINOv2-S, Fashion-MNIST, points", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s", accuracy=True),
-    Trial("MiniLM, spam, points", "accuracy/minilm-spam", "probe_top1", "minilm", accuracy=True),
+    Trial(
+        "DINOv2-S, Fashion-MNIST, points", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s-fashion", accuracy=True
+    ),
+    Trial("the same by photos", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s"),
+    Trial("MiniLM, spam, points", "accuracy/minilm-spam", "probe_top1", "minilm-mails", accuracy=True),
+    Trial("the same by sentences", "accuracy/minilm-spam", "probe_top1", "minilm"),
     Trial("DINOv2-S, photos, cosine", "dinov2-s-photos", "fidelity_cosine", "dinov2-s"),
 )
 

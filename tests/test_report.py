@@ -88,7 +88,7 @@ def test_an_evaluation_has_its_answer_its_losses_and_its_course(tmp_path: Path) 
     assert titles[:4] == ["linear probe", "linear probe vs unpruned", "k-NN", "k-NN vs unpruned"]
     assert "linear probe by keep, cut after block 1" in titles and not any("Latency" in title for title in titles)
     assert any("linear probe by keep and layers" in title for title in titles)
-    assert any(words.startswith("No loss of linear probe shown in ") for words in page.words)
+    assert any(words.startswith("By linear probe no loss is shown in ") for words in page.words)
     assert any(words.startswith("repshift eval --model hf:real/minilm") for words in page.words)
     assert any("the same for every variant" in words for words in page.words)
     lost = next(figure for figure in of_evaluation.figures(run) if figure.title == titles[1])

@@ -34,7 +34,8 @@ def reduce(seen: Seen, case: Case) -> Reduction:
     The new sizes are the sums of those weights (their Eq. 6 to 9 and code), so that they do not add up to the number of
     tokens. The entropies are of the map without them. The similarity there is (cosine + 1) / 2, which matches alike.
 
-    Cost of deciding: the entropies need every row of the map (`kernels.maps`); C wide metric instead of ToMe's d.
+    Cost of deciding: the entropies, which need every row of the map (`kernels.maps`), 13 launches of BN for the
+    saliency, and ToMe's matching over C channels in the place of d.
     """
     metric = seen["rows"]
     found = tome.merge_by(metric, seen)

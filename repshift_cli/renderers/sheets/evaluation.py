@@ -69,7 +69,7 @@ def answer(records: Sequence[Record], shown: Sequence[str]) -> str:
     row = f"{why}: {labels(r.case for r in records)[chosen.case]}, {label} {', '.join(filter(None, figures))}"
     whole = next((m for r in records if (m := r.measurement(name)) and _lost(r, name) is None), None)
     unpruned = f" (unpruned: {_line(whole)})" if whole and whole.samples else ""
-    return f"No loss of {label} shown in {len(kept)} of {len(known)} pruned variants{unpruned}; {row}."
+    return f"By {label} no loss is shown in {len(kept)} of {len(known)} pruned variants{unpruned}; {row}."
 
 
 def _most_gained(kept: Sequence[Record]) -> tuple[Record, str]:
