@@ -58,7 +58,9 @@ class Session:
     def sensitivity(self) -> Tuning:
         """One cut at a time, by every method, sign and operation, and at random; nothing is searched."""
         space = self.planner.space()
-        choices = {m: {n: v for n, v in own.items() if n != "distance"} for m, own in space.choices.items()}
+        choices = {
+            m: {n: v for n, v in own.items() if n != "distance" or len(v) == 1} for m, own in space.choices.items()
+        }
         wide = replace(space, methods=(*space.methods, "random"), choices=choices)
         known = self._singles(wide, keeps_of(wide), range(len(self.ground.calibration)))
         return self._outcome("sensitivity", "one cut at one block at a time; nothing was searched", known)
