@@ -48,7 +48,8 @@ def score(seen: Seen, case: Case) -> Tensor:
     Cost: 5 launches and BNC e bytes for each pivot, a sort of BN among them; the pivots follow each other.
     """
     states, norms = F.normalize(seen["resid_post"], dim=-1), seen.free(seen.heard)
-    free, stay = seen.free_ones, seen.stay if seen.stays is None else seen.stays.unsqueeze(1)
+    free, stays = seen.free_ones, seen.stays
+    stay = seen.stay if stays is None else stays.unsqueeze(1)
     if free is not None:
         norms = norms.masked_fill(~free, -torch.inf)
     most = min(case.option("pivots") or 4, seen.stay)

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -35,8 +36,8 @@ class Seen(dict[str, Tensor]):
     prefix: int = 0
     suffix: int = 0
     stay: int = 0
-    free_ones: Tensor | None = None
-    stays: Tensor | None = None
+    roles: Tensor | None = None
+    counts: Callable[[], Tensor] | None = None
     heard: Any = None
     sizes: Tensor | None = None
     layer: int = 1
@@ -48,6 +49,16 @@ class Seen(dict[str, Tensor]):
         seen = cls()
         seen.layer, seen.depth = layer, depth
         return seen
+
+    @property
+    def free_ones(self) -> Tensor | None:
+        """Worked out when it is asked for, as `stays` is: most methods ask for neither."""
+        return None if self.roles is None else self.roles == 0
+
+    @property
+    def stays(self) -> Tensor | None:
+        """How many of each sample's tokens stay."""
+        return None if self.roles is None or self.counts is None else self.counts()[(self.roles == 0).sum(1)]
 
     def free(self, values: Tensor) -> Tensor:
         """What belongs to the tokens that may go: (B, N, ...) -> (B, n, ...), a view."""

@@ -175,8 +175,7 @@ def chosen(
     seen.prefix, seen.suffix = (subject.prefix, subject.suffix) if roles is None else (0, 0)
     seen.stay = left(length - subject.protected, *share)
     if roles is not None:
-        seen.free_ones = roles == 0
-        seen.stays = _counts(length, share, roles.device)[seen.free_ones.sum(1)]
+        seen.roles, seen.counts = roles, lambda: _counts(length, share, roles.device)
     with part("score"):
         if method.choose is not None and roles is not None:
             scores = marked_choice(method.choose, roles, share)
