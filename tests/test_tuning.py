@@ -256,6 +256,7 @@ def test_labels_and_divergence_are_those_of_a_plain_loop(folder: Path) -> None:
         on_data(Order.from_options({**told, "task": "retrieval"}))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_found_and_eval_takes_its_profile(folder: Path, tmp_path: Path, capsys: Any) -> None:
     out, as_json = tmp_path / "tuned.toml", tmp_path / "told.json"
     how = ("--trials", "3", "--cuts", "2", "--per-layer", "--layers", "1,2", "--methods", "norm", "--max-loss", "50")
