@@ -42,7 +42,7 @@ def measured_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=6, help="moments at which a sweep is killed (default: 6)")
-    parser.addoption("--mutants", type=int, default=1600, help="hostile files per campaign (default: 1600)")
+    parser.addoption("--mutants", type=int, default=3000, help="hostile files per campaign (default: 3000)")
     parser.addoption("--gpus", type=int, default=200, help="GPUs of the cluster that is played (default: 200)")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import own_scores
 import predictions
 from accuracies import Told, summary
 from operator_tables import operator_lengths
@@ -247,5 +248,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),
+    **{f"own-scores-{model}": own_scores.table(model) for model in own_scores.MODELS},
     "operators-lengths": on_device(operator_lengths, "cpu/operators"),
 }

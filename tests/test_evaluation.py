@@ -274,7 +274,9 @@ def test_a_disk_that_is_full_ends_it_in_a_sentence(
     monkeypatch.setattr(shards.store, "replacing", full)
     monkeypatch.setattr("repshift_cli.records.journal.Journal.create", lambda path, run, instead=None: _Kept(path, run))
     run = evaluate(capsys, tmp_path / "f.json", *SHORT, "--data", folder)
-    assert run.code == 1 and "No space left on device" in run.err and "Traceback" not in run.err
+    assert (
+        run.code == 1 and "No space left on device" in run.err and "--resume" in run.err and "Traceback" not in run.err
+    )
 
 
 class _Kept:

@@ -19,7 +19,8 @@ from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers.figures import of_inspection, of_profile, of_run
 from repshift_cli.renderers.figures.measured import Measured
 from repshift_cli.renderers.figures.shapes import Bars, Heat, Plane, Samples, Stacks, drift, number
-from repshift_cli.renderers.page import charts, scales
+from repshift_cli.renderers.page import charts, drawing, scales
+from repshift_cli.renderers.page.drawing import Palette
 from repshift_cli.renderers.page.markup import Markup, tag
 from repshift_cli.renderers.sheets.evaluation import answer
 
@@ -159,3 +160,17 @@ def test_a_long_map_shows_each_nth_column_and_ratios_turn_at_1() -> None:
     assert heat.zero == 1.0 and [row[0].value for row in heat.cells if row[0]] == [0.5, 2.0]
     drawing = charts.drawn(heat, charts.palette_of([heat]))
     assert drawing.count('class="cell lost"') == drawing.count('class="cell won"') == 2000
+
+
+def test_what_random_draws_stands_in_one_plane_whatever_its_seed() -> None:
+    run = small_run()
+    quality = exact("fidelity_cosine", "cosine", "", "higher", "compared", 0.9)
+    row = replace(run.records[2], measurements=(*run.records[2].measurements[:3], quality))
+    again = replace(row, case=replace(row.case, pruning="random", options=(), seed=1))
+    planes = list(of_run.trade(Measured(replace(run, planned=(), records=(row, again)))))
+    assert [len(plane.points) for plane in planes if isinstance(plane, Plane)] == [2]
+
+
+def test_groups_are_told_apart_by_colour_and_shape() -> None:
+    palette = Palette.of(map(str, range(32)))
+    assert len({(palette.colour(str(i)), drawing.shape(palette.shape(str(i)))) for i in range(32)}) == 32

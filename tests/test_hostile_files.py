@@ -148,7 +148,7 @@ def test_option_values_give_a_list_or_a_sentence(
     pairs = [(name, value) for name in sorted({*taking} - FREE_OPTIONS) for value in HOSTILE_VALUES]
     assert len(pairs) > 300
     wrong: dict[str, str] = {}
-    for name, value in random.Random(0).sample(pairs, min(len(pairs), mutants // 4)):
+    for name, value in random.Random(0).sample(pairs, min(len(pairs), mutants // 6)):
         command = ("bench", "--dry-run", *(() if name == "--model" else ("--model", "vit_t")), f"{name}={value}")
         if trouble := check(command, tmp_path, tmp_path, capsys):
             wrong.setdefault(trouble, f"{name}={value[:40]!r}")

@@ -7,6 +7,7 @@ import re
 from statistics import fmean
 
 import operator_tables
+import own_scores
 import pytest
 from accuracies import Told
 from operator_tables import speedup
@@ -239,3 +240,13 @@ def test_what_the_operators_page_says_of_the_lengths() -> None:
     assert faster == {"`dmc`"}
     lacking = [line for line in operator_tables.operator_lengths().splitlines() if line.startswith("- Not here")]
     assert "`cudnn`" in lacking[0] and "exists on CUDA only" in lacking[0]
+
+
+def test_no_single_rule_of_our_own_beats_random_and_the_shift_on_the_images() -> None:
+    methods = own_scores.result("dinov2")["methods"]
+    ahead = [name for name in own_scores.tried("dinov2") if own_scores.beats_both("dinov2", name)]
+    assert ahead == ["merged into nearest kept"]
+    assert methods[ahead[0]]["chosen"] == ["merge greedy", "merge greedy", "merge stride"]
+    low = [own_scores.gain("dinov2", "novelty", control, "cosine").low for control in own_scores.CONTROLS]
+    assert all(value is not None and value > 0 for value in low)
+    assert says(RESULTS.text, "beats both by the cosine of the output, not by the probe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny import one_thread  # noqa: F401
 
 from repshift_cli import cli, prune
+from repshift_cli.evaluation.tasks import NotFinite
 from repshift_cli.records import Progress, UsageError
 from repshift_cli.records.tuning import CHOSEN, FOUND, INTERRUPTED, NOTHING, Tuning
 from repshift_cli.renderers.sheets.tuning import sheets
@@ -254,6 +256,7 @@ def test_labels_and_divergence_are_those_of_a_plain_loop(folder: Path) -> None:
         on_data(Order.from_options({**told, "task": "retrieval"}))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_found_and_eval_takes_its_profile(folder: Path, tmp_path: Path, capsys: Any) -> None:
     out, as_json = tmp_path / "tuned.toml", tmp_path / "told.json"
     how = ("--trials", "3", "--cuts", "2", "--per-layer", "--layers", "1,2", "--methods", "norm", "--max-loss", "50")
@@ -278,3 +281,20 @@ def test_images_without_classes_are_halved_too(tmp_path: Path) -> None:
     told = {"model": "vit_t", "image_size": 32, "batch": 2, "device": "cpu", "threads": 1, "data": str(tmp_path)}
     own = begin(Order.from_options(told), lambda word: None).ground
     assert [len(split) for split in (own.calibration, own.held_out)] == [1, 1]
+
+
+def test_a_candidate_whose_output_is_nan_ends_alone_and_a_missing_package_is_said(monkeypatch: Any) -> None:
+    own = planted.session(order(target="1.2x"))
+    judged = own.ground.judged
+
+    def broken(case: Any, output: Any, batch: Any) -> Any:
+        if case.layers and case.layers[0] == 1:
+            raise NotFinite("the output holds NaN or infinity")
+        return judged(case, output, batch)
+
+    own.ground.judged = broken
+    found = own.tune()
+    assert chosen(found).case.layers[0] > 1 and {s.layer for s in found.singles} == {2, 3}
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UsageError, match="pip install 'optuna>=4'"):
+        planted.session(order()).tune()

@@ -23,6 +23,7 @@ class Shards:
     """The folder of one evaluation: `identity` is all that its numbers depend on beside the variant."""
 
     def __init__(self, run_file: Path, identity: Any) -> None:
+        self._run_file = run_file
         self._whole = run_file.with_name(f"{run_file.name}.parts")
         self._folder = self._whole / _digest(identity)
 
@@ -85,7 +86,10 @@ class Shards:
             with store.replacing(path) as temporary:
                 temporary.write_bytes(data)
         except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror or error}; what was evaluated is kept") from error
+            raise StoreError(
+                f"cannot write {path}: {error.strerror or error}; what was evaluated is kept: make room, then go on by "
+                f"repshift eval --resume {self._run_file}"
+            ) from error
 
 
 def _digest(value: Any) -> str:

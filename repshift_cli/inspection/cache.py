@@ -199,9 +199,9 @@ def _by_kind(look: Look, sizes: Sizes) -> Iterator[Quantity]:
         "MiB",
         low=0,
     )
-    dtype = next(look.subject.module.parameters()).dtype
+    like = next(look.subject.module.parameters())
     with torch.inference_mode():  # not the model's attention, but the operators' own
-        found = [[of_operator(kind, n, sizes, look.case.device, dtype) for kind in OPERATORS] for n in LENGTHS]
+        found = [[of_operator(kind, n, sizes, like) for kind in OPERATORS] for n in LENGTHS]
     yield quantity(
         "operator_times",
         "one query",
@@ -211,6 +211,7 @@ def _by_kind(look: Look, sizes: Sizes) -> Iterator[Quantity]:
         [[time for time, _ in row] for row in found],
         "ms",
         low=0,
+        missing="its kernel does not take this dtype here",
     )
     yield quantity(
         "operator_bytes",

@@ -160,14 +160,16 @@ def silenced(subject: Subject, threshold: float, others: bool = False, seed: int
     """Within it, on each sample of a batch, the heads that are dormant on that sample put out zero; or as many `others`
     at random in their place."""
     real: list[Tensor | None] = []
+    size: list[int] = []
     draw = torch.Generator().manual_seed(seed)
 
     def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         real[:] = [None if subject.roles is None else places_of_real(subject, kwargs or args)]
+        size[:] = [len(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim][:1]
 
     def silence(call: AttentionCall, attend: Attend) -> Tensor:
         out = attend(call)
-        if call.query.shape[2] != call.key.shape[2]:
+        if call.query.shape[2] != call.key.shape[2] or [len(out)] != size:  # windows, frames by themselves
             return out
         norms = _mean_norms(out, real[0])
         off = norms < threshold * norms.mean(1, keepdim=True)

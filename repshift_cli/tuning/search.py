@@ -16,6 +16,7 @@ import numpy as np
 
 from repshift_cli.analysis import pareto
 from repshift_cli.evaluation.tasks import NotFinite
+from repshift_cli.machine.packages import install
 from repshift_cli.records import CaseBroken, UsageError
 from repshift_cli.sweep.plan import Planned
 from repshift_cli.tuning.order import Goal
@@ -190,6 +191,6 @@ def optuna_here() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise UsageError("tune needs the package optuna; pip install optuna") from error
+        raise UsageError(f"tune needs the package optuna: {install('tune')}") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 
 import numpy as np
 
+from repshift_cli.evaluation.tasks import NotFinite
+from repshift_cli.records import CaseBroken
 from repshift_cli.records.tuning import Single
 from repshift_cli.sweep.plan import Planned
 from repshift_cli.tuning.order import STEP
@@ -38,13 +41,14 @@ def sensitivity(
     losses: Callable[[Planned], np.ndarray],
     told: Callable[[int], None],
 ) -> list[Single]:
-    """The loss of each of these single cuts; what the model refuses is left out."""
+    """The loss of each of these single cuts; what the model refuses or breaks at is left out."""
     made = []
     for number, one in enumerate(found, start=1):
         planned = plan(one)
         if planned.refused is None and isinstance(one.keep, float):
-            loss = float(losses(planned).mean())
-            made.append(Single(one.method, one.layers[0], one.keep, one.options, loss))
+            with contextlib.suppress(CaseBroken, NotFinite):
+                loss = float(losses(planned).mean())
+                made.append(Single(one.method, one.layers[0], one.keep, one.options, loss))
         told(number)
     return made
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from repshift_cli.operators import decode, decode_gqa, decode_mla, decode_mqa, dmc, paged, slim
 from repshift_cli.operators.base.inputs import planted
 from repshift_cli.operators.base.spec import Shape, Spec
+from repshift_cli.operators.gqa import heads_of
 from repshift_cli.records import kept
 
 KEEP = 0.5
@@ -40,7 +43,7 @@ def cache_bytes(kind: str, tokens: int, s: Sizes, layer: int = 1, keep: float = 
     | kind | numbers per token and layer |
     |---|---|
     | multi-head | 2 H d |
-    | grouped (the model's own where Hkv < H) | 2 Hkv d |
+    | grouped | 2 Hkv d, Hkv the model's own where it has groups, else H / 4 |
     | multi-query | 2 d |
     | MLA | 4 d + d / 2: latent and rotary key of DeepSeek-V2 (arXiv 2405.04434) |
     | slim | H d: keys alone (arXiv 2503.05840) |
@@ -51,7 +54,7 @@ def cache_bytes(kind: str, tokens: int, s: Sizes, layer: int = 1, keep: float = 
     own = 2 * s.kv_heads * s.head_dim
     numbers = {
         "multi-head": 2 * s.heads * s.head_dim * tokens,
-        "grouped": own * tokens,
+        "grouped": 2 * heads_of(s.heads, s.kv_heads) * s.head_dim * tokens,
         "multi-query": 2 * s.head_dim * tokens,
         "MLA": (4 * s.head_dim + s.head_dim // 2) * tokens,
         "slim": s.heads * s.head_dim * tokens,
@@ -75,6 +78,7 @@ OPERATORS: dict[str, Any] = {
 }
 """The operator of each kind, in its plain form."""
 KINDS = (*OPERATORS, "pruned")
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OF_ALL_HEADS = ("multi-head", "slim")
 """Kinds that have a key for each query head, whatever the model has."""
 
@@ -96,17 +100,22 @@ def _now(device: str, clock: Callable[[], float]) -> float:
     return clock()
 
 
-def of_operator(kind: str, tokens: int, s: Sizes, device: str, dtype: torch.dtype) -> tuple[float, int]:
-    """Milliseconds of one query's attention in one layer, and the bytes that its operator reads of one layer's cache.
+def of_operator(kind: str, tokens: int, s: Sizes, like: Tensor) -> tuple[float | None, int]:
+    """Milliseconds of one query's attention in one layer, None where its kernel does not take the dtype, and the bytes
+    that its operator reads of one layer's cache.
 
-    Keys and values are planted (see `operators/`), batch 1, made before anything is timed.
+    Keys and values are planted (see `operators/`), batch 1, in the dtype and on the device of `like`, made before
+    anything is timed.
     """
     operator = OPERATORS[kind]
     own = s.heads if kind in OF_ALL_HEADS else s.kv_heads
     spec = Spec(causal=True, page=PAGE, compression=COMPRESSION)
     given = planted(Shape(1, s.heads, own, tokens, s.head_dim, tokens), spec.seed)
-    made = operator.arrange(*(t.to(device, dtype) for t in given), spec)
+    made = operator.arrange(*(t.to(like) for t in given), spec)
     engine = operator.ENGINES["plain"]
+    held = sum({t.data_ptr(): t.nbytes for t in (made.k, made.v)}.values())
+    if like.is_cuda and DTYPES.get(like.dtype) not in engine.offers.dtypes["cuda"]:
+        return None, held
     with engine.session():
-        time_ = timed(lambda: engine.attend(made.q, made.k, made.v, spec, **made.parameters), device)
-    return time_, sum({t.data_ptr(): t.nbytes for t in (made.k, made.v)}.values())
+        attended = partial(engine.attend, made.q, made.k, made.v, spec, **made.parameters)
+        return timed(attended, str(like.device)), held

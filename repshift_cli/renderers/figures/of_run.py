@@ -95,12 +95,12 @@ def trade(measured: Measured, quality: Sequence[Measurement] | None = None) -> I
     """
     if quality is None:
         quality = [m for m in metrics_of(measured.records) if m.source in QUALITY and not m.detail]
-    groups = list(dict.fromkeys(record.case.group for record in measured.records))
+    groups = list(dict.fromkeys(_setting(record.case) for record in measured.records))
     drawn = groups[:MOST_GROUPS]
     more = f"; {len(drawn)} of {len(groups)} models and inputs are drawn" if len(groups) > len(drawn) else ""
     speeds = dict(measured.rows(is_speedup)) or dict(measured.rows(is_time))
     for group in drawn:
-        own = [row for row in speeds if measured.records[row].case.group == group]
+        own = [row for row in speeds if _setting(measured.records[row].case) == group]
         for like in quality:
             plane = _trade(measured, own, speeds, like, group if len(groups) > 1 else ())
             if plane is not None:
@@ -136,6 +136,11 @@ def _trade(
     edge = sorted((p for p in points if p.front), key=lambda p: p.x.value)
     curve = Curve("front", tuple((p.x.value, p.y.value) for p in edge))
     return Plane(f"{y_axis.label} against {x_axis.label}{where}", caption, x_axis, y_axis, points, (curve,))
+
+
+def _setting(case: Case) -> tuple[object, ...]:
+    """What the points of one plane share: model and input, whatever the seed of what is drawn at random."""
+    return replace(case, seed=0).group
 
 
 def _wish(value: float, axis: Axis) -> float:

@@ -25,8 +25,8 @@ from repshift_cli.renderers.page.scales import Scale, from_zero
 
 LONGEST = 40
 """Letters of a label; the tip and the table have it whole."""
-VALUES = 150.0
-"""Room for the figures behind the bars."""
+FIGURE = 5.9
+"""About the width of a letter of the figures behind the bars."""
 
 
 def bars(figure: Bars, palette: Palette) -> Markup:
@@ -34,7 +34,8 @@ def bars(figure: Bars, palette: Palette) -> Markup:
     top, labels = 14.0, _label_room([m.label for m in figure.marks])
     bottom = top + LINE * len(figure.marks)
     reach = [v for m in figure.marks for v in (m.value, m.low, m.high) if v is not None]
-    scale = from_zero([*reach, *figure.lines], figure.zero, labels, WIDTH - VALUES)
+    values = 12 + FIGURE * max(len(m.short(figure.axis.unit)) for m in figure.marks)
+    scale = from_zero([*reach, *figure.lines], figure.zero, labels, WIDTH - values)
     drawn = [part for i, m in enumerate(figure.marks) for part in _bar(m, top + LINE * i, scale, figure, palette)]
     across = [line(scale(v), top - 4, scale(v), bottom, "even") for v in figure.lines]
     told = [_value(m, top + LINE * i, scale, figure) for i, m in enumerate(figure.marks)]

@@ -40,8 +40,9 @@ class Palette:
         return f"c{place % COLOURS}{' light' if place % (2 * COLOURS) >= COLOURS else ''}"
 
     def shape(self, group: str) -> int:
-        """The number of the shape that points of the group have."""
-        return self.places.get(group, 0) // 2
+        """The number of the shape that points of the group have: another one where a colour comes again."""
+        place = self.places.get(group, 0)
+        return place // 2 + place // COLOURS
 
 
 def svg(height: float, *children: Iterable[Markup] | Markup, name: str) -> Markup:
