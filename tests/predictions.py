@@ -47,6 +47,7 @@ TRIALS = (
     Trial("the same by photos", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s"),
     Trial("MiniLM, spam, points", "accuracy/minilm-spam", "probe_top1", "minilm-mails", accuracy=True),
     Trial("the same by sentences", "accuracy/minilm-spam", "probe_top1", "minilm"),
+    Trial("SmolLM2, next-token loss, nats", "accuracy/smollm2-topics", "next_token_loss", "smollm2-topics", better=-1),
     Trial("DINOv2-S, photos, cosine", "dinov2-s-photos", "fidelity_cosine", "dinov2-s"),
 )
 
@@ -105,11 +106,7 @@ def signs_right(found: Sequence[Schedule]) -> str:
 # --- why the sign flips ---------------------------------------------------------------------------------------------
 
 THROUGH = ("norm", "attention received", "reader's attention")
-INSPECTED = tuple(
-    name
-    for name in ("dinov2-s", "digits", "dinov2-s-fashion", "minilm", "minilm-mails", "smollm2", "smollm2-topics")
-    if (FOLDER / "inspection" / f"{name}.json").is_file()
-)
+INSPECTED = ("dinov2-s", "digits", "dinov2-s-fashion", "minilm", "minilm-mails", "smollm2", "smollm2-topics")
 
 
 def signs() -> str:

@@ -10,6 +10,7 @@ from repshift_cli.analysis import stats
 from repshift_cli.profiling.annotations import SELECTION
 from repshift_cli.records import Case, Record, Run, store
 from repshift_cli.records.profile import ProfileRun, total
+from repshift_cli.renderers.page.command import command_of
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines"
 NOTHING = "–"
@@ -28,21 +29,10 @@ def rivals(name: str) -> Callable[[], str]:
             peak = f"{_value(record, 'memory_peak_allocated') / 2**20:.0f} MiB"
             own = (rival(record.case), _tokens(record), *times, shares.get(rival(record.case), NOTHING), macs, peak)
             lines.append(f"| {' | '.join(own)} |")
-        return "\n".join(["```console", command(f"cpu/{name}"), "```", "", *lines, "", beyond(f"cpu/{name}")])
+        asked = ["```console", f"$ {command_of(_run(f'cpu/{name}'))}", "```", ""]
+        return "\n".join([*asked, *lines, "", beyond(f"cpu/{name}")])
 
     return table
-
-
-def command(name: str) -> str:
-    """The command that a run was asked for by."""
-    options, told = _run(name).options, ["$ repshift bench"]
-    for option in ("model", "batch", "frames", "keep", "layers", "variant", "ahead", "rounds", "threads"):
-        given = options.get(option)
-        if option == "layers":
-            told += [f"--layers {','.join(map(str, schedule))}" for schedule in given]
-        elif given:
-            told.append(f"--{option} {','.join(map(str, given)) if isinstance(given, list) else given}")
-    return " ".join(told)
 
 
 def beyond(name: str) -> str:

@@ -64,8 +64,9 @@ def test_the_page_says_what_the_inspections_hold() -> None:
     assert packed["packed", later] == packed["packed, start tokens", later] == 0
     apart = packed["packed, masked apart", later]
     assert f"masked apart, {apart:.0%} on each" in PAGE
-    norms = [v for v, place in zip(*(sinks.quantity(n).values for n in ("norm", "place")), strict=True) if place == 0]
-    assert f"has {min(v for v in norms if v):.0f} to {max(v for v in norms if v):.0f} times the median norm" in PAGE
+    norms, places, shifts = (sinks.quantity(n).values for n in ("norm", "place", "shift_rank"))
+    assert f"has up to {max(v for v in norms if v):.0f} times the median norm" in PAGE
+    assert all(shift and shift > 0.99 for shift, place in zip(shifts, places, strict=True) if place == 0)
     early = [v for (b, of), v in answer("smollm2", "score").quantity("correlation").items() if of == "norm" and v]
     assert min(early[:16]) > 0.725 and max(early[:16]) == pytest.approx(1, abs=0.005)
     assert set(answer("digits", "heads").quantity("dormant").values) == {0}

@@ -22,7 +22,7 @@ from repshift_cli.attention.base.swap import attending
 from repshift_cli.kernels.cut import gather
 from repshift_cli.kernels.sdpa import AttentionCall, heard_by, watched_by
 from repshift_cli.kernels.select import top
-from repshift_cli.records import Case, Facts, call, removals, tokens_along
+from repshift_cli.records import Case, Facts, UsageError, call, removals, tokens_along
 from repshift_cli.reduction.engine.heard import proportional
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.seen import Seen, place_of
@@ -264,6 +264,36 @@ def the_reason(facts: Facts, variant: str, device: str = "cpu", **axes: Any) -> 
 )
 def test_what_cannot_be_is_refused_with_the_reason(facts: Facts, asked: dict[str, Any], said: str) -> None:
     assert said in (the_reason(facts, **asked) or "")
+
+
+class Parallel(tiny.PreNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return x + self.mix(y) + self.feed(y)
+
+
+@pytest.mark.parametrize(("name", "said"), [("tome", "have no state there"), ("mctf", "have none apart")])
+def test_branches_that_stand_side_by_side_are_refused(name: str, said: str) -> None:
+    module, inputs = tiny.roughen(tiny.PlainTransformer(Parallel)), (torch.randn(2, 12, tiny.WIDTH),)
+    with pytest.raises(UsageError, match=said), pruned(tiny.subject(module, inputs), METHODS[name].method, given(name)):
+        pass
+
+
+class Twice(tiny.Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + super().forward(x)
+
+
+def test_a_map_is_not_reused_where_a_block_has_two() -> None:
+    module, inputs = tiny.roughen(tiny.PlainTransformer()), (torch.randn(2, 12, tiny.WIDTH),)
+    for block in module.blocks:
+        block.mix.__class__ = Twice
+    subject = tiny.subject(module, inputs)
+    with (
+        pruned(subject, METHODS["mctf"].method, given("mctf")),
+        pytest.raises(UsageError, match="calls attention 2 times"),
+    ):
+        module(*inputs)
 
 
 def test_where_no_bias_is_taken_the_row_says_that_it_ran_without() -> None:

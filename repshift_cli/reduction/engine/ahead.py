@@ -56,6 +56,8 @@ class Ahead:
     def _at_start(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = tokens_of((*args, *kwargs.values()))
         first = self._cut(module, args, kwargs)
+        self._asking.clear()  # of a forward that failed
+        self._calls.clear()
 
         def ask() -> None:
             self._hearing.answers(hidden, self._unanswered, self._seen)
@@ -66,7 +68,6 @@ class Ahead:
 
         fewer, reduction = self._settle(hidden, ask)
         self._hearing.answers(fewer, self._by_merging(reduction) if reduction.asks else None, None)
-        self._calls.clear()
         args = tuple(fewer if v is hidden else v for v in args)
         return self._cut(module, args, {name: fewer if v is hidden else v for name, v in kwargs.items()})
 
@@ -80,7 +81,11 @@ class Ahead:
 
     def _by_merging(self, reduction: Reduction) -> Callable[[AttentionCall, Answer], Tensor]:
         """What answers the block's call by the map of the one before."""
-        (asked,) = self._calls
+        if len(self._calls) != 1:
+            raise UsageError(
+                f"a map cannot be reused where a block calls attention {len(self._calls)} times; use --ahead off"
+            )
+        asked = self._calls.pop()
 
         def merged(call: AttentionCall, answer: Answer) -> Tensor:
             ends = reduction.ends(asked.query.shape[-2], call.query.device)

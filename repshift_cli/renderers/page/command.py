@@ -13,7 +13,7 @@ from repshift_cli.renderers.sheets.evaluation import is_evaluation
 
 DENIED = ("causal",)
 """What means something else where it is not said than where it is denied."""
-UNASKED = {"eval": ("evaluation", "hbm"), "analyze": ("batch", "hbm", "keep", "layers")}
+UNASKED = {"eval": ("evaluation", "hbm"), "analyze": ("batch", "hbm", "keep", "layers"), "profile": ("hbm",)}
 """What a file holds beside the options of its command."""
 SPELT = {"columns": "column"}
 
