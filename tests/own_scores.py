@@ -12,7 +12,7 @@ from repshift_cli.analysis import stats
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu" / "accuracy"
 CONTROLS = ("random", "repshift")
-MODELS = ("dinov2",)
+MODELS = ("dinov2", "minilm")
 PRIMARY = {"dinov2": "probe", "minilm": "cosine"}
 """The measure that decides, named before anything was run."""
 DIGITS = {"probe": 1, "knn": 1, "cosine": 3}

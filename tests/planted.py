@@ -98,7 +98,7 @@ def session(order: Order, helps: bool = True, observe: Any = lambda _: None) -> 
     marked = MARKED if helps else TOKENS
     made = [Batch(n, (tokens(1 + n, marked),), tuple(range(BATCH))) for n in range(BATCHES)]
     ground = of_batches(own, planner.unpruned.case, made, "cpu")
-    return Session(order, ground, planner, clock(planner), observe)
+    return Session(order, ground, planner, clock(planner), clock(planner), observe)
 
 
 def milliseconds(planned: Any) -> float:

@@ -21,6 +21,7 @@ from repshift_cli.records import Measurement, Record, Run
 from repshift_cli.records.json_codec import to_json
 from repshift_cli.renderers import View, csv, document_of, json, markdown, table
 from repshift_cli.renderers.sheets.cells import Column
+from repshift_cli.renderers.sheets.row_columns import case_columns
 from repshift_cli.renderers.sheets.run import sheets
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -344,3 +345,15 @@ def test_renderers_know_no_metric_by_name() -> None:
     for file in Path(next(iter(renderers.__path__))).glob("*.py"):
         strings = {n.value for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Constant)}
         assert not names & strings, file.name
+
+
+def test_an_option_that_differs_between_methods_only_is_no_column() -> None:
+    """Their names tell the rows apart; one that one method has in two values is needed."""
+    shift = replace(ON_CPU, pruning="repshift", keep=0.5, layers=(3,), options=(("form", "paper"),))
+    norm = replace(shift, pruning="norm", options=(("form", "update"),))
+    other = replace(shift, options=(("form", "update"),))
+    named = [
+        {column.title for column in case_columns([Record(case, "ok") for case in cases])}
+        for cases in ((shift, norm), (shift, norm, other))
+    ]
+    assert "form" not in named[0] and "form" in named[1]

@@ -35,6 +35,7 @@ from repshift_cli.renderers.sheets.gate import document_of as document_of_gate
 
 ROOT = Path(__file__).parent.parent
 BASELINES = ROOT / "profiles" / "baselines" / "cpu"
+EVALUATION, INSPECTION = BASELINES / "accuracy" / "minilm-spam.json", BASELINES / "inspection" / "minilm.json"
 PROFILE = Path(__file__).parent / "data" / "profile-schema-2.json"
 
 
@@ -82,9 +83,8 @@ def outcome() -> Outcome:
 
 def test_an_evaluation_has_its_answer_its_losses_and_its_course(tmp_path: Path) -> None:
     """Its figures are those of the run; nothing is said of a speed that nobody measured."""
-    path = BASELINES / "accuracy" / "minilm-spam.json"
-    _, page = page_of(tmp_path, path.read_text(encoding="utf-8"))
-    run, titles = store.load(path), page.titles()
+    _, page = page_of(tmp_path, EVALUATION.read_text(encoding="utf-8"))
+    run, titles = store.load(EVALUATION), page.titles()
     assert titles[:4] == ["linear probe", "linear probe vs unpruned", "k-NN", "k-NN vs unpruned"]
     assert "linear probe by keep, cut after block 1" in titles and not any("Latency" in title for title in titles)
     assert any("linear probe by keep and layers" in title for title in titles)
@@ -102,11 +102,10 @@ def test_an_evaluation_has_its_answer_its_losses_and_its_course(tmp_path: Path) 
 
 
 def test_an_inspection_has_its_maps_by_layer_and_head(tmp_path: Path) -> None:
-    path = BASELINES / "inspection" / "minilm.json"
-    _, page = page_of(tmp_path, path.read_text(encoding="utf-8"))
+    _, page = page_of(tmp_path, INSPECTION.read_text(encoding="utf-8"))
     assert "Attention sinks: attention on the first token" in page.titles()
     assert any(words.startswith("repshift analyze --model hf:real/minilm") for words in page.words)
-    run = store.load_any(path)
+    run = store.load_any(INSPECTION)
     assert isinstance(run, Inspection)
     heat = next(f for f in of_inspection.figures(run) if isinstance(f, Heat) and "first token" in f.title)
     q = run.answer("sinks").quantity("attention_first")
@@ -193,7 +192,7 @@ def test_other_commands_write_the_page_too(tmp_path: Path) -> None:
 
 def everything_poisoned() -> list[str]:
     """A file of every kind, with code behind every text."""
-    stored = [PROFILE, BASELINES / "inspection" / "minilm.json", BASELINES / "accuracy" / "minilm-spam.json"]
+    stored = [PROFILE, INSPECTION, EVALUATION]
     series = [replace(s, case=replace(s.case, model=SCRIPT)) for s in course()]
     return [poisoned(record) for record in (small_run(), outcome(), series, search(), *map(store.load_any, stored))]
 
@@ -295,7 +294,7 @@ def test_a_folder_gives_what_it_holds(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "<title>repshift: a.json</title>" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", sorted(BASELINES.glob("**/*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted([*BASELINES.glob("*.json"), EVALUATION, INSPECTION]), ids=lambda p: p.stem)
 def test_the_command_that_measures_again_has_options_that_exist(path: Path) -> None:
     line = command_of(store.load_any(path))
     assert line is not None

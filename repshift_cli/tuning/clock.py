@@ -9,7 +9,7 @@ from repshift_cli.analysis import stats
 from repshift_cli.benchmark import builder
 from repshift_cli.evaluation import speed
 from repshift_cli.evaluation.loop import Contender
-from repshift_cli.records import Case, Progress, Record, UsageError
+from repshift_cli.records import Case, Measurement, Progress, Record, UsageError
 from repshift_cli.sweep.axes import Axes
 from repshift_cli.sweep.plan import Planned
 from repshift_cli.tuning.costs import CostModel, Load, fit, load_of
@@ -47,15 +47,30 @@ def probes(methods: Sequence[str], layers: Sequence[int]) -> list[Candidate]:
 
 
 def cost_model(planned: Sequence[Planned], depth: int, clock: Clock) -> CostModel:
-    """The model fitted to these cases and the unpruned one; UsageError where none could be timed."""
+    """The model fitted to these cases and the unpruned one; UsageError where none could be timed.
+
+    A pruned case's time is that of the unpruned one over its paired speed-up: what a busy machine does to both is left
+    out.
+    """
     times = clock(planned)
+    plain = next((_value(record, "latency") for case, record in times.items() if not case.layers), None)
+    if plain is None:
+        reasons = {record.reason for record in times.values() if record.reason}
+        raise UsageError(f"the unpruned model could not be timed: {next(iter(reasons), 'it did not run')}")
     observed: list[tuple[Load, float]] = []
     for case, record in times.items():
-        latency = record.measurement("latency")
-        value = stats.point(latency) if latency else None
-        if value is not None:
-            observed.append((load_of(record.tokens, case.layers, depth, case.pruning), value))
-    if not observed:
-        reasons = {record.reason for record in times.values() if record.reason}
-        raise UsageError(f"nothing could be timed: {next(iter(reasons), 'no case ran')}")
+        ratio = next((m.metric for m in record.measurements if is_speedup(m)), "") if case.layers else ""
+        faster = _value(record, ratio) if case.layers else 1.0
+        if faster is not None:
+            observed.append((load_of(record.tokens, case.layers, depth, case.pruning), plain / faster))
     return fit(observed)
+
+
+def is_speedup(measurement: Measurement) -> bool:
+    """Whether it is a paired speed-up that was measured."""
+    return measurement.metric.startswith("speedup_vs_") and bool(measurement.samples)
+
+
+def _value(record: Record, metric: str) -> float | None:
+    measurement = record.measurement(metric)
+    return stats.point(measurement) if measurement is not None else None

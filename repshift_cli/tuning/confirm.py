@@ -11,7 +11,7 @@ from repshift_cli.analysis import stats
 from repshift_cli.records import Case, Measurement, Metric, Record, one_line
 from repshift_cli.records.tuning import CHOSEN, FOUND, NOTHING, Confirmed
 from repshift_cli.sweep.plan import Planned
-from repshift_cli.tuning.clock import Clock
+from repshift_cli.tuning.clock import Clock, is_speedup
 from repshift_cli.tuning.order import Goal
 from repshift_cli.tuning.search import Scored
 from repshift_cli.tuning.space import Candidate
@@ -109,7 +109,7 @@ def versus_of(metric: Metric) -> Metric:
 def _timed(one: Confirmed, record: Record | None) -> Confirmed:
     if record is None or record.status != "ok":
         return one
-    ratios = [m for m in record.measurements if m.metric.startswith("speedup_vs_") and m.samples]
+    ratios = [m for m in record.measurements if is_speedup(m)]
     return replace(one, latency=record.measurement("latency"), speedup=next(iter(ratios), None))
 
 

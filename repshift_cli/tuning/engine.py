@@ -31,18 +31,24 @@ from repshift_cli.tuning.sensitivity import greedy, keeps_of, sensitivity, singl
 from repshift_cli.tuning.space import SIGN, Candidate, Space, paper, uniform
 
 Observe = Callable[[Progress], None]
+ROUGH = 0.1
+"""From this typical error on predictions are said to be rough."""
 MAIN = "tuned"
 """The study of what is sought; the others have the names of the controls."""
 
 
 @dataclass
 class Session:
-    """A search on its way: its parts are given, so that a test gives a model and a clock of its own."""
+    """A search on its way: its parts are given, so that a test gives a model and a clock of its own.
+
+    `clock` times what the cost model is fitted to, `final` what is recommended.
+    """
 
     order: Order
     ground: Ground
     planner: Planner
     clock: Clock
+    final: Clock
     observe: Observe = lambda _: None
     threads: int | None = None
     _known: dict[tuple[Case, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
@@ -172,7 +178,7 @@ class Session:
         controls = {name: searches[name].best() for name in CONTROLS}
         asked = confirm.rows(found, controls, paper(self.planner.facts.depth)[:1], self.planner.planned)
         held_out = self.ground.held_out
-        told = confirm.confirmed(asked, lambda case: self.ground.losses(case, held_out), self.ground.loss, self.clock)
+        told = confirm.confirmed(asked, lambda case: self.ground.losses(case, held_out), self.ground.loss, self.final)
         said = confirm.verdict(told, self.order.goal, self.ground.loss.label)
         if said.number is not None:
             told = [c for c in told if c.number == said.number] + [c for c in told if c.number != said.number]
@@ -225,7 +231,7 @@ class Session:
             singles=tuple(known),
             confirmed=tuple(told),
             costs=_costs_of(model),
-            notes=ground.notes,
+            notes=(*ground.notes, *_rough(model)),
         )
 
 
@@ -236,6 +242,13 @@ def goal_words(goal: Goal, loss: str) -> str:
     if goal.max_loss is not None:
         return f"the greatest speed at {loss} up to {goal.max_loss:g}"
     return f"the front of {loss} and speed"
+
+
+def _rough(model: CostModel | None) -> tuple[str, ...]:
+    """What must be said of predictions that are far off."""
+    if model is None or model.typical is None or model.typical < ROUGH:
+        return ()
+    return ("times were hard to predict, so that the search may have aimed beside its goal: try a machine at rest",)
 
 
 def _costs_of(model: CostModel | None) -> Costs | None:
@@ -261,7 +274,8 @@ def begin(order: Order, observe: Observe) -> Session:
         ground = unlabelled(builder.StepBuilder(device).subject(unpruned.case), unpruned.case, device)
     else:
         ground = on_data(order)
-    return Session(order, ground, planner, clock_on(ground, unpruned, few(sweep), lambda _: None), observe, threads)
+    clock, final = (clock_on(ground, unpruned, own, lambda _: None) for own in (few(sweep), sweep))
+    return Session(order, ground, planner, clock, final, observe, threads)
 
 
 def loose(order: Order) -> bool:

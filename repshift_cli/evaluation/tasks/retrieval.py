@@ -49,7 +49,8 @@ def begin(context: Context) -> Judge:
     if context.column == IMAGE and PAIR not in there:
         return Towers(context, _enough(_of_media(context.samples)))
     need(context.samples, (context.column, PAIR), "the task retrieval")
-    return Retrieval(context, _enough(context.samples))
+    _enough(context.samples)
+    return Retrieval(context)
 
 
 def _enough(samples: Sequence[Sample]) -> Sequence[Sample]:
@@ -81,10 +82,7 @@ def _of_texts(k: int) -> Callable[[Rows], float]:
 class Retrieval(Pairs):
     """The place of each query's partner among all partners."""
 
-    def __init__(self, context: Context, samples: Sequence[Sample]) -> None:
-        super().__init__(context)
-        self.notes = ("a query looks among all samples evaluated: with --limit among fewer, which is easier",)
-
+    notes = ("a query looks among all samples evaluated: with --limit among fewer, which is easier",)
     figures: Mapping[str, Callable[[Rows], float]] = {f"recall_at_{k}": _recall(k) for k in AT}
 
     def scores(self, outputs: np.ndarray, samples: Sequence[Sample]) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
@@ -16,12 +17,13 @@ KERNEL = "kernel"
 
 @dataclass(frozen=True)
 class Field:
-    """What a pruned row is told apart by: a field of its case, or an option of its method."""
+    """What a pruned row is told apart by: a field of its case, or an option of its method (`optional`)."""
 
     name: str
     rank: int
     value: Callable[[Case], Any]
     text: Callable[[Any], str] = written
+    optional: bool = False
 
     def told(self, case: Case) -> str:
         """The value in words; a dash where the case has none."""
@@ -37,7 +39,7 @@ def fields_of(cases: Sequence[Case]) -> tuple[Field, ...]:
     return (
         Field("keep", rank_of("keep"), lambda c: c.keep, keep_text),
         Field("layers", rank_of("layers"), lambda c: c.layers, lambda layers: ",".join(map(str, layers))),
-        *(Field(name, ALWAYS, methodcaller("option", name)) for name in options),
+        *(Field(name, ALWAYS, methodcaller("option", name), optional=True) for name in options),
         Field("removal", ALWAYS, lambda c: c.removal),
         Field("remove", ALWAYS, lambda c: c.remove),
     )
@@ -48,7 +50,11 @@ def is_pruned(case: Case) -> bool:
 
 
 def varies(field: Field, cases: Sequence[Case]) -> bool:
-    return len({field.value(case) for case in cases if is_pruned(case)} - {None}) > 1
+    """Whether it tells rows apart; an option that differs between methods only tells none, for their names do."""
+    values: dict[str, set[Any]] = defaultdict(set)
+    for case in filter(is_pruned, cases):
+        values[case.pruning if field.optional else ""].add(field.value(case))
+    return any(len(found - {None}) > 1 for found in values.values())
 
 
 def execution_varies(cases: Sequence[Case]) -> bool:
