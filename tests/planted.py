@@ -72,12 +72,13 @@ class Planted(nn.Module):
         return (x[..., :1] * x[..., 1:3]).sum(1)
 
 
-def tokens(seed: int, marked: int) -> Tensor:
-    """Inputs (BATCH, 16, 8), `marked` tokens of each sample carrying the label."""
+def tokens(seed: int, marked: int, first: bool = False) -> Tensor:
+    """Inputs (BATCH, 16, 8), `marked` tokens of each sample carrying the label, or the `first` alone."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.zeros(BATCH, TOKENS, WIDTH)
     x[..., 3] = torch.rand(BATCH, TOKENS, generator=draw)
     places = torch.rand(BATCH, TOKENS, generator=draw).argsort(1)[:, :marked]
+    places = torch.zeros_like(places[:, :1]) if first else places
     x[..., 0].scatter_(1, places, 1.0)
     directions = nn.functional.normalize(torch.randn(BATCH, TOKENS, 2, generator=draw), dim=-1)
     x[..., 1:3] = directions * x[..., :1]
@@ -90,13 +91,15 @@ def subject(helps: bool = True) -> Subject:
     return replace(found, logits=lambda output: output, pooled=lambda output: output)
 
 
-def session(order: Order, helps: bool = True, observe: Any = lambda _: None) -> Session:
-    """A search on the planted model, timed by the tokens that its blocks see."""
+def session(
+    order: Order, helps: bool = True, observe: Any = lambda _: None, first: bool = False
+) -> Session:  # fmt: skip
+    """A search on the planted model, timed by the tokens that its blocks see; `first`: a decoder with a sink."""
     own = subject(helps)
-    facts = Facts(DEPTH, TOKENS, 0, weights="own", operations=("mlp",), attention=False)
+    facts = Facts(DEPTH, TOKENS, 0, weights="own", operations=("mlp",), attention=False, causal=first)
     planner = Planner(order, "cpu", facts, Backend(None))
     marked = MARKED if helps else TOKENS
-    made = [Batch(n, (tokens(1 + n, marked),), tuple(range(BATCH))) for n in range(BATCHES)]
+    made = [Batch(n, (tokens(1 + n, marked, first),), tuple(range(BATCH))) for n in range(BATCHES)]
     ground = of_batches(own, planner.unpruned.case, made, "cpu")
     return Session(order, ground, planner, clock(planner), clock(planner), observe)
 

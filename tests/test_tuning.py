@@ -21,11 +21,12 @@ from repshift_cli.records.tuning import CHOSEN, FOUND, INTERRUPTED, NOTHING, Tun
 from repshift_cli.renderers.sheets.tuning import sheets
 from repshift_cli.sweep.axes import Axes, merge
 from repshift_cli.sweep.profiles import load_profile
-from repshift_cli.tuning.confirm import verdict
+from repshift_cli.tuning.confirm import PAPER, SAME, verdict
 from repshift_cli.tuning.costs import Load, fit, load_of
 from repshift_cli.tuning.engine import begin
 from repshift_cli.tuning.grounds import KL, on_data
 from repshift_cli.tuning.order import Goal, Order
+from repshift_cli.tuning.planner import FIRST
 from repshift_cli.tuning.search import study_of
 from repshift_cli.tuning.written import profile_text
 
@@ -68,6 +69,19 @@ def test_where_nothing_helps_nothing_is_found() -> None:
         "random searched alike",
         "stride searched alike",
     }
+
+
+def test_a_first_token_that_carries_all_is_protected() -> None:
+    """No score tells it from others; random dropping behind the same protection loses as little, and that is said."""
+    found = planted.session(order(form=None), helps=False, first=True).tune()
+    case = chosen(found).case
+    assert case.protect in FIRST and max(chosen(found).loss.samples) < 1e-6
+    same = next(c for c in found.confirmed if c.role == SAME)
+    assert same.case.protect == case.protect and max(same.loss.samples) < 1e-6 and found.status == NOTHING
+    assert f'protect = "{case.protect}"' in profile_text(found, chosen(found), {})
+    assert {c.case.protect for c in found.confirmed if c.role == PAPER} == {None}
+    given = planted.session(order(protect="last:1"), helps=False, first=True).tune()
+    assert {c.case.protect for c in given.confirmed} == {"last:1"}
 
 
 def test_the_same_seed_gives_the_same_result() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from repshift_cli.analysis import stats
-from repshift_cli.benchmark import builder
 from repshift_cli.evaluation import speed
 from repshift_cli.evaluation.loop import Contender
 from repshift_cli.records import Case, Measurement, Progress, Record, UsageError
@@ -27,7 +26,7 @@ def clock_on(ground: Ground, unpruned: Planned, sweep: Axes, observe: Callable[[
 
     def timed(cases: Sequence[Planned]) -> dict[Case, Record]:
         wanted = {p.case: p for p in (unpruned, *cases)}.values()
-        contenders = [Contender(p.case, p.tokens, builder.eager_step(p.case, ground.subject)) for p in wanted]
+        contenders = [Contender(p.case, p.tokens, ground.step(p.case)) for p in wanted]
         return speed.timed(contenders, ground.calibration[0].inputs, sweep, ground.device, observe)
 
     return timed

@@ -49,7 +49,8 @@ def rows(
     made = []
     for number, scored in enumerate(found, start=1):
         made.append(Row(CHOSEN, number, scored.planned, scored))
-        same = Candidate("random", scored.candidate.layers, scored.candidate.keep)
+        own = scored.candidate
+        same = Candidate("random", own.layers, own.keep, protect=own.protect)
         made.append(Row(SAME, number, plan(same)))
         for control, others in controls.items():
             fast = [s for s in others if s.milliseconds <= scored.milliseconds]

@@ -61,11 +61,19 @@ class Session:
             self._known[key] = self.ground.losses(case, [self.ground.calibration[n] for n in numbers])
         return self._known[key]
 
+    @property
+    def _space(self) -> Space:
+        """What may be searched of this model on these samples."""
+        space = self.planner.space()
+        return space if self.ground.protects else replace(space, protects=space.protects[:1])
+
     def sensitivity(self) -> Tuning:
         """One cut at a time, by every method, sign and operation, and at random; nothing is searched."""
-        space = self.planner.space()
+        space = self._space
+        left = ("distance", "form")
         choices = {
-            m: {n: v for n, v in own.items() if n != "distance" or len(v) == 1} for m, own in space.choices.items()
+            method: {name: values for name, values in own.items() if name not in left or len(values) == 1}
+            for method, own in space.choices.items()
         }
         wide = replace(space, methods=(*space.methods, "random"), choices=choices)
         known = self._singles(wide, keeps_of(wide), range(len(self.ground.calibration)))
@@ -74,7 +82,7 @@ class Session:
     def tune(self, file: Path | None = None) -> Tuning:
         """Search and confirm; an interrupted search gives the best so far, which is not confirmed."""
         search.optuna_here()
-        space = self.planner.space()
+        space = self._space
         rungs = rungs_of(len(self.ground.calibration))
         searches: dict[str, Search] = {}
         known: list[Single] = []
@@ -128,16 +136,21 @@ class Session:
     def _seeds(self, space: Space, known: Sequence[Single], means: Means) -> list[Candidate]:
         """What is tried first: schedules of the blocks that mind least, the published and the uniform ones.
 
-        Where a speed-up is sought each has the mildest keep that is predicted to reach it.
+        Where a speed-up is sought each has the mildest keep that is predicted to reach it. The first is tried under
+        every protection.
         """
         depth, target = self.planner.facts.depth, self.order.goal.target
         own = greedy([s for s in known if s.method in space.methods], space)
         published = [c for method in space.methods for c in paper(depth, method)]
         seeds = [*own, *published, *uniform(depth, space.methods, self.order.keep)]
-        if target is not None:
-            most = means.cost(self.planner.unpruned) / target
-            mildest = (self._mildest(seed, space, means, most) for seed in seeds)
-            seeds = [seed for seed in mildest if seed is not None]
+        most = None if target is None else means.cost(self.planner.unpruned) / target
+
+        def fitting(some: Sequence[Candidate]) -> list[Candidate]:
+            mildest = [seed if most is None else self._mildest(seed, space, means, most) for seed in some]
+            return [seed for seed in mildest if seed is not None]
+
+        seeds = fitting(seeds)
+        seeds[1:1] = fitting([replace(seed, protect=p) for seed in seeds[:1] for p in space.protects[1:]])
         return list(dict.fromkeys(seeds))[: max(1, self.order.trials // 2)]
 
     def _mildest(self, seed: Candidate, space: Space, means: Means, most: float) -> Candidate | None:

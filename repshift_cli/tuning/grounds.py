@@ -18,8 +18,9 @@ from repshift_cli.evaluation.decoding import Damaged
 from repshift_cli.evaluation.engine import order_of
 from repshift_cli.evaluation.samples import Sample
 from repshift_cli.evaluation.tasks import Judge, finite
+from repshift_cli.models.base.subjects import protecting
 from repshift_cli.probes.fidelity import cosine, divergence
-from repshift_cli.records import Case, Metric, Subject, UsageError
+from repshift_cli.records import Case, Metric, Step, Subject, UsageError
 from repshift_cli.tuning.order import Order
 
 
@@ -50,9 +51,19 @@ class Ground:
     device: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def protects(self) -> bool:
+        """Whether a case may protect more tokens than the model does: where its samples are rows of one length."""
+        return not (self.subject.marked or self.subject.central or self.subject.grid)
+
+    def step(self, case: Case) -> Step:
+        """The case on the subject, with what the case protects beside what the subject does already."""
+        own = case.protect if case.protect != self.case.protect else None
+        return builder.eager_step(case, protecting(self.subject, own, case.model))
+
     def losses(self, case: Case, batches: Sequence[Batch]) -> np.ndarray:
         """The loss of every sample of these batches, (N,); the same draws for the same case and batch."""
-        step = builder.eager_step(case, self.subject)
+        step = self.step(case)
         found = []
         with step.active():
             for batch in batches:

@@ -14,8 +14,12 @@ from repshift_cli.sweep.plan import Backend, Planned
 from repshift_cli.tuning.order import CONTROLS, Order
 from repshift_cli.tuning.space import SIGN, Candidate, Space
 
-SEARCHED = (SIGN, "operation", "distance")
+SEARCHED = (SIGN, "operation", "distance", "form")
 """Options whose values are searched, where a method takes them and none was given."""
+FIRST = ("first:1", "first:4")
+"""What may be protected of a decoder's prompt, where nothing was said: its first tokens are often attention sinks."""
+ROOM = 16
+"""The fewest tokens of which so many may be protected."""
 
 
 class Planner:
@@ -55,7 +59,10 @@ class Planner:
         for name in methods:
             if name in CONTROLS:
                 raise UsageError(f"--methods {name}: it is a control, and searched in any case")
-        return Space(methods, layers, order.keep, order.cuts, order.per_layer, choices)
+        sinks = order.sweep.protect is None and self.facts.causal and self.facts.prefix <= 1
+        sinks = sinks and self.facts.row and self.facts.tokens >= ROOM
+        protects = (None, *FIRST) if sinks else (order.sweep.protect,)
+        return Space(methods, layers, order.keep, order.cuts, order.per_layer, choices, protects)
 
     def _choices(self, method: str) -> Mapping[str, tuple[Value, ...]]:
         given, offered = dict(self._order.sweep.options), self._offered[method]
@@ -82,6 +89,7 @@ def _once(planner: Planner, candidate: Candidate) -> Planned:
         keep=(candidate.keep,),
         layers=(candidate.layers,),
         per_layer=True,
+        protect=candidate.protect or planner._order.sweep.protect,
         options=tuple((name, (value,)) for name, value in candidate.options),
     )
     (planned,) = (p for p in found if p.case.pruning != METHODS_WITHOUT_PRUNING)

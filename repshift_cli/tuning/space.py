@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repshift_cli.records import Keep, UsageError, Value, keep_text
@@ -22,17 +22,21 @@ class Candidate:
     layers: tuple[int, ...]
     keep: Keep
     options: tuple[tuple[str, Value], ...] = ()
+    protect: str | None = None
 
     @property
     def words(self) -> str:
-        """`repshift keep 0.9,0.7 at 3,6 highest,lowest`."""
-        told = [str(value) for _, value in self.options]
+        """`repshift keep 0.9,0.7 at 3,6 highest,lowest`, and what it protects."""
+        told = [str(value) for _, value in self.options] + [f"protect {self.protect}"] * (self.protect is not None)
         return " ".join([self.method, f"keep {keep_text(self.keep)} at {','.join(map(str, self.layers))}", *told])
 
 
 @dataclass(frozen=True)
 class Space:
-    """Methods, blocks that may be cut, bounds of keep, the most cuts, and by method the values of its options."""
+    """Methods, blocks that may be cut, bounds of keep, the most cuts, and by method the values of its options.
+
+    `protects` is what may be protected beside the model's own tokens, first that nothing is.
+    """
 
     methods: tuple[str, ...]
     layers: tuple[int, ...]
@@ -40,6 +44,7 @@ class Space:
     cuts: int
     per_layer: bool
     choices: Mapping[str, Mapping[str, tuple[Value, ...]]]
+    protects: tuple[str | None, ...] = (None,)
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -51,7 +56,7 @@ class Space:
 
     def only(self, method: str) -> Space:
         """The same search for one method."""
-        return Space((method,), self.layers, self.keep, self.cuts, self.per_layer, self.choices)
+        return replace(self, methods=(method,))
 
     def suggest(self, trial: Any) -> Candidate:
         """The candidate that a trial's parameters name; two cuts at one block are one."""
@@ -70,7 +75,8 @@ class Space:
             for name, values in own.items()
             if name != SIGN
         ]
-        return candidate(method, cuts, others)
+        protect = trial.suggest_categorical("protect", self.protects) if len(self.protects) > 1 else self.protects[0]
+        return replace(candidate(method, cuts, others), protect=protect)
 
     def parameters(self, found: Candidate) -> dict[str, Any]:
         """What names this candidate, as nearly as the space allows: to begin a search with it."""
@@ -88,6 +94,8 @@ class Space:
         for name, values in own.items():
             if name != SIGN:
                 given[f"{name} {found.method}"] = told[name] if told.get(name) in values else values[0]
+        if len(self.protects) > 1:
+            given["protect"] = found.protect if found.protect in self.protects else self.protects[0]
         return given
 
 

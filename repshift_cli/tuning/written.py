@@ -12,7 +12,7 @@ from repshift_cli.records import Measurement, visible
 from repshift_cli.records.tuning import CHOSEN, Confirmed, Tuning
 
 WIDTH = 118
-FIXED = ("image_size", "frames", "tokens", "removal", "protect", "weights")
+FIXED = ("image_size", "frames", "tokens", "removal", "weights")
 """What of the sweep belongs to the workload, beside model, batch and dtype."""
 
 
@@ -31,6 +31,8 @@ def _keys(tuning: Tuning, own: Confirmed, fixed: Mapping[str, Any]) -> Iterator[
     for name in FIXED:
         if fixed.get(name):
             yield f"{name.replace('_', '-')} = {_toml(fixed[name])}"
+    if case.protect is not None:
+        yield f"protect = {_toml(case.protect)}"
     keep = list(case.keep) if isinstance(case.keep, tuple) else [case.keep]
     yield f"keep = [{_toml(keep)}]"
     yield f"layers = [{_toml(list(case.layers))}]"
@@ -61,7 +63,8 @@ def _evidence(tuning: Tuning, own: Confirmed) -> Iterator[str]:
 
 
 def _words(one: Confirmed) -> str:
-    told = " ".join(str(value) for _, value in one.case.options)
+    protect = [f"protect {one.case.protect}"] * (one.case.protect is not None)
+    told = " ".join([*(str(value) for _, value in one.case.options), *protect])
     return f"{one.case.pruning} keep {one.case.rate} at {','.join(map(str, one.case.layers))} {told}".strip()
 
 

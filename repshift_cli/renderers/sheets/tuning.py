@@ -97,6 +97,7 @@ def _of(tuning: Tuning) -> str:
 def schedule(one: Confirmed) -> str:
     """`repshift 0.5 at 3,6 mlp l2`."""
     options = [str(value) for _, value in one.case.options]
+    options += [f"protect {one.case.protect}"] * (one.case.protect is not None)
     return " ".join([one.case.pruning, one.case.rate, "at", ",".join(map(str, one.case.layers)), *options])
 
 
