@@ -228,6 +228,11 @@ def _built(case: Case) -> Subject:
     if case.model == OPERATORS:
         return steps.subject_of(case)
     subject: Subject = registry.load(registry.resolve_model(case.model)).build(case)
+    return protected(subject, case)
+
+
+def protected(subject: Subject, case: Case) -> Subject:
+    """The subject with the tokens that the case protects beside the model's own."""
     return protecting(subject, case.protect, case.model)
 
 

@@ -18,7 +18,6 @@ from repshift_cli.evaluation.decoding import Damaged
 from repshift_cli.evaluation.engine import order_of
 from repshift_cli.evaluation.samples import Sample
 from repshift_cli.evaluation.tasks import Judge, finite
-from repshift_cli.models.base.subjects import protecting
 from repshift_cli.probes.fidelity import cosine, divergence
 from repshift_cli.records import Case, Metric, Step, Subject, UsageError
 from repshift_cli.tuning.order import Order
@@ -58,8 +57,8 @@ class Ground:
 
     def step(self, case: Case) -> Step:
         """The case on the subject, with what the case protects beside what the subject does already."""
-        own = case.protect if case.protect != self.case.protect else None
-        return builder.eager_step(case, protecting(self.subject, own, case.model))
+        same = case.protect == self.case.protect
+        return builder.eager_step(case, self.subject if same else builder.protected(self.subject, case))
 
     def losses(self, case: Case, batches: Sequence[Batch]) -> np.ndarray:
         """The loss of every sample of these batches, (N,); the same draws for the same case and batch."""
