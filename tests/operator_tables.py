@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from repshift_cli.analysis import stats
 from repshift_cli.analysis.crossing import crossing
 from repshift_cli.records import Case, Record, Run, store
 
-FILE = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu" / "operators.json"
+FOLDER = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu"
+FILES = ("operators.json", "operators-8k.json")
+"""All operators at once, and fewer at a length where the matrices of all do not fit into the memory together."""
 NOTHING = "–"
 BUSY = "busy"
 AT = 1024
@@ -27,8 +30,9 @@ Key = tuple[str, int]
 
 @cache
 def run_of_operators() -> Run:
-    """The stored run."""
-    return store.load(FILE)
+    """The stored runs as one."""
+    run, *others = (store.load(FOLDER / name) for name in FILES)
+    return replace(run, records=(*run.records, *(r for other in others for r in other.records)))
 
 
 def records_of(phase: str) -> dict[Key, Record]:
