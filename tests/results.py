@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
 import own_scores
@@ -13,33 +12,12 @@ import predictions
 from accuracies import Told, summary
 from operator_tables import operator_lengths
 from rival_tables import fidelities, rivals
+from stored import FOLDER, NOTHING, interval, pruned, run_of, value
 
 from repshift_cli.analysis import stats
-from repshift_cli.records import Case, Record, Run, store
+from repshift_cli.records import Case, Record, store
 from repshift_cli.records.inspection import Inspection
 from repshift_cli.renderers import document_of, markdown
-
-FOLDER = Path(__file__).parent.parent / "profiles" / "baselines"
-NOTHING = "–"
-
-
-@cache
-def run_of(name: str) -> Run:
-    """A stored run of profiles/baselines."""
-    return store.load(FOLDER / f"{name}.json")
-
-
-def pruned(name: str) -> list[Record]:
-    """The records of the cases that drop tokens."""
-    return [record for record in run_of(name).records if record.case.layers]
-
-
-def value(record: Record, metric: str) -> float:
-    """The figure that stands for a metric's samples."""
-    measurement = record.measurement(metric)
-    figure = stats.estimate(measurement) if measurement else None
-    assert figure is not None, f"{record.case} has no {metric}"
-    return figure.value
 
 
 def method(case: Case) -> str:
@@ -59,7 +37,7 @@ def deit_methods() -> str:
     lines = ["| method | over flash | time / oracle | HBM modelled |", "|---|---|---|---|"]
     for record in pruned("cpu/deit-s-methods"):
         modelled = f"{value(record, 'hbm_modelled') / 2**30:.3f} GiB"
-        cells = (record.case.pruning, _interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
+        cells = (record.case.pruning, interval(record, "speedup_vs_flash", "x"), interval(record, "time_vs_oracle"))
         lines.append(f"| {' | '.join((*cells, modelled))} |")
     return "\n".join(lines)
 
@@ -151,14 +129,6 @@ def _shown(record: Record) -> str:
     ratio = stats.estimate(measurement) if measurement else None
     assert ratio is not None and ratio.low is not None and ratio.high is not None
     return f"{'none shown' if ratio.spans(1) else f'{ratio.value:.2f}x'} ({ratio.low:.2f}–{ratio.high:.2f})"
-
-
-def _interval(record: Record, metric: str, unit: str = "") -> str:
-    measurement = record.measurement(metric)
-    figure = stats.estimate(measurement) if measurement else None
-    if figure is None or figure.low is None or figure.high is None:
-        return NOTHING
-    return f"{figure.value:.2f}{unit} ({figure.low:.2f}–{figure.high:.2f})"
 
 
 def gpu() -> str:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+
+from stored import FOLDER, NOTHING, interval, pruned, run_of, value
 
 from repshift_cli.analysis import stats
 from repshift_cli.profiling.annotations import SELECTION
-from repshift_cli.records import Case, Record, Run, store
+from repshift_cli.records import Case, Record, store
 from repshift_cli.records.profile import ProfileRun, total
 from repshift_cli.renderers.page.command import command_of
-
-FOLDER = Path(__file__).parent.parent / "profiles" / "baselines"
-NOTHING = "–"
 
 
 def rivals(name: str) -> Callable[[], str]:
@@ -23,13 +20,13 @@ def rivals(name: str) -> Callable[[], str]:
         heads = ("method", "tokens", "over flash", "time / oracle", "choosing", "MACs", "peak memory")
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         shares = choosing(f"cpu/parts/{name}")
-        for record in _reduced(f"cpu/{name}"):
-            times = (_interval(record, "speedup_vs_flash", "x"), _interval(record, "time_vs_oracle"))
-            macs = f"{_value(record, 'macs') / 1e9:.1f} G"
-            peak = f"{_value(record, 'memory_peak_allocated') / 2**20:.0f} MiB"
+        for record in pruned(f"cpu/{name}"):
+            times = (interval(record, "speedup_vs_flash", "x"), interval(record, "time_vs_oracle"))
+            macs = f"{value(record, 'macs') / 1e9:.1f} G"
+            peak = f"{value(record, 'memory_peak_allocated') / 2**20:.0f} MiB"
             own = (rival(record.case), _tokens(record), *times, shares.get(rival(record.case), NOTHING), macs, peak)
             lines.append(f"| {' | '.join(own)} |")
-        asked = ["```console", f"$ {command_of(_run(f'cpu/{name}'))}", "```", ""]
+        asked = ["```console", f"$ {command_of(run_of(f'cpu/{name}'))}", "```", ""]
         return "\n".join([*asked, *lines, "", beyond(f"cpu/{name}")])
 
     return table
@@ -37,13 +34,13 @@ def rivals(name: str) -> Callable[[], str]:
 
 def beyond(name: str) -> str:
     """Which methods are faster or slower than the shift by more than both intervals, and how busy the machine was."""
-    rows = {rival(r.case): r.measurement("speedup_vs_flash") for r in _reduced(name)}
+    rows = {rival(r.case): r.measurement("speedup_vs_flash") for r in pruned(name)}
     found = {method: stats.estimate(m) if m else None for method, m in rows.items()}
     own = found["repshift"]
     assert own is not None and own.low is not None and own.high is not None
     faster = [m for m, f in found.items() if f is not None and f.low is not None and f.low > own.high]
     slower = [m for m, f in found.items() if f is not None and f.high is not None and f.high < own.low]
-    busy = any("machine was busy" in w for r in _run(name).records for w in r.warnings)
+    busy = any("machine was busy" in w for r in run_of(name).records for w in r.warnings)
     beside = " The machine was busy with other programs, so that only large differences mean anything." if busy else ""
     told = [
         f"{word} than the shift by more than both intervals: {', '.join(ms) or 'none'}"
@@ -70,9 +67,9 @@ def fidelities(name: str) -> Callable[[], str]:
     """Cosine: methods down, the best first."""
 
     def table() -> str:
-        rows = [r for r in _reduced(name) if r.status == "ok"]
-        rows.sort(key=lambda r: -_value(r, "fidelity_cosine"))
-        told = [f"| {rival(r.case)} | {_tokens(r)} | {_value(r, 'fidelity_cosine'):.4f} |" for r in rows]
+        rows = [r for r in pruned(name) if r.status == "ok"]
+        rows.sort(key=lambda r: -value(r, "fidelity_cosine"))
+        told = [f"| {rival(r.case)} | {_tokens(r)} | {value(r, 'fidelity_cosine'):.4f} |" for r in rows]
         return "\n".join(["| method | tokens | cosine |", "|---|---|---|", *told])
 
     return table
@@ -86,27 +83,3 @@ def rival(case: Case) -> str:
 
 def _tokens(record: Record) -> str:
     return " → ".join(map(str, record.tokens))
-
-
-@cache
-def _run(name: str) -> Run:
-    return store.load(FOLDER / f"{name}.json")
-
-
-def _reduced(name: str) -> list[Record]:
-    return [record for record in _run(name).records if record.case.layers]
-
-
-def _value(record: Record, metric: str) -> float:
-    measurement = record.measurement(metric)
-    figure = stats.estimate(measurement) if measurement else None
-    assert figure is not None, f"{record.case} has no {metric}"
-    return figure.value
-
-
-def _interval(record: Record, metric: str, unit: str = "") -> str:
-    measurement = record.measurement(metric)
-    figure = stats.estimate(measurement) if measurement else None
-    if figure is None or figure.low is None or figure.high is None:
-        return NOTHING
-    return f"{figure.value:.2f}{unit} ({figure.low:.2f}–{figure.high:.2f})"

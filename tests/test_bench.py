@@ -227,7 +227,7 @@ THREE = ["vanilla", "flash", "flash+repshift"]
 
 
 def test_the_main_job_end_to_end(repshift: Any) -> None:
-    table = repshift(*bench("tiny", "--keep", 0.5))
+    table = repshift(*bench("tiny", "--keep", 0.5, "--wide"))
     assert table.code == 0
     assert all(variant in table for variant in THREE) and "16 → 8" in table and "vs flash" in table
     assert "run file: run.json" in table.errors and "\x1b" not in table + table.errors

@@ -12,8 +12,9 @@ import pytest
 from accuracies import Told
 from operator_tables import speedup
 from pages import PAGES
-from results import compared, evaluated, method, pruned, run_of, value
+from results import compared, evaluated, method
 from rival_tables import rival
+from stored import pruned, run_of, value
 
 from repshift_cli.records import Record
 from repshift_cli.renderers import document_of, markdown

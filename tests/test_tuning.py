@@ -27,7 +27,7 @@ from repshift_cli.tuning.engine import begin
 from repshift_cli.tuning.grounds import KL, on_data
 from repshift_cli.tuning.order import Goal, Order
 from repshift_cli.tuning.planner import FIRST
-from repshift_cli.tuning.search import study_of
+from repshift_cli.tuning.search import study_of, trial_of
 from repshift_cli.tuning.written import profile_text
 
 pytest.importorskip("optuna")
@@ -82,6 +82,27 @@ def test_a_first_token_that_carries_all_is_protected() -> None:
     assert {c.case.protect for c in found.confirmed if c.role == PAPER} == {None}
     given = planted.session(order(protect="last:1"), helps=False, first=True).tune()
     assert {c.case.protect for c in given.confirmed} == {"last:1"}
+
+
+@pytest.mark.parametrize("sought", [{"target": "1.4x"}, {"target": None, "max_loss": 0.05}])
+def test_the_study_is_told_what_is_sought_and_what_misses_it_comes_last(sought: dict[str, Any], tmp_path: Path) -> None:
+    """By the trials' own numbers: the loss within the target, the time within the bound; else behind all that fit."""
+    asked, file = order(trials=20, **sought), tmp_path / "search.journal"
+    session = planted.session(asked)
+    session.tune(file)
+    study, unpruned = (
+        study_of("tuned", asked.goal, 0, file, asked.identity()),
+        planted.milliseconds(session.planner.unpruned),
+    )
+    fits, misses = [], []
+    for trial in (t for t in study.trials if t.state.name == "COMPLETE"):
+        found = session._space.suggest(trial_of(trial))
+        time, loss = planted.milliseconds(session.planner.planned(found)), trial.user_attrs.get("loss")
+        inside = time <= unpruned / 1.4 + 1e-6 if asked.goal.target else loss <= 0.05
+        (fits if inside else misses).append(trial.value)
+        if inside:
+            assert trial.value == pytest.approx(loss if asked.goal.target else time, rel=1e-3)
+    assert fits and misses and min(misses) > 1e3 > max(fits)
 
 
 def test_the_same_seed_gives_the_same_result() -> None:
