@@ -24,7 +24,7 @@ from repshift_cli.sweep.profiles import load_profile
 from repshift_cli.tuning.confirm import PAPER, SAME, verdict
 from repshift_cli.tuning.costs import Load, fit, load_of
 from repshift_cli.tuning.engine import begin
-from repshift_cli.tuning.grounds import KL, on_data
+from repshift_cli.tuning.grounds import KL, of_batches, on_data
 from repshift_cli.tuning.order import Goal, Order
 from repshift_cli.tuning.planner import FIRST
 from repshift_cli.tuning.search import study_of, trial_of
@@ -257,6 +257,14 @@ def test_what_was_measured_to_reach_the_target_is_recommended_and_a_miss_is_said
 def test_a_mistake_is_one_sentence(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         planted.session(order(**wrong)).planner.space()
+
+
+def test_what_must_be_said_of_the_model_is_said_of_the_search() -> None:
+    session = planted.session(order())
+    warned = replace(session.ground.subject, warnings=("random weights: it says nothing",))
+    ground = of_batches(warned, session.ground.case, session.ground.calibration, "cpu")
+    found = replace(session, ground=ground).sensitivity()
+    assert any("random weights: it says nothing" in note for sheet in sheets(found) for note in sheet.notes)
 
 
 def test_one_batch_cannot_be_halved() -> None:

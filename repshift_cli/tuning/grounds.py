@@ -130,7 +130,8 @@ def of_batches(subject: Subject, case: Case, batches: Sequence[Batch], device: s
     """A ground on these batches, the loss being the divergence from the unpruned model."""
     calibration, held_out = divided(batches)
     judge = Divergence(subject, case, batches)
-    return Ground(subject, case, judge.metric, judge, calibration, held_out, device)
+    notes = tuple(dict.fromkeys(subject.warnings))
+    return Ground(subject, case, judge.metric, judge, calibration, held_out, device, notes)
 
 
 # --- with data: eval's tasks, or the divergence on its samples --------------------------------------------------------
@@ -156,7 +157,9 @@ def on_data(order: Order) -> Ground:
         f"tuning_{metric.name}", f"lost {metric.label}" if metric.better == "higher" else metric.label,
         "points" if metric.unit == "%" else metric.unit, "lower", "mean", "labelled", metric.description,
     )  # fmt: skip
-    return Ground(ready.context.subject, case, loss, judged, calibration, held_out, ready.device, tuple(judge.notes))
+    subject = ready.context.subject
+    notes = tuple(dict.fromkeys((*subject.warnings, *judge.notes)))
+    return Ground(subject, case, loss, judged, calibration, held_out, ready.device, notes)
 
 
 def _judge(order: Order, ready: Assembled) -> tuple[Judge, Metric]:
