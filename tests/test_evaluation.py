@@ -309,8 +309,11 @@ def test_the_same_variants_are_timed_and_compared(
         beaten = [o for o in points if o != place and o[0] >= place[0] and o[1] >= place[1]]  # type: ignore[operator]
         assert on_front == float(not beaten)
     assert run.record("flash+repshift").measurement("speedup_vs_flash")
-    other = evaluate(capsys, tmp_path / "o.json", *SHORT, "--data", folder, *variants[:2], "--seed", 1, "--limit", 40)
+    other = evaluate(capsys, tmp_path / "o.json", *SHORT, "--data", folder, *variants[:2], "--seed", 1)
     assert other.code == 0
+    assert cli.run(["compare", str(run.file), str(other.file), "--all", "--metric", "top1"], False) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "paired on the 60 samples" in told and "0.0 points (-6.0 to +6.0)" in told, told
     assert cli.run(["show", str(run.file), "--csv", "-"], False) == 0
     told = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert {"top1_percent_low", "top1_vs_unpruned_points_high", "top1_p_holm", "latency_ms"} <= set(told[0])

@@ -17,7 +17,7 @@ from repshift_cli.evaluation import results, speed, tasks
 from repshift_cli.evaluation.assembly import Assembled, assemble
 from repshift_cli.evaluation.loop import EVALUATED, TRAINING, Contender, Loop
 from repshift_cli.evaluation.order import Order
-from repshift_cli.evaluation.samples import Sample, stratified
+from repshift_cli.evaluation.samples import Sample, listing, stratified
 from repshift_cli.evaluation.shards import Shards
 from repshift_cli.evaluation.tasks import Judge
 from repshift_cli.machine.describe import describe
@@ -157,7 +157,17 @@ class Session:
             "images": how.words if how else None,
             "notes": list(self.judge.notes),
             "metrics": [metric.name for metric in self.metrics],
+            "seen": self._seen(),
         }
+
+    def _seen(self) -> dict[str, Any] | None:
+        """Which samples the figures are of, so that those of another run can be paired with them."""
+        known = listing(self.judge.samples or self.ready.data.samples)
+        if known is None:
+            return None
+        digest, places = known
+        seen = results.seen_by_all(self.ready.contenders)
+        return {"listing": digest, "places": [places[self.samples[i].name] for i in seen]}
 
     def _warnings(self, count: int) -> list[str]:
         words = list(self.ready.notes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +93,32 @@ def need(samples: Sequence[Sample], columns: Iterable[str], what: str) -> None:
                 f"{what} needs a column {column} (one of {', '.join(COLUMNS[column])}, or --column {column}=NAME); "
                 f"the data has {', '.join(there) or 'none that is known'}"
             )
+
+
+def listing(samples: Sequence[Sample]) -> tuple[str, dict[str, int]] | None:
+    """A digest of all samples, whatever their order, and the place of each by its name; None where names are shared.
+
+    It tells other names, labels and texts, but not what a picture shows; where the data lies says nothing.
+    """
+    names = sorted(sample.name for sample in samples)
+    if len(set(names)) < len(names):
+        return None
+    told = sorted(repr((s.name, [(n, _identity(v)) for n, v in sorted(_all_of(s).items())])) for s in samples)
+    return hashlib.sha256("\n".join(told).encode("utf-8", "replace")).hexdigest(), {n: i for i, n in enumerate(names)}
+
+
+def _all_of(sample: Sample) -> dict[str, Any]:
+    """Its columns, and what a task has added to it."""
+    more = {name: value for name, value in vars(sample).items() if name not in ("name", "columns")}
+    return {**sample.columns, **more}
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Blob):
+        return value.path.name, value.offset, value.size
+    if isinstance(value, Path):
+        return value.name
+    return zlib.crc32(value) if isinstance(value, bytes) else value
 
 
 def stratified(labels: Sequence[Any], seed: int) -> list[int]:
