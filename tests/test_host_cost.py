@@ -98,7 +98,7 @@ def test_where_triton_cannot_build_its_launcher_plain_torch_runs(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(paths, "_decided", {})
     assert paths.path_for("cut", tensor) == "torch"
-    with paths.using("triton"), pytest.raises(UsageError, match="Triton does not start .it needs gcc"):
+    with paths.using("triton"), pytest.raises(UsageError, match="Triton does not start"):
         paths.path_for("cut", tensor)
     monkeypatch.setattr(paths, "_cannot_start", lambda: None)
     paths._decided.clear()
