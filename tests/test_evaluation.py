@@ -435,6 +435,7 @@ def test_bad_input_is_refused_with_what_to_do(folder: Path, tmp_path: Path, caps
     split = write_digits(tmp_path / "split" / "train", range(4)).parent
     write_digits(split / "val", range(4, 8))
     rows = table(tmp_path / "rows.csv", [{"path": "a.png", "kind": 1}])
+    gaps = table(tmp_path / "gaps.csv", [{"path": "a.png", "label": 1}, {"path": "b.png", "label": ""}])
     cases: list[tuple[list[object], str]] = [
         (["--data", tmp_path / "empty"], "no images in"),
         (["--data", lone], "one class only"),
@@ -444,6 +445,8 @@ def test_bad_input_is_refused_with_what_to_do(folder: Path, tmp_path: Path, caps
         (["--data", split, "--split", "val", "--train", "x", "--task", "probe"], "has no split 'x'"),
         (["--data", folder, "--split", "val"], "has no split 'val': it has none"),
         (["--data", rows], "needs a column label"),
+        (["--data", rows], "the data has kind, image"),
+        (["--data", gaps], "1 of 2 samples have no label, like line 3"),
         (["--data", rows, "--column", "label=class"], "the data has the columns path, kind"),
         (["--data", tmp_path / "nowhere"], "there is no such file or folder"),
         (["--data", tmp_path / "lone" / "0" / "000.png"], "`repshift eval --list` says what can be read"),
