@@ -325,6 +325,7 @@ class _Kept:
 
     def __init__(self, path: Path, run: Any) -> None:
         self.path, self.run = path, run
+        path.touch()
 
     def close(self) -> None: ...
 

@@ -19,7 +19,7 @@ from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
 from repshift_cli.records import RepshiftError, Run, UsageError, store
-from repshift_cli.records.journal import Journal
+from repshift_cli.records.journal import Journal, StoreError
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep import axes, profiles
 from repshift_cli.sweep.parsing import own_options
@@ -247,10 +247,17 @@ def _evaluated(order: Order, path: Path, in_process: bool) -> Run:
             carrier.close()
             shards.forgive(path)
             print("\ninterrupted; what was evaluated is kept", file=sys.stderr)
-            if path.exists():
-                print(f"go on with: {shlex.join(['repshift', 'eval', '--resume', str(path)])}", file=sys.stderr)
+            _say_how_to_go_on(path)
+            raise
+        except StoreError:
+            _say_how_to_go_on(path)
             raise
     return store.load(path)
+
+
+def _say_how_to_go_on(path: Path) -> None:
+    if path.exists():
+        print(f"go on with: {shlex.join(['repshift', 'eval', '--resume', str(path)])}", file=sys.stderr)
 
 
 def _say_death(death: Death, at_a_variant: bool) -> None:

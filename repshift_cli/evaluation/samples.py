@@ -67,8 +67,8 @@ class Sample:
 
 
 def renamed(samples: Sequence[Sample], given: Mapping[str, str]) -> list[Sample]:
-    """The samples with their columns under the names of `COLUMNS`: those `given` (ours -> theirs), else as they fit; any
-    other under its own.
+    """The samples with their columns under the names of `COLUMNS`: those `given` (ours -> theirs), else as they fit;
+    any other under its own.
 
     UsageError for a column that is not there.
     """

@@ -101,10 +101,7 @@ class Shards:
             with store.replacing(path) as temporary:
                 temporary.write_bytes(data)
         except OSError as error:
-            raise StoreError(
-                f"cannot write {path}: {error.strerror or error}; what was evaluated is kept: make room, then go on by "
-                f"repshift eval --resume {self._run_file}"
-            ) from error
+            raise StoreError(f"cannot write {path}: {error.strerror or error}; what was evaluated is kept") from error
 
 
 def _digest(value: Any) -> str:
