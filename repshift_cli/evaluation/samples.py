@@ -67,7 +67,8 @@ class Sample:
 
 
 def renamed(samples: Sequence[Sample], given: Mapping[str, str]) -> list[Sample]:
-    """The samples with their columns under the names of `COLUMNS`: those `given` (ours -> theirs), else as they fit.
+    """The samples with their columns under the names of `COLUMNS`: those `given` (ours -> theirs), else as they fit;
+    any other under its own.
 
     UsageError for a column that is not there.
     """
@@ -81,17 +82,24 @@ def renamed(samples: Sequence[Sample], given: Mapping[str, str]) -> list[Sample]
     found = {ours: next((lower[n] for n in names if n in lower), None) for ours, names in COLUMNS.items()}
     found |= given
     taken = {ours: theirs for ours, theirs in found.items() if theirs is not None}
-    return [replace(s, columns={ours: s.columns[theirs] for ours, theirs in taken.items()}) for s in samples]
+    rest = [name for name in there if name not in taken.values()]
+    names = {**{name: name for name in rest}, **taken}
+    return [replace(s, columns={ours: s.columns.get(theirs) for ours, theirs in names.items()}) for s in samples]
 
 
 def need(samples: Sequence[Sample], columns: Iterable[str], what: str) -> None:
-    """UsageError where a column that `what` reads is missing."""
+    """UsageError where a column that `what` reads is missing, or empty in some row."""
     there = samples[0].columns
     for column in columns:
         if column not in there:
             raise UsageError(
                 f"{what} needs a column {column} (one of {', '.join(COLUMNS[column])}, or --column {column}=NAME); "
                 f"the data has {', '.join(there) or 'none that is known'}"
+            )
+        if empty := [sample.name for sample in samples if sample.columns[column] in (None, "")]:
+            raise UsageError(
+                f"{len(empty)} of {len(samples)} samples have no {column}, like {', '.join(empty[:3])}: fill it in, or "
+                "leave these rows out"
             )
 
 
@@ -108,9 +116,9 @@ def listing(samples: Sequence[Sample]) -> tuple[str, dict[str, int]] | None:
 
 
 def _all_of(sample: Sample) -> dict[str, Any]:
-    """Its columns, and what a task has added to it."""
+    """Its columns that are known here, and what a task has added to it."""
     more = {name: value for name, value in vars(sample).items() if name not in ("name", "columns")}
-    return {**sample.columns, **more}
+    return {name: value for name, value in sample.columns.items() if name in COLUMNS} | more
 
 
 def _identity(value: Any) -> Any:

@@ -50,6 +50,11 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     model = getattr(transformers, _class_name(config, place), None)
     if model is None:
         raise UsageError(f"transformers {transformers.__version__} has no {_class_name(config, place)} for {place}")
+    if hasattr(config, "text_config") and hasattr(config, "vision_config") and config.model_type not in _TOWERS:
+        raise UsageError(
+            f"{place} has towers of its own kind ({config.model_type}); of checkpoints of images and texts those of "
+            "CLIP and SigLIP are taken, which show a clip frame by frame"
+        )
     renamed = vision_language.TOWERS_KEYS if name.endswith(TOWER) else {}
     config = getattr(config, "vision_config", config)
     patch = () if isinstance(getattr(config, "tubelet_size", None), (list, tuple)) else ("patch_size",)

@@ -43,6 +43,7 @@ def sheets(run: Run) -> list[Sheet]:
         *_about(about, records),
         *notes.outcome_notes(records, label),
         *notes.pending_note(list(run.planned), records, labels(run.planned).__getitem__),
+        *notes.warning_notes(records, label),
         *(f"warning: {notes.line(text)}" for text in dict.fromkeys(run.warnings)),
     ]
     header = [f"task {run.options.get('task')}", *header_of(run.machine, cases[:1])]
