@@ -241,12 +241,32 @@ def test_what_the_operators_page_says_of_the_lengths() -> None:
     assert "`cudnn`" in lacking[0] and "exists on CUDA only" in lacking[0]
 
 
-def test_no_single_rule_of_our_own_beats_random_and_the_shift_on_both_models() -> None:
-    ahead = {m: [n for n in own_scores.tried(m) if own_scores.beats_both(m, n)] for m in own_scores.MODELS}
+def test_of_the_calibrated_candidates_merging_alone_beats_random_and_the_shift_on_images() -> None:
+    ahead = {m: [n for n in own_scores.tried(m) if own_scores.beats_both(m, n)] for m in ("dinov2", "minilm")}
     assert ahead["dinov2"] == ["merged into nearest kept"] and ahead["minilm"] == own_scores.tried("minilm")
-    kept = [own_scores.result(m)["methods"][ahead["dinov2"][0]]["chosen"] for m in own_scores.MODELS]
+    kept = [own_scores.result(m)["methods"][ahead["dinov2"][0]]["chosen"] for m in ahead]
     assert kept == [["merge greedy", "merge greedy", "merge stride"], ["merge greedy"] * 2 + ["merge +mean distance"]]
-    for model in own_scores.MODELS:
-        low = [own_scores.gain(model, "novelty", control, "cosine").low for control in own_scores.CONTROLS]
-        assert all(value is not None and value > 0 for value in low)
-    assert says(RESULTS.text, "beats both on both models by the cosine of the output, on the images not by the probe")
+
+
+def gained(study: str, control: str, measure: str | None = None, digits: int = 1) -> list[float]:
+    """By farthest_merge over a control on fresh data, and the interval's ends."""
+    found = own_scores.gain(study, "merge greedy", control, measure)
+    assert found.low is not None and found.high is not None
+    return [round(v, digits) for v in (found.value, found.low, found.high)]
+
+
+def test_what_is_shipped_beats_random_and_the_shift_on_fresh_data_of_both_models() -> None:
+    for study, (skipped, count) in zip(own_scores.FRESH, ((192, 400), (96, 400)), strict=True):
+        assert own_scores.tried(study) == ["merge greedy", "peaks place"]
+        assert all(own_scores.beats_both(study, name) for name in own_scores.tried(study))
+        held = own_scores.result(study)
+        assert held["skipped"] == skipped
+        assert {len(m[own_scores.primary(study)]["samples"]) for m in held["methods"].values()} == {count}
+    images, mails = own_scores.FRESH
+    assert [gained(images, "random"), gained(images, "random", "knn")] == [[6.0, 2.5, 9.6], [1.5, -2.0, 5.0]]
+    assert gained(images, "divprune") == [-0.2, -1.9, 1.4]
+    assert gained(mails, "random", digits=3)[0] == 0.108 and gained(mails, "random", "probe") == [1.7, -0.8, 4.2]
+    assert gained(mails, "divprune", digits=3) == [0.013, 0.01, 0.016]
+    assert says(RESULTS.text, "6.0 points over random dropping (2.5 to 9.6) by the probe")
+    assert says(RESULTS.text, "1.5 (-2.0 to 5.0)") and says(RESULTS.text, "(1.7, -0.8 to 4.2)")
+    assert says(RESULTS.text, "(-0.2 points, -1.9 to 1.4), on the mails 0.013 of cosine (0.010 to 0.016)")

@@ -111,7 +111,7 @@ def dinov2(real: Path, split: str, count: int, skip: int = 0) -> Bench:
     batches = inputs(shown)
     measure = with_heads(subject, inputs(fitted if split != "maps" else ()), labels[0], len(names), batches, labels[1])
     schedules = [Schedule((layer,), 0.5) for layer in (2, 6, 9)]
-    return Bench(subject, schedules, batches, measure, "cosine")
+    return Bench(subject, schedules, batches, measure, "cosine", ("fastv",))
 
 
 def minilm(real: Path, split: str, count: int, skip: int = 0) -> Bench:
@@ -141,7 +141,7 @@ def minilm(real: Path, split: str, count: int, skip: int = 0) -> Bench:
     batches = inputs(shown)
     measure = with_heads(subject, inputs(fitted if split != "maps" else ()), labels[0], len(names), batches, labels[1])
     schedules = [Schedule((layer,), 0.5) for layer in (1, 3, 5)]
-    return Bench(subject, schedules, batches, measure, "cosine", ("cls_attention",))
+    return Bench(subject, schedules, batches, measure, "cosine", ("fastv",))
 
 
 def smollm2(real: Path, split: str, count: int, skip: int = 0) -> Bench:

@@ -38,7 +38,7 @@ from repshift_cli.reduction.engine.seen import Seen
 from repshift_cli.reduction.engine.state import tokens_of
 
 SEEDS = 3
-OWN = ("random", "stride", "repshift", "lowest", "norm", "tome", "cls_attention", "divprune")
+OWN = ("random", "stride", "repshift", "lowest", "norm", "tome", "cls_attention", "fastv", "divprune")
 """Methods of the tool that are run beside."""
 OPTIONS = {"operation": "mlp", "distance": "l2", "form": "paper", "proportional": "on", "map": "rows"}
 RANK, DRAWS = 16, 4
@@ -301,8 +301,9 @@ def summary(raw: dict[str, Any], told: dict[str, Any], times: dict[str, list[flo
 
 def timed(bench: Bench, picks: dict[str, str], rounds: int) -> dict[str, list[float]]:
     """Whole forwards of four samples over the oracle's, interleaved, at the second schedule: one ratio per round."""
-    runs = Runs(bench, bench.schedules[1])
-    every = {**candidates(), **projected(*runs.directions())}
+    runs, every = Runs(bench, bench.schedules[1]), candidates()
+    if any(pick not in every for pick in picks.values()):
+        every |= projected(*runs.directions())
     asked = {name: method for name, method, seed in own_methods(bench) if not seed}
     asked |= {name: every[pick] for name, pick in picks.items()}
     oracle = registry.load(registry.find("reduction", "oracle"))
@@ -352,11 +353,11 @@ def summed_up(given: argparse.Namespace, calibration: dict[str, Any]) -> None:
     """What is kept of the measurements, with the times."""
     raw = json.loads(given.raw.read_text())
     bench = MODELS[given.model](given.real, "maps", 16)
-    picks = chosen(calibration, bench.schedules[1], bench.loss)
+    picks = {name: name for name in given.confirm} or chosen(calibration, bench.schedules[1], bench.loss)
     times = timed(bench, picks, given.rounds)
     told = {"model": given.model, "date": str(date.today()), "torch": torch.__version__}
-    tried = sum(map(len, CHOICES.values()))
-    given.out.write_text(json.dumps(summary(raw, {**told, "tried": tried}, times)) + "\n")
+    tried = len(given.confirm) or sum(map(len, CHOICES.values()))
+    given.out.write_text(json.dumps(summary(raw, {**told, "tried": tried, "skipped": given.skip}, times)) + "\n")
 
 
 def merged(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
