@@ -222,6 +222,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),
-    **{f"own-scores-{model}": own_scores.table(model) for model in own_scores.MODELS},
+    **{f"own-scores-{study}": own_scores.table(study) for study in (*own_scores.MODELS, *own_scores.FRESH)},
     "operators-lengths": on_device(operator_lengths, "cpu/operators"),
 }
