@@ -202,12 +202,26 @@ def write_clip(av: Any, place: Path, colours: np.ndarray) -> None:
 # --- CNNs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_cnn_is_evaluated_and_its_rows_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from transformers import ResNetConfig, ResNetForImageClassification
+def small_cnn(kind: str) -> Any:
+    """One whose stages are written down, or found."""
+    from transformers import (
+        MobileNetV2Config,
+        MobileNetV2ForImageClassification,
+        ResNetConfig,
+        ResNetForImageClassification,
+    )
 
     torch.manual_seed(0)
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
-    module = ResNetForImageClassification(ResNetConfig(num_labels=10, **sizes)).eval()
+    if kind == "resnet":
+        return ResNetForImageClassification(ResNetConfig(num_labels=10, **sizes)).eval()
+    narrow = MobileNetV2Config(num_labels=10, depth_multiplier=0.1, finegrained_output=False, image_size=64)
+    return MobileNetV2ForImageClassification(narrow).eval()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "mobilenet_v2"])
+def test_a_cnn_is_evaluated_and_its_rows_dropped(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = small_cnn(kind)
     module.save_pretrained(tmp_path)
     told = {"size": {"shortest_edge": 64}, "crop_pct": 1.0, "resample": 0}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))

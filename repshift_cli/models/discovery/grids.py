@@ -10,10 +10,11 @@ block has no residual path, hence no shift, and is none here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -97,32 +98,35 @@ class Stages:
 
         UsageError where what follows a cut cannot take the grid.
         """
+        shares = {layer: dropped_share(share) for layer, share in zip(layers, keeps_of(keep, layers), strict=True)}
+        try:
+            return self.cut({layer: partial(lines_left, number=n, of=of) for layer, (n, of) in shares.items()})
+        except Exception as error:  # whatever a layer says of a grid that it cannot take
+            raise UsageError(
+                f"{self.name} cannot take its grid cut to keep {keep} after stages {layers}: {one_line(error)}; "
+                "give a larger --keep or --image-size"
+            ) from error
+
+    def cut(self, left: Mapping[int, Callable[[int], int]]) -> tuple[int, ...]:
+        """The same where `left` says how many lines stay of so many behind a stage; any error that a layer raises."""
         counts: list[int] = []
-        keeps = dict(zip(layers, keeps_of(keep, layers), strict=True))
 
         def hook(number: int) -> Callable[[Any, Any, Tensor], Tensor]:
-            def cut(module: Any, args: Any, output: Tensor) -> Tensor:
+            def behind(module: Any, args: Any, output: Tensor) -> Tensor:
                 rows, columns = output.shape[-2:]
                 if number == 1:
                     counts.append(rows * columns)
-                if number in keeps:
-                    share = dropped_share(keeps[number])
-                    rows, columns = lines_left(rows, *share), lines_left(columns, *share)
+                if number in left:
+                    rows, columns = left[number](rows), left[number](columns)
                     counts.append(rows * columns)
                 return output[..., :rows, :columns]
 
-            return cut
+            return behind
 
         sites = enumerate(self.sites(self.module), start=1)
-        with _hooked(site.block.register_forward_hook(hook(number)) for number, site in sites):
-            try:
-                with torch.inference_mode():
-                    call(self.module, self.inputs)
-            except Exception as error:  # whatever a layer says of a grid that it cannot take
-                raise UsageError(
-                    f"{self.name} cannot take its grid cut to keep {keep} after stages {layers}: {one_line(error)}; "
-                    "give a larger --keep or --image-size"
-                ) from error
+        handles = [site.block.register_forward_hook(hook(number)) for number, site in sites]
+        with _hooked(handles), torch.inference_mode():
+            call(self.module, self.inputs)
         return tuple(counts)
 
 
@@ -142,11 +146,16 @@ def find_stages(name: str, module: nn.Module, inputs: Any, sketch: tuple[nn.Modu
         raise _refused("no convolutional block of it computes x + F(x)", calls)
     if changed := next((c for c in blocks if not c.kept), None):
         raise _refused(f"{changed.path} overwrites its input, so no shift can be taken from it", calls)
-    found = Stages(name, *(sketch or (module, inputs)), tuple(_stages(calls, blocks)))
+    times = Counter(c.path for c in _walk(calls))
+    stages = tuple(_stages(calls, blocks))
+    looked_at = [path for stage in stages for path in (stage.block, stage.origin) if path is not None]
+    if several := next((path for path in (*(c.path for c in blocks), *looked_at) if times[path] > 1), None):
+        raise _refused(f"{several} runs more than once, so no hook can tell its runs apart", calls)
+    found = Stages(name, *(sketch or (module, inputs)), stages)
     try:
-        found.along(0.5, tuple(range(1, len(found.stages) + 1)))
-    except UsageError as error:
-        said = f"what lies between its stages needs their grids whole: {one_line(error.__cause__ or error)}"
+        found.cut({number: lambda lines: max(lines - 1, 1) for number in range(1, len(found.stages) + 1)})
+    except Exception as error:
+        said = f"what lies between its stages needs their grids whole: {one_line(error)}"
         raise _refused(said, calls) from error
     return found
 
@@ -302,5 +311,5 @@ def _putting_out(calls: Sequence[_Call], first: _Call, end: _Call) -> str | None
         before.append(one)
     found = [c for c in before if _same(c.result, first.given)]
     if not found:
-        raise NoSites(f"nothing puts out what {first.path} is given, so no shift can be taken from it")
+        raise _refused(f"no module puts out what {first.path} is given, so no shift can be taken from it", calls)
     return found[-1].path
