@@ -24,8 +24,8 @@ PASSED_ON = (KeyboardInterrupt, Stopped)
 
 NO_KERNEL = ("No available kernel", "No viable backend for scaled_dot_product_attention")
 NO_KERNEL_HELP = (
-    "the attention that was asked for takes no such head dim, dtype, mask or length on this device; torch's warnings on "
-    "stderr say which, and the back ends efficient and vanilla take most"
+    "the attention that was asked for takes no such head dim, dtype, mask or length on this device; torch's warnings "
+    "on stderr say which, and the back ends efficient and vanilla take most"
 )
 """What torch says of a call that its one allowed kernel does not take, and what to do about it."""
 
