@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -294,6 +295,22 @@ class Crew:
 
     def end(self) -> None:
         self.ended += 1
+
+
+def test_what_cupti_may_lose_at_the_head_of_a_session_is_none_of_the_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph and its eager twin are held against each other by the number of their kernels."""
+    ran: list[str] = []
+    step = eager("vit", device="cuda")
+    step.subject.module.register_forward_pre_hook(lambda *_: ran.append("forward"))
+    seen = [Event("at::cuda::(anonymous namespace)::spin_kernel(long)", DeviceType.CUDA)]
+    seen += [Event("flash_fwd_kernel", DeviceType.CUDA)]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: ran.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: ran.append("spin"))
+    monkeypatch.setattr(kineto, "profiler", lambda _: nullcontext(SimpleNamespace(events=lambda: seen)))
+    assert [e.name for e in kineto.events_of(step)] == ["flash_fwd_kernel"]
+    assert ran == ["forward", "wait", *["spin"] * kineto.HEAD, "wait", "forward", "wait"]
 
 
 def test_the_host_alone_attaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
