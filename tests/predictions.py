@@ -47,6 +47,7 @@ TRIALS = (
     Trial(
         "DINOv2-S, Fashion-MNIST, points", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s-fashion", accuracy=True
     ),
+    Trial("DINOv2-S, several cuts, points", "accuracy/dinov2-s-cuts", "probe_top1", "dinov2-s-fashion"),
     Trial("the same by photos", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s"),
     Trial("MiniLM, spam, points", "accuracy/minilm-spam", "probe_top1", "minilm-mails", accuracy=True),
     Trial("the same by sentences", "accuracy/minilm-spam", "probe_top1", "minilm"),
