@@ -22,6 +22,7 @@ from repshift_cli.benchmark.derived import paced_by_host
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.verification import WrongKernel, hold_against, verify
 from repshift_cli.kernels.sdpa import heard_by
+from repshift_cli.machine import device as devices
 from repshift_cli.probes import launches
 from repshift_cli.probes.memory import MemoryProbe
 from repshift_cli.profiling import kineto
@@ -97,6 +98,21 @@ def test_a_captured_forward_is_the_eager_one(
     captured = execution.graph(step)
     torch.testing.assert_close(output(captured), expected, rtol=0, atol=1e-12)
     assert graphs.log == ["free", "capture", "free", "replay"]
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("an illegal memory access was encountered", True),
+        ("invalid program counter", True),
+        ("unknown error", True),
+        ("out of memory", False),
+        ("operation not permitted when stream is capturing", False),
+    ],
+)
+def test_what_cuda_says_of_a_context_that_is_lost(said: str, lost: bool) -> None:
+    """cudaGetErrorString of the errors that stay, and of some that do not."""
+    assert failures.is_poison(RuntimeError(f"CUDA error: {said}\nCUDA kernel errors might be ...")) == lost
 
 
 # --- the replay is what is verified -----------------------------------------------------------------------------------
@@ -221,6 +237,14 @@ def test_what_is_timed_behind_a_profiler_says_so(monkeypatch: pytest.MonkeyPatch
     assert shop.parts.derive(step, [], 1.0)[1] == []
     shop.parts.before()
     assert shop.parts.derive(step, [], 1.0)[1] == [builder.BEHIND_A_PROFILER]
+
+
+def test_memory_is_freed_by_a_torch_without_its_private_call_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    cuda = SimpleNamespace(is_available=lambda: True, empty_cache=lambda: freed.append("cache"))
+    monkeypatch.setattr(devices, "import_torch", lambda: SimpleNamespace(_C=SimpleNamespace(), cuda=cuda))
+    devices.free_memory()
+    assert freed == ["cache"]
 
 
 def test_memory_is_measured_behind_what_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
