@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,10 +17,12 @@ from tiny import FAMILIES, case
 from torch import Tensor
 from torch._C._autograd import DeviceType
 
-from repshift_cli.benchmark import builder, execution, worker
+from repshift_cli.benchmark import builder, execution, failures, worker
 from repshift_cli.benchmark.derived import paced_by_host
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.verification import WrongKernel, hold_against, verify
+from repshift_cli.kernels.sdpa import heard_by
+from repshift_cli.machine import device as devices
 from repshift_cli.probes import launches
 from repshift_cli.probes.memory import MemoryProbe
 from repshift_cli.profiling import kineto
@@ -74,6 +77,15 @@ def test_it_is_told_so_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch
     assert told == [(False, False)] * 3 + [(True, False)]
 
 
+def test_a_decoder_that_keeps_no_cache_is_captured_without_a_mask_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks whether its positions are those of several sequences, which cannot be asked while it is captured."""
+    step, masks = eager("llama"), list[tuple[bool, bool]]()
+    graphs = Graphs(monkeypatch)
+    with heard_by(lambda call: masks.append((graphs.capturing, call.attn_mask is not None))):
+        execution.graph(step)
+    assert set(masks) == {(False, False), (True, False)}
+
+
 @pytest.mark.parametrize("family", ["vit", "vivit", "bert", "llama", "torch_encoder"])
 @pytest.mark.parametrize("pruning", [{}, PRUNED], ids=["none", "repshift"])
 def test_a_captured_forward_is_the_eager_one(
@@ -86,6 +98,21 @@ def test_a_captured_forward_is_the_eager_one(
     captured = execution.graph(step)
     torch.testing.assert_close(output(captured), expected, rtol=0, atol=1e-12)
     assert graphs.log == ["free", "capture", "free", "replay"]
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("an illegal memory access was encountered", True),
+        ("invalid program counter", True),
+        ("unknown error", True),
+        ("out of memory", False),
+        ("operation not permitted when stream is capturing", False),
+    ],
+)
+def test_what_cuda_says_of_a_context_that_is_lost(said: str, lost: bool) -> None:
+    """cudaGetErrorString of the errors that stay, and of some that do not."""
+    assert failures.is_poison(RuntimeError(f"CUDA error: {said}\nCUDA kernel errors might be ...")) == lost
 
 
 # --- the replay is what is verified -----------------------------------------------------------------------------------
@@ -123,18 +150,19 @@ def test_a_replay_with_a_mask_is_another_forward() -> None:
 
 
 class Event:
-    def __init__(self, name: str, device: DeviceType) -> None:
-        self.name, self.device_type = name, device
+    def __init__(self, name: str, device: DeviceType, annotation: bool = False) -> None:
+        self.name, self.device_type, self.is_user_annotation = name, device, annotation
+        self.time_range = SimpleNamespace(elapsed_us=lambda: 250)
 
 
-def verified(patch: pytest.MonkeyPatch, replayed: dict[str, int], kernels: str) -> str:
-    """The verdict of `verify` where the eager twin runs TWIN and the replay TWIN and more."""
+def verified(patch: pytest.MonkeyPatch, replayed: dict[str, int] | None, kernels: str) -> str:
+    """The verdict of `verify` where the eager twin runs TWIN and the replay TWIN and more (None: nothing is seen)."""
     twin = eager("vit")
     device = {**vars(twin.case), "device": "cuda", "execution": "graph"}
     graph = Step(Case(**device), twin.subject, twin.active, twin.forward, twin.run, eager=twin)
 
     def events(step: Step) -> list[Any]:
-        ran = TWIN + Counter(replayed) if step is graph else TWIN
+        ran = TWIN if step is not graph else Counter() if replayed is None else TWIN + Counter(replayed)
         host = [Event("aten::_scaled_dot_product_flash_attention", DeviceType.CPU)] * tiny.DEPTH
         return host + [Event(n, DeviceType.CUDA) for n, count in ran.items() for _ in range(count)]
 
@@ -146,6 +174,52 @@ def test_the_kernels_of_a_graph_are_those_of_its_replay(monkeypatch: pytest.Monk
     assert verified(monkeypatch, {}, r"flash_fwd\w*") == f"flash_fwd_kernel ×{tiny.DEPTH}"
     with pytest.raises(WrongKernel, match="besides products and its eager twin 60"):
         verified(monkeypatch, {"elementwise_kernel<where>": 12}, r"flash_fwd\w*")
+
+
+def test_a_replay_of_which_the_profiler_shows_nothing_is_not_said_to_run_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = verified(monkeypatch, None, r"flash_fwd\w*")
+    assert told == f"flash_fwd_kernel ×{tiny.DEPTH}, of its eager twin (the profiler shows no kernel of a replay)"
+    monkeypatch.setattr(kineto, "events_of", lambda _: [])
+    _, kernels, busy = launches.LaunchProbe().measure(eager("vit", device="cuda"))
+    assert kernels.samples == busy.samples == () and kernels.reason == busy.reason == launches.UNSEEN
+
+
+def test_a_range_around_kernels_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile opens one around each graph, which comes again on the device, as long as all of its kernels."""
+    events = [Event("triton_poi_fused_add", DeviceType.CUDA), Event("## Call Graph ##", DeviceType.CUDA, True)]
+    events += [Event("## Call Graph ##", DeviceType.CPU, True)]
+    monkeypatch.setattr(kineto, "events_of", lambda _: events)
+    _, kernels, busy = launches.LaunchProbe().measure(eager("vit", device="cuda"))
+    assert (kernels.samples, busy.samples) == ((1.0,), (0.25,))
+    assert kineto.names(events, kineto.DEVICE) == {"triton_poi_fused_add": 1}
+    assert kineto.names(events, kineto.HOST) == {"## Call Graph ##": 1}
+
+
+# --- a capture that fails ---------------------------------------------------------------------------------------------
+
+WAITS = "CUDA error: operation not permitted when stream is capturing"
+
+
+@pytest.mark.parametrize("invalidated", [True, False])
+def test_a_capture_that_cannot_be_ended_takes_the_process_with_it(
+    invalidated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch does it: what breaks the capture is overlaid by that it cannot be ended; else it comes as it is."""
+    step = eager("vit")
+    graphs = Graphs(monkeypatch, invalidated)
+
+    def waits(*_: Any) -> None:
+        if graphs.capturing:
+            raise RuntimeError(WAITS)
+
+    step.subject.module.register_forward_pre_hook(waits)
+    with pytest.raises(Exception) as raised:
+        execution.graph(step)
+    assert failures.is_poison(raised.value) == invalidated
+    told = failures.reason_of(raised.value)
+    assert told == "no CUDA graph can hold it: " * invalidated + f"RuntimeError: {WAITS}"
 
 
 # --- CUPTI stays attached ---------------------------------------------------------------------------------------------
@@ -163,6 +237,14 @@ def test_what_is_timed_behind_a_profiler_says_so(monkeypatch: pytest.MonkeyPatch
     assert shop.parts.derive(step, [], 1.0)[1] == []
     shop.parts.before()
     assert shop.parts.derive(step, [], 1.0)[1] == [builder.BEHIND_A_PROFILER]
+
+
+def test_memory_is_freed_by_a_torch_without_its_private_call_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    cuda = SimpleNamespace(is_available=lambda: True, empty_cache=lambda: freed.append("cache"))
+    monkeypatch.setattr(devices, "import_torch", lambda: SimpleNamespace(_C=SimpleNamespace(), cuda=cuda))
+    devices.free_memory()
+    assert freed == ["cache"]
 
 
 def test_memory_is_measured_behind_what_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +319,22 @@ class Crew:
 
     def end(self) -> None:
         self.ended += 1
+
+
+def test_what_cupti_may_lose_at_the_head_of_a_session_is_none_of_the_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph and its eager twin are held against each other by the number of their kernels."""
+    ran: list[str] = []
+    step = eager("vit", device="cuda")
+    step.subject.module.register_forward_pre_hook(lambda *_: ran.append("forward"))
+    seen = [Event("at::cuda::(anonymous namespace)::spin_kernel(long)", DeviceType.CUDA)]
+    seen += [Event("flash_fwd_kernel", DeviceType.CUDA)]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: ran.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: ran.append("spin"))
+    monkeypatch.setattr(kineto, "profiler", lambda _: nullcontext(SimpleNamespace(events=lambda: seen)))
+    assert [e.name for e in kineto.events_of(step)] == ["flash_fwd_kernel"]
+    assert ran == ["forward", "wait", *["spin"] * kineto.HEAD, "wait", "forward", "wait"]
 
 
 def test_the_host_alone_attaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

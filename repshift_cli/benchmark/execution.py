@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repshift_cli.benchmark.failures import CaptureFailed, reason_of
 from repshift_cli.machine.device import free_memory
 from repshift_cli.records import Metric, Step, call
 
@@ -55,7 +56,7 @@ def graph(step: Step) -> Step:
                 call(subject.module, static)
         torch.cuda.current_stream().wait_stream(side)
         free_memory()
-        with torch.cuda.graph(recorded):
+        with capturing(recorded):
             output = call(subject.module, static)
         free_memory()
 
@@ -72,6 +73,23 @@ def graph(step: Step) -> Step:
 
     active: Any = nullcontext
     return Step(step.case, subject, active, forward, run, eager=step)
+
+
+@contextmanager
+def capturing(recorded: Any) -> Iterator[None]:
+    """torch.cuda.graph; CaptureFailed tells what broke the capture, where torch says only that it cannot be ended."""
+    broken: Exception | None = None
+    try:
+        with torch.cuda.graph(recorded):
+            try:
+                yield
+            except Exception as error:
+                broken = error
+                raise
+    except Exception as error:
+        if error is broken:  # the capture ended in order: nothing but the forward failed
+            raise
+        raise CaptureFailed(f"no CUDA graph can hold it: {reason_of(broken or error)}") from error
 
 
 def compiled(step: Step) -> Step:
@@ -113,18 +131,28 @@ def masks_as_in_eager() -> Iterator[None]:
     """Within it transformers makes a mask only of one that it was given, also while a forward is captured or compiled.
 
     Up to 5.22 it makes one of ones while anything is traced: flash takes none, and one that nobody gave is not cut. It
-    asks `is_tracing(mask)`, where no mask is None.
+    asks `is_tracing(mask)`, where no mask is None. A decoder that keeps no cache makes one of its positions too, for
+    they may be those of several sequences, which it can ask only while nothing is traced: the last answer holds.
     """
     masking: Any = sys.modules.get("transformers.masking_utils")
     if masking is None:
         yield
         return
-    original = masking.is_tracing
-    masking.is_tracing = lambda tensor=None: tensor is not None and original(tensor)
+    tracing, packed = masking.is_tracing, masking.find_packed_sequence_indices
+    sequences: list[Any] = []
+
+    def asked_in_eager(positions: Tensor) -> Any:
+        if tracing(positions):
+            return None if sequences and sequences[0] is None else packed(positions)
+        sequences[:] = [packed(positions)]
+        return sequences[0]
+
+    masking.is_tracing = lambda tensor=None: tensor is not None and tracing(tensor)
+    masking.find_packed_sequence_indices = asked_in_eager
     try:
         yield
     finally:
-        masking.is_tracing = original
+        masking.is_tracing, masking.find_packed_sequence_indices = tracing, packed
 
 
 def _own_code(function: Any) -> Any:
