@@ -65,8 +65,8 @@ PerLayer = Annotated[
     bool,
     typer.Option(
         "--per-layer",
-        help="A list is one value for each layer of --layers, for --keep and --sign: --keep 0.9,0.7 --layers 3,6. "
-        "Repeat the option for several.",
+        help="A list is one value for each layer of --layers, for --keep, --operation, --distance, --form and --sign: "
+        "--keep 0.9,0.7 --layers 3,6. Repeat the option for several.",
         rich_help_panel=SWEEP,
     ),
 ]
