@@ -27,12 +27,14 @@ from repshift_cli.tuning.grounds import Ground, on_data, unlabelled
 from repshift_cli.tuning.order import CONTROLS, STEP, Goal, Order
 from repshift_cli.tuning.planner import Planner
 from repshift_cli.tuning.search import Means, Scored, Search, rungs_of
-from repshift_cli.tuning.sensitivity import greedy, keeps_of, sensitivity, singles
-from repshift_cli.tuning.space import SIGN, Candidate, Space, paper, uniform
+from repshift_cli.tuning.sensitivity import greedy, keeps_of, scores_alone, sensitivity, singles
+from repshift_cli.tuning.space import Candidate, Space, paper, uniform
 
 Observe = Callable[[Progress], None]
 ROUGH = 0.1
 """From this typical error on predictions are said to be rough."""
+SENSITIVITYS = 0.25
+"""The sensitivity pass ahead of a search ends at this share of the budget."""
 MAIN = "tuned"
 """The study of what is sought; the others have the names of the controls."""
 
@@ -69,14 +71,13 @@ class Session:
 
     def sensitivity(self) -> Tuning:
         """One cut at a time, by every method, sign and operation, and at random; nothing is searched."""
-        space = self._space
-        left = ("distance", "form")
-        choices = {
-            method: {name: values for name, values in own.items() if name not in left or len(values) == 1}
-            for method, own in space.choices.items()
-        }
-        wide = replace(space, methods=(*space.methods, "random"), choices=choices)
-        known = self._singles(wide, keeps_of(wide), range(len(self.ground.calibration)))
+        space = scores_alone(self._space)
+        wide = replace(space, methods=(*space.methods, "random"))
+        known: list[Single] = []
+        try:
+            self._singles(known, wide, keeps_of(wide), range(len(self.ground.calibration)), self._deadline())
+        except KeyboardInterrupt:
+            return self._outcome(INTERRUPTED, "interrupted: one cut at one block at a time, as far as it came", known)
         return self._outcome("sensitivity", "one cut at one block at a time; nothing was searched", known)
 
     def tune(self, file: Path | None = None) -> Tuning:
@@ -96,16 +97,16 @@ class Session:
                 lambda p, rung: self.losses(p.case, rungs[rung]),
                 len(rungs),
             )
-            signs = {m: {n: v for n, v in own.items() if n == SIGN or len(v) == 1} for m, own in space.choices.items()}
-            narrow = replace(space, methods=(*space.methods, *CONTROLS), choices=signs)
-            known = self._singles(narrow, keeps_of(space)[:1], rungs[0])
+            narrow = replace(scores_alone(space), methods=(*space.methods, *CONTROLS))
+            self._singles(known, narrow, keeps_of(space)[:1], rungs[0], self._deadline(SENSITIVITYS))
             plain = means.cost(unpruned)
-            for turn, name in enumerate((MAIN, *CONTROLS)):
+            shares = np.linspace(self._spent(), 1, len(CONTROLS) + 2)[1:]
+            for name, share in zip((MAIN, *CONTROLS), shares, strict=True):
                 own = space if name == MAIN else space.only(name)
                 study = search.study_of(name, self.order.goal, self.order.sweep.seed, file, self.order.identity())
                 searches[name] = Search(study, own, self.order.goal, means, plain)
                 searches[name].begin(self._seeds(own, known, means))
-                searches[name].run(self.order.trials, self._deadline(turn), self._told(name))
+                searches[name].run(self.order.trials, self._deadline(share), self._told(name))
             return self._confirmed(searches, known, model)
         except KeyboardInterrupt:
             return self._interrupted(searches, known, model)
@@ -125,13 +126,17 @@ class Session:
             return model
         return CostModel(dict(stored["coefficients"]), tuple(stored["errors"]))
 
-    def _singles(self, space: Space, keeps: Sequence[float], numbers: Sequence[int]) -> list[Single]:
-        asked = list(singles(space, keeps))
-
-        def told(number: int) -> None:
+    def _singles(
+        self, known: list[Single], space: Space, keeps: Sequence[float], numbers: Sequence[int], deadline: float | None
+    ) -> None:
+        """Adds one cut at a time to what is known, until the deadline."""
+        asked = singles(space, keeps)
+        measured = sensitivity(asked, self.planner.planned, lambda p: self.losses(p.case, numbers))
+        for number, single in enumerate(measured, start=1):
+            known += [single] if single is not None else []
             self.observe(Progress("sensitivity", number / len(asked), None, f"one cut at a time {number}/{len(asked)}"))
-
-        return sensitivity(asked, self.planner.planned, lambda p: self.losses(p.case, numbers), told)
+            if deadline is not None and time.monotonic() > deadline:
+                return
 
     def _seeds(self, space: Space, known: Sequence[Single], means: Means) -> list[Candidate]:
         """What is tried first: schedules of the blocks that mind least, the published and the uniform ones.
@@ -162,11 +167,13 @@ class Session:
                 return own
         return None
 
-    def _deadline(self, turn: int) -> float | None:
-        """Every search has an equal part of the budget."""
-        if self.order.budget is None:
-            return None
-        return self._began + self.order.budget * (turn + 1) / (1 + len(CONTROLS))
+    def _deadline(self, share: float = 1.0) -> float | None:
+        """When so much of the budget is spent; None where there is none."""
+        return None if self.order.budget is None else self._began + self.order.budget * share
+
+    def _spent(self) -> float:
+        """The share of the budget that is spent, at most all: what is left is for the searches, in equal parts."""
+        return 0.0 if self.order.budget is None else min(1.0, (time.monotonic() - self._began) / self.order.budget)
 
     def _told(self, name: str) -> Callable[[int, Search], None]:
         def told(done: int, own: Search) -> None:
