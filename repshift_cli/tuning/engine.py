@@ -53,6 +53,8 @@ class Session:
     final: Clock
     observe: Observe = lambda _: None
     threads: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    study: str | None = None
     _known: dict[tuple[Case, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
@@ -69,6 +71,10 @@ class Session:
         space = self.planner.space()
         return space if self.ground.protects else replace(space, protects=space.protects[:1])
 
+    def begun(self) -> Tuning:
+        """What there is before anything was measured."""
+        return self._outcome(INTERRUPTED, "interrupted before anything was found", ())
+
     def sensitivity(self) -> Tuning:
         """One cut at a time, by every method, sign and operation, and at random; nothing is searched."""
         space = scores_alone(self._space)
@@ -83,6 +89,7 @@ class Session:
     def tune(self, file: Path | None = None) -> Tuning:
         """Search and confirm; an interrupted search gives the best so far, which is not confirmed."""
         search.optuna_here()
+        self.study = None if file is None else str(file)
         space = self._space
         rungs = rungs_of(len(self.ground.calibration))
         searches: dict[str, Search] = {}
@@ -252,6 +259,8 @@ class Session:
             confirmed=tuple(told),
             costs=_costs_of(model),
             notes=(*ground.notes, *_rough(model)),
+            options=self.options,
+            study=self.study,
         )
 
 
