@@ -15,10 +15,12 @@ import transformers.utils.import_utils as transformers_utils
 class Graphs:
     """What happened, in order: `free`, `capture`, `replay`; `capturing` while the forward is captured.
 
-    To be made when the model is built: transformers asks other things of CUDA meanwhile.
+    To be made when the model is built: transformers asks other things of CUDA meanwhile. `invalidated`: a capture that
+    broke cannot be ended, as where the forward waited for the device.
     """
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, invalidated: bool = True) -> None:
+        self._invalidated = invalidated
         self.log: list[str] = []
         self.capturing = False
         patch.setattr(torch.cuda, "CUDAGraph", type("CUDAGraph", (), {"replay": lambda _: self.log.append("replay")}))
@@ -35,7 +37,12 @@ class Graphs:
     def capture(self, graph: Any) -> Iterator[None]:
         self.log.append("capture")
         self.capturing = True
-        yield
+        try:
+            yield
+        except Exception:
+            if self._invalidated:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from None
+            raise
         self.capturing = False
 
 

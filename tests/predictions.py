@@ -105,6 +105,7 @@ def signs_right(found: Sequence[Schedule]) -> str:
 
 # --- why the sign flips ---------------------------------------------------------------------------------------------
 
+EVEN = ", even norms"
 THROUGH = ("norm", "attention received", "reader's attention")
 INSPECTED = ("dinov2-s", "digits", "dinov2-s-fashion", "minilm", "minilm-mails", "smollm2", "smollm2-topics")
 
@@ -113,26 +114,58 @@ def signs() -> str:
     """By inspection: in how many blocks the shift ranks importance as it would through a third thing alone.
 
     Through the norm it would where (shift ~ norm) x (importance ~ norm) has the sign of shift ~ importance; in brackets
-    the rank correlation, over blocks, of the product with what it stands for.
+    the rank correlation, over blocks, of the product with what it stands for. Last the same of every form of the shift.
     """
-    lines = [f"| inspection | blocks | {' | '.join(f'through {name}' for name in THROUGH)} |", "|---" * 5 + "|"]
-    by_name = {name: [_products(name, third) for third in THROUGH] for name in INSPECTED}
-    together = [[pair for found in by_name.values() for pair in found[n]] for n in range(len(THROUGH))]
+    heads = ("inspection", "blocks", *(f"through {name}" for name in THROUGH), "all forms, through norm")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    by_name = {name: _all_products(name) for name in INSPECTED}
+    together = [[pair for found in by_name.values() for pair in found[n]] for n in range(len(THROUGH) + 1)]
     for name, found in [*by_name.items(), ("all", together)]:
         cells = (_agreement(pairs) for pairs in found)
         lines.append(f"| {name} | {len(found[0])} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _products(name: str, third: str) -> list[tuple[float, float]]:
+def _all_products(name: str) -> list[list[tuple[float, float]]]:
+    """Of the default shift through each third thing, then of all forms of the shift through the norm."""
+    forms = dict.fromkeys(score for _, score, _ in _inspected(name)["score_correlations"] if not score.endswith(EVEN))
+    whole = [pair for score in forms for pair in _products(name, "norm", score)]
+    return [*(_products(name, third, next(iter(forms))) for third in THROUGH), whole]
+
+
+def _products(name: str, third: str, score: str) -> list[tuple[float, float]]:
     """By block (shift ~ third) x (importance ~ third), and shift ~ importance."""
     tables = _inspected(name)
     values = [
-        (rho, tables["correlation"][block, third], tables["importance_correlation"][block, third])
-        for (block, beside), rho in tables["correlation"].items()
-        if beside == "importance"
+        (rho, tables["score_correlations"][block, score, third], tables["importance_correlation"][block, third])
+        for (block, of, beside), rho in tables["score_correlations"].items()
+        if beside == "importance" and of == score
     ]
     return [(a * b, rho) for rho, a, b in values if rho is not None and a is not None and b is not None]
+
+
+def even_norms() -> str:
+    """Shift ~ importance by block, as it is and with all states scaled to one length: what the norm itself does."""
+    heads = ("inspection", "after block", "shift ~ importance", "even norms", "shift's sign stays")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in INSPECTED:
+        pairs = evened(name)
+        cells = (
+            ", ".join(pairs),
+            *(", ".join(f"{pair[n]:+.2f}" for pair in pairs.values()) for n in (0, 1)),
+            f"{sum(a * b > 0 for a, b in pairs.values())} of {len(pairs)}",
+        )
+        lines.append(f"| {' | '.join((name, *cells))} |")
+    return "\n".join(lines)
+
+
+def evened(name: str) -> dict[str, tuple[float, float]]:
+    """By block the default shift's rank correlation with importance, and that of the shift with even norms."""
+    table = _inspected(name)["score_importance"]
+    score, even = list(dict.fromkeys(score for _, score in table))[:2]
+    assert even == score + EVEN
+    by_block = {block: (table[block, score], table[block, even]) for block, of in table if of == score}
+    return {block: (a, b) for block, (a, b) in by_block.items() if a is not None and b is not None}
 
 
 def _agreement(pairs: Sequence[tuple[float, float]]) -> str:

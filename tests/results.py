@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import inspection_tables
 import own_scores
 import predictions
 from accuracies import Told, summary
@@ -201,6 +202,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "inspections": inspections,
     "predictions": predictions.predictions,
     "signs": predictions.signs,
+    "even-norms": predictions.even_norms,
+    "cache-measured": inspection_tables.cache_measured,
+    "cache-by-kind": inspection_tables.cache_by_kind,
     "dinov2-photos": on_device(dinov2_photos, "cpu/dinov2-s-photos"),
     "deit-methods": on_device(deit_methods, "cpu/deit-s-methods"),
     "deit-rivals": on_device(rivals("deit-s-rivals"), "cpu/deit-s-rivals"),
@@ -218,6 +222,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),
     "minilm-sentences": on_device(minilm_sentences, "cpu/minilm-sentences"),
-    **{f"own-scores-{model}": own_scores.table(model) for model in own_scores.MODELS},
+    **{f"own-scores-{study}": own_scores.table(study) for study in (*own_scores.MODELS, *own_scores.FRESH)},
     "operators-lengths": on_device(operator_lengths, "cpu/operators"),
 }

@@ -52,6 +52,7 @@ METHODS = {
         ),
         Tested("dart", ({}, {"pivots": 2})),
         Tested("divprune"),
+        Tested("farthest_merge", ON_OFF),
     )
 }
 
@@ -298,6 +299,21 @@ def divprune(a: Asked) -> Left:
         nearest = {i: min(apart[i][j] for j in others[i]) for i in every if i not in taken}
         taken.append(max(nearest, key=lambda i: (nearest[i], -i)))
     return at_end(a.rows, [float(i in taken) for i in every], a.prefix, a.keep)
+
+
+def farthest_merge(a: Asked) -> Left:
+    states = a.rows[a.prefix :]
+    taken = [0]
+    while len(taken) < len(states) - a.leaving:
+        nearest = {
+            i: max(0.0, *(cosine(states[i], states[j]) for j in taken)) for i in range(len(states)) if i not in taken
+        }
+        taken.append(min(nearest, key=lambda i: (nearest[i], i)))
+    kept = sorted(taken)
+    into = {i: max(kept, key=lambda j: (cosine(states[i], states[j]), -j)) for i in range(len(states)) if i not in kept}
+    groups = [[i] for i in range(a.prefix)]
+    groups += [[a.prefix + k, *(a.prefix + i for i, j in into.items() if j == k)] for k in kept]
+    return weighted(a.rows, groups, a.sizes), [math.fsum(a.sizes[i] for i in group) for group in groups]
 
 
 LOOPS = {name: globals()[name] for name in METHODS}

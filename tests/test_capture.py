@@ -16,7 +16,7 @@ from tiny import FAMILIES, case
 from torch import Tensor
 from torch._C._autograd import DeviceType
 
-from repshift_cli.benchmark import builder, execution, worker
+from repshift_cli.benchmark import builder, execution, failures, worker
 from repshift_cli.benchmark.derived import paced_by_host
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.verification import WrongKernel, hold_against, verify
@@ -123,18 +123,19 @@ def test_a_replay_with_a_mask_is_another_forward() -> None:
 
 
 class Event:
-    def __init__(self, name: str, device: DeviceType) -> None:
-        self.name, self.device_type = name, device
+    def __init__(self, name: str, device: DeviceType, annotation: bool = False) -> None:
+        self.name, self.device_type, self.is_user_annotation = name, device, annotation
+        self.time_range = SimpleNamespace(elapsed_us=lambda: 250)
 
 
-def verified(patch: pytest.MonkeyPatch, replayed: dict[str, int], kernels: str) -> str:
-    """The verdict of `verify` where the eager twin runs TWIN and the replay TWIN and more."""
+def verified(patch: pytest.MonkeyPatch, replayed: dict[str, int] | None, kernels: str) -> str:
+    """The verdict of `verify` where the eager twin runs TWIN and the replay TWIN and more (None: nothing is seen)."""
     twin = eager("vit")
     device = {**vars(twin.case), "device": "cuda", "execution": "graph"}
     graph = Step(Case(**device), twin.subject, twin.active, twin.forward, twin.run, eager=twin)
 
     def events(step: Step) -> list[Any]:
-        ran = TWIN + Counter(replayed) if step is graph else TWIN
+        ran = TWIN if step is not graph else Counter() if replayed is None else TWIN + Counter(replayed)
         host = [Event("aten::_scaled_dot_product_flash_attention", DeviceType.CPU)] * tiny.DEPTH
         return host + [Event(n, DeviceType.CUDA) for n, count in ran.items() for _ in range(count)]
 
@@ -146,6 +147,52 @@ def test_the_kernels_of_a_graph_are_those_of_its_replay(monkeypatch: pytest.Monk
     assert verified(monkeypatch, {}, r"flash_fwd\w*") == f"flash_fwd_kernel ×{tiny.DEPTH}"
     with pytest.raises(WrongKernel, match="besides products and its eager twin 60"):
         verified(monkeypatch, {"elementwise_kernel<where>": 12}, r"flash_fwd\w*")
+
+
+def test_a_replay_of_which_the_profiler_shows_nothing_is_not_said_to_run_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = verified(monkeypatch, None, r"flash_fwd\w*")
+    assert told == f"flash_fwd_kernel ×{tiny.DEPTH}, of its eager twin (the profiler shows no kernel of a replay)"
+    monkeypatch.setattr(kineto, "events_of", lambda _: [])
+    _, kernels, busy = launches.LaunchProbe().measure(eager("vit", device="cuda"))
+    assert kernels.samples == busy.samples == () and kernels.reason == busy.reason == launches.UNSEEN
+
+
+def test_a_range_around_kernels_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile opens one around each graph, which comes again on the device, as long as all of its kernels."""
+    events = [Event("triton_poi_fused_add", DeviceType.CUDA), Event("## Call Graph ##", DeviceType.CUDA, True)]
+    events += [Event("## Call Graph ##", DeviceType.CPU, True)]
+    monkeypatch.setattr(kineto, "events_of", lambda _: events)
+    _, kernels, busy = launches.LaunchProbe().measure(eager("vit", device="cuda"))
+    assert (kernels.samples, busy.samples) == ((1.0,), (0.25,))
+    assert kineto.names(events, kineto.DEVICE) == {"triton_poi_fused_add": 1}
+    assert kineto.names(events, kineto.HOST) == {"## Call Graph ##": 1}
+
+
+# --- a capture that fails ---------------------------------------------------------------------------------------------
+
+WAITS = "CUDA error: operation not permitted when stream is capturing"
+
+
+@pytest.mark.parametrize("invalidated", [True, False])
+def test_a_capture_that_cannot_be_ended_takes_the_process_with_it(
+    invalidated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch does it: what breaks the capture is overlaid by that it cannot be ended; else it comes as it is."""
+    step = eager("vit")
+    graphs = Graphs(monkeypatch, invalidated)
+
+    def waits(*_: Any) -> None:
+        if graphs.capturing:
+            raise RuntimeError(WAITS)
+
+    step.subject.module.register_forward_pre_hook(waits)
+    with pytest.raises(Exception) as raised:
+        execution.graph(step)
+    assert failures.is_poison(raised.value) == invalidated
+    told = failures.reason_of(raised.value)
+    assert told == "no CUDA graph can hold it: " * invalidated + f"RuntimeError: {WAITS}"
 
 
 # --- CUPTI stays attached ---------------------------------------------------------------------------------------------

@@ -16,14 +16,16 @@ import pytest
 import torch
 from test_reduction import D, pruning
 from tiny import BATCH, case, one_thread, pixels, roughen  # noqa: F401
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from repshift_cli import registry
+from repshift_cli import prune, registry
 from repshift_cli.benchmark import builder
 from repshift_cli.cli import app
 from repshift_cli.models import convnext, resnet
 from repshift_cli.models.base.transformers import logits, pooled
+from repshift_cli.models.discovery.blocks import NoSites
+from repshift_cli.models.discovery.grids import find_stages
 from repshift_cli.probes.macs import MacsProbe
 from repshift_cli.profiling import break_even
 from repshift_cli.records import Case, Site, Subject, UsageError, call, dropped_share, lines_left, tokens_along
@@ -129,10 +131,63 @@ def tiny_convnext() -> Plain:
     )
 
 
+class Inverted(nn.Module):
+    """An inverted residual of depthwise convolutions: a shortcut only where nothing changes the shape."""
+
+    def __init__(self, given: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.expand, self.first = nn.Conv2d(given, 2 * given, 1), nn.BatchNorm2d(2 * given)
+        self.depthwise = nn.Conv2d(2 * given, 2 * given, 3, stride, 1, groups=2 * given)
+        self.project, self.last = nn.Conv2d(2 * given, channels, 1), nn.BatchNorm2d(channels)
+        self.shortens = stride == 1 and given == channels
+
+    def branch(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.project(self.depthwise(self.first(self.expand(x)).relu())))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.last(self.project(self.depthwise(self.first(self.expand(x)).relu())))
+        return x + branch if self.shortens else branch
+
+
+class Features(nn.Module):
+    """Blocks in one row, no module for a stage, as torchvision's MobileNets have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [Inverted(16, 16, 1), Inverted(16, 24, 2), Inverted(24, 24, 1), Inverted(24, 24, 1)]
+        blocks += [Inverted(24, 32, 2), Inverted(32, 32, 1), Inverted(32, 40, 1), Inverted(40, 40, 1)]
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 4, 4), *blocks)
+        self.head = nn.Linear(40, 7)
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(self.features(pixel_values).mean((2, 3))))
+
+
+def tiny_inverted() -> Plain:
+    module: Any = roughen(Features()).double()
+    images = pixels(BATCH, 3, 96, 128)
+    stem, *blocks = module.features
+
+    def stage(strided: Any, *residual: Any) -> Callable[[Tensor], Shape]:
+        def through(x: Tensor) -> Shape:
+            x = origin = strided.branch(x) if strided is not None else x
+            for block in residual:
+                x = x + block.branch(x)
+            return origin, x
+
+        return through
+
+    stages = [stage(None, blocks[0]), stage(*blocks[1:4]), stage(*blocks[4:6]), stage(*blocks[6:])]
+    found = find_stages("tiny", module, (images[:1],))
+    return Plain(module, found.sites, stem, stages, lambda x: module.head(x.mean((2, 3))), images)
+
+
 FAMILIES: dict[str, Callable[[], Plain]] = {
     "basic": lambda: tiny_resnet("basic"),
     "bottleneck": lambda: tiny_resnet("bottleneck"),
     "convnext": tiny_convnext,
+    "inverted": tiny_inverted,
 }
 
 
@@ -287,6 +342,124 @@ def test_one_line_stays(plain: Plain) -> None:
         call(plain.module, {"pixel_values": plain.pixels})
         handle.remove()
     assert shapes == [(1, 1)]
+
+
+# --- stages that are found --------------------------------------------------------------------------------------------
+
+
+def test_stages_are_found_by_what_blocks_compute() -> None:
+    """Of a row of blocks; and of a ResNet and a ConvNeXt those that their families name, with the same x."""
+    tiny = find_stages("tiny", Features().eval(), (pixels(1, 3, 96, 128).float(),))
+    blocks = ["features.1", "features.4", "features.6", "features.8"]
+    assert [(s.block, s.origin) for s in tiny.stages] == list(
+        zip(blocks, [None, "features.2", None, None], strict=True)
+    )
+    for name in ("basic", "bottleneck", "convnext"):
+        plain = FAMILIES[name]()
+        found = find_stages(name, plain.module, {"pixel_values": plain.pixels[:1]})
+        given = shifted(removal="token")
+        expected = run(plain, repshift, given)
+        assert torch.equal(run(replace(plain, sites=found.sites), repshift, given), expected)
+        assert found.facts.along(0.72, (1, 2)) == (24 * 32, 20 * 27, 8 * (11 if name == "convnext" else 12))
+
+
+class Overwriting(Inverted):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(self.branch(x)) if self.shortens else self.branch(x)
+
+
+class Joined(Features):
+    """What a later stage puts out meets what an earlier one did."""
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        early = self.features[:5](pixel_values)
+        late = nn.functional.interpolate(self.features[5:](early), scale_factor=2)
+        return torch.cat([early, late], 1)
+
+
+def _overwriting() -> nn.Module:
+    module = Features()
+    module.features[3] = Overwriting(24, 24, 1)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3))), "no convolutional block"),
+        (_overwriting, "features.3 overwrites its input"),
+        (Joined, "needs their grids whole"),
+    ],
+)
+def test_what_cannot_be_cut_between_its_stages_is_refused(made: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(NoSites, match=words) as refusal:
+        find_stages("mine", roughen(made()), (pixels(1, 3, 96, 128).float(),))
+    assert refusal.value.looked
+
+
+def test_a_module_of_yours_is_pruned_as_any_cnn() -> None:
+    plain = tiny_inverted()
+    expected = reference(plain, shifted())
+    with torch.no_grad(), prune(plain.module, inputs=(plain.pixels[:1],), keep=0.72, layers=[1, 2], removal="line"):
+        torch.testing.assert_close(plain.module(plain.pixels).logits, expected, rtol=0, atol=1e-10)
+
+
+TIMM = {
+    "tf_efficientnet_lite0": (5, 256, 196, 36),
+    "mobilenetv2_050": (5, 256, 196, 36),
+    "mobilenetv3_small_050": (3, 64, 49, 9),
+    "regnety_002": (4, 256, 196, 36),
+}
+"""Of 64 pixels: stages, and the places after each cut at keep 0.72."""
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_cnns_of_timm_are_cut_between_their_stages(name: str) -> None:
+    """MACs are those of the convolutions as they ran, counted here by hand; keep 1 is the model bit for bit."""
+    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+    given = shifted(model=f"timm:{name}", image_size=64, batch=2)
+    facts = builder.facts_of(None, given.model, 64, None)
+    assert (facts.depth, *tokens_along(facts, given.keep, given.layers)) == TIMM[name]
+    step_builder = builder.StepBuilder("cpu")
+    macs = {}
+    for one in (replace(given, pruning="none", layers=(), removal=None), given, replace(given, keep=1.0)):
+        step, seen = step_builder.prepare(one), list[int]()
+
+        def count(m: Any, args: Any, output: Tensor, seen: list[int] = seen) -> None:
+            kernel = m.weight[0].numel() if isinstance(m, nn.Conv2d) else m.in_features
+            seen.append(output.numel() * kernel)
+
+        computing = [m for m in step.subject.module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        handles = [m.register_forward_hook(count) for m in computing]
+        with step.active():
+            output = step.forward()
+        for handle in handles:
+            handle.remove()
+        (probed,) = MacsProbe().measure(step)
+        assert probed.samples[0] == pytest.approx(sum(seen) / 2, rel=1e-9)
+        macs[one] = (probed.samples[0], output)
+    (whole, untouched), (cut, shorter), (same, kept) = macs.values()
+    assert cut < whole == same
+    assert torch.equal(untouched, kept) and not torch.equal(untouched, shorter) and shorter.isfinite().all()
+
+
+@pytest.mark.parametrize("removal", ["line", "token"])
+def test_a_resnet_of_timm_is_that_of_its_family(removal: str) -> None:
+    timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+    torch.manual_seed(0)
+    theirs = roughen(timm.create_model("resnet18"))
+    own = resnet._stages("resnet18", 64)
+    ours = own.recipe.model(own.recipe.config).eval()
+    ours.load_state_dict({resnet.from_torchvision(k): v for k, v in theirs.state_dict().items()})
+    images, given = pixels(2, 3, 64, 64).float(), shifted(removal=removal)
+    found = find_stages("resnet18", theirs, (images[:1],)).sites(theirs)
+    both = []
+    for module, sites in ((ours, own.sites(ours)), (theirs, found)):
+        subject = Subject(module, (images,), (), sites, 0, 256, "img", logits, pooled, grid=True)
+        with torch.no_grad(), pruning(subject, repshift, given):
+            output = module(images)
+        both.append(getattr(output, "logits", output))
+    torch.testing.assert_close(*both)
 
 
 # --- methods without scores -------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from synthetic import CPU, CUDA, ON_CPU, ON_CUDA, REPSHIFT, ROUNDS, small_run
 
 from repshift_cli import cli
-from repshift_cli.analysis import comparison
+from repshift_cli.analysis import comparison, paired
 from repshift_cli.analysis.comparison import BETTER, OPEN, SAME, WORSE, between, exact_word, word_for
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Measurement, Run, store
@@ -286,3 +286,56 @@ def test_accuracies_are_compared_with_their_intervals(right: tuple[int, int], wo
         for k in right
     )
     assert comparison.between(ON_CPU, base, head, 0.01).word == word
+
+
+# --- evaluations ------------------------------------------------------------------------------------------------------
+
+
+def evaluated(seed: int, places: list[int], right: dict[int, bool], listing: str = "digits") -> Run:
+    """An evaluation of these samples, in the order in which that seed shows them, right or wrong each by itself."""
+    top1 = Measurement("top1", "top-1", "%", "higher", "wilson", "labelled", tuple(100.0 * right[p] for p in places))
+    drawn = Measurement("recall", "R@1", "%", "higher", "bootstrap", "labelled", (50.0 + seed, 40.0 + seed, 60.0, 55.0))
+    run = small_run()
+    case = dataclasses.replace(ON_CPU, weights="folder", seed=seed)
+    record = dataclasses.replace(run.records[0], case=case, status="ok", measurements=(top1, drawn))
+    about = {"samples": len(places), "metrics": ["top1"], "seen": {"listing": listing, "places": places}}
+    return dataclasses.replace(run, records=(record,), planned=(case,), options={"seed": seed, "evaluation": about})
+
+
+RIGHT = {place: place % 3 > 0 for place in range(90)}
+WORSENED = RIGHT | {place: False for place in (1, 2, 4, 5, 7, 8)}
+"""Six samples more are wrong, none more is right."""
+
+
+def test_evaluations_of_two_seeds_are_paired_by_their_samples(tmp_path: Path) -> None:
+    base, head = evaluated(0, list(range(90)), RIGHT), evaluated(5, list(range(89, -1, -1)), WORSENED)
+    (top1, recall), lonely = comparison.compare(base, head)
+    assert lonely == []
+    if top1.metric != "top1":
+        top1, recall = recall, top1
+    change = top1.difference
+    assert change is not None and change.low is not None and change.high is not None
+    assert (change.value, change.low, change.high) == pytest.approx(paired.tango([-100.0] * 6 + [0.0] * 84))
+    assert change.high < 0 and top1.word == WORSE
+    alone = comparison.between(ON_CPU, base.records[0].measurements[0], head.records[0].measurements[0], 0.01)
+    assert alone.difference is not None and alone.difference.spans(0) and alone.word == OPEN, "unpaired it is wider"
+    assert recall.difference is not None and recall.difference.low != -5.0, "other draws are not paired"
+    code, out, _ = compare(tmp_path, base, head)
+    assert code == 0 and "-6.7 points" in out and "paired on the 90 samples" in " ".join(out.split())
+    same = comparison.compare(base, evaluated(0, list(range(90)), WORSENED))[0]
+    assert next(f for f in same if f.metric == "recall").difference == Estimate(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (evaluated(1, list(range(30, 90)), WORSENED), "of 90 and 60 samples 60 are the same"),
+        (evaluated(1, list(range(90)), WORSENED, "letters"), "their data differ"),
+    ],
+)
+def test_why_evaluations_are_not_paired_is_said(head: Run, words: str, tmp_path: Path) -> None:
+    code, out, _ = compare(tmp_path, evaluated(0, list(range(90)), RIGHT), head, "--json", "told.json")
+    assert code == 0 and words in " ".join(out.split()) and "points" in out
+    told = json.loads((tmp_path / "told.json").read_text())
+    told = told[0] if isinstance(told, list) else told
+    assert words in told["unpaired_because"] and not told["paired"]

@@ -188,6 +188,8 @@ def test_the_library_is_found_beside_torch(tmp_path: Path, monkeypatch: pytest.M
         (place / name).touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert cupti.find_library() == place / "libcupti.so.13"
+    (place / "libcupti.so.13").rename(place / "libcupti.so.2025.3.1")  # as a toolkit names it
+    assert cupti.find_library() == place / "libcupti.so.2025.3.1"
     monkeypatch.setattr(sys, "path", [])
     assert cupti.find_library() is None
     assert cupti.unavailable("cuda") == (

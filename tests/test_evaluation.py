@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluating import MODEL, Done, digits, evaluate, plain_logits, write_digits
+from evaluating import CHECKPOINT, MODEL, Done, digits, evaluate, plain_logits, write_digits
 from PIL import Image
 
 from repshift_cli import registry
@@ -189,10 +189,51 @@ def test_what_ends_the_process_twice_fails_and_the_others_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_batch", dies)
         patch.setattr(Shards, "end", lambda *_: None)  # as where nothing more is done
+        patch.setattr("repshift_cli.evaluation.shards.forgive", lambda *_: None)
         assert evaluate(capsys, file, *asked).code == evaluate(capsys, file, "--resume", file).code == 130
     run = evaluate(capsys, file, "--resume", file)
     assert run.code == 1 and "ended 2 times" in str(run.record("flash+lowest").reason)
     assert len(run.samples("flash")) == len(run.samples("flash+stride")) == COUNT
+
+
+CRASHING = """
+import ctypes
+from transformers import ViTForImageClassification
+import torch
+
+def model():
+    module = ViTForImageClassification.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+
+    def look(block, args):
+        if args[0].shape[1] == 33:
+            ctypes.string_at(0)
+
+    module.vit.layers[-1].register_forward_pre_hook(look)
+    return module, {"pixel_values": torch.randn(2, 3, 16, 16)}
+"""
+
+
+@pytest.mark.slow
+def test_a_variant_that_ends_its_process_fails_alone_in_the_same_command(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried twice, each time in a worker process that dies of it."""
+    from repshift_cli import cli
+    from repshift_cli.commands.shared import launching
+
+    monkeypatch.setattr(launching, "DEFAULT", "process")
+    (tmp_path / "crashing.py").write_text(CRASHING.replace("CHECKPOINT", repr(str(CHECKPOINT))))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = ["--model", "crashing:model", *SHORT[2:6], "--keep", "0.5,0.8", "--layers", "2", "--data", str(folder)]
+    more = ["--preprocess", "mean=0.5,std=0.5", "--variant", "flash,flash+stride", "--out", "run.json"]
+    assert cli.run(["eval", *asked, *more], False) == 1
+    run = Done(1, *capsys.readouterr(), tmp_path / "run.json")
+    assert run.err.count("segmentation fault); going on in another process") == 2
+    assert "ended 2 times" in str(run.record("flash+stride", keep=0.5).reason) and "segmentation" in run.out
+    assert len(run.samples("flash")) == COUNT
+    kept = run.record("flash+stride", keep=0.8).measurement("top1_vs_unpruned")
+    assert kept and len(kept.samples) == COUNT and not (tmp_path / "run.json.parts").exists()
 
 
 def test_it_ends_when_the_difference_is_known(
@@ -284,23 +325,32 @@ class _Kept:
 
     def __init__(self, path: Path, run: Any) -> None:
         self.path, self.run = path, run
+        path.touch()
 
     def close(self) -> None: ...
 
 
 @pytest.mark.slow
 def test_the_same_variants_are_timed_and_compared(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from repshift_cli import cli
+    from repshift_cli.evaluation.loop import DEATHS
+    from repshift_cli.evaluation.shards import TIMING, Shards
 
     variants = ("--variant", "flash,flash+repshift,flash+random", "--bench", "--rounds", 6)
-    run = evaluate(capsys, tmp_path / "b.json", *SHORT, "--data", folder, *variants, "--seeds", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Shards, "deaths", lambda self, case, doing="": DEATHS * (case.pruning == "stride" and doing == TIMING)
+        )
+        dying = (variants[0], variants[1] + ",flash+stride", *variants[2:])
+        run = evaluate(capsys, tmp_path / "b.json", *SHORT, "--data", folder, *dying, "--seeds", 2)
     assert run.code == 0, run.err
+    assert "flash+stride seed 0): not timed: the process ended 2 times" in " ".join(run.out.split()), run.out
     points = {}
     for record in run.run.records:
         latency, accuracy, front = (record.measurement(m) for m in ("latency", "top1", "pareto"))
-        if record.case.seed:
+        if record.case.seed or record.case.pruning == "stride":
             assert latency is None and front is None, "of random dropping one seed is timed"
             continue
         assert latency and accuracy and front and len(latency.samples) % 6 == 0 and record.rounds == 6
@@ -309,8 +359,11 @@ def test_the_same_variants_are_timed_and_compared(
         beaten = [o for o in points if o != place and o[0] >= place[0] and o[1] >= place[1]]  # type: ignore[operator]
         assert on_front == float(not beaten)
     assert run.record("flash+repshift").measurement("speedup_vs_flash")
-    other = evaluate(capsys, tmp_path / "o.json", *SHORT, "--data", folder, *variants[:2], "--seed", 1, "--limit", 40)
+    other = evaluate(capsys, tmp_path / "o.json", *SHORT, "--data", folder, *variants[:2], "--seed", 1)
     assert other.code == 0
+    assert cli.run(["compare", str(run.file), str(other.file), "--all", "--metric", "top1"], False) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "paired on the 60 samples" in told and "0.0 points (-6.0 to +6.0)" in told, told
     assert cli.run(["show", str(run.file), "--csv", "-"], False) == 0
     told = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert {"top1_percent_low", "top1_vs_unpruned_points_high", "top1_p_holm", "latency_ms"} <= set(told[0])
@@ -383,6 +436,7 @@ def test_bad_input_is_refused_with_what_to_do(folder: Path, tmp_path: Path, caps
     split = write_digits(tmp_path / "split" / "train", range(4)).parent
     write_digits(split / "val", range(4, 8))
     rows = table(tmp_path / "rows.csv", [{"path": "a.png", "kind": 1}])
+    gaps = table(tmp_path / "gaps.csv", [{"path": "a.png", "label": 1}, {"path": "b.png", "label": ""}])
     cases: list[tuple[list[object], str]] = [
         (["--data", tmp_path / "empty"], "no images in"),
         (["--data", lone], "one class only"),
@@ -392,6 +446,8 @@ def test_bad_input_is_refused_with_what_to_do(folder: Path, tmp_path: Path, caps
         (["--data", split, "--split", "val", "--train", "x", "--task", "probe"], "has no split 'x'"),
         (["--data", folder, "--split", "val"], "has no split 'val': it has none"),
         (["--data", rows], "needs a column label"),
+        (["--data", rows], "the data has kind, image"),
+        (["--data", gaps], "1 of 2 samples have no label, like line 3"),
         (["--data", rows, "--column", "label=class"], "the data has the columns path, kind"),
         (["--data", tmp_path / "nowhere"], "there is no such file or folder"),
         (["--data", tmp_path / "lone" / "0" / "000.png"], "`repshift eval --list` says what can be read"),

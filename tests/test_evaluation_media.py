@@ -136,6 +136,18 @@ def test_texts_find_their_clips_by_the_mean_of_frames(
     assert without.code == 2 and "decoding clips needs PyAV: pip install" in without.err
 
 
+def test_two_towers_of_another_kind_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import XCLIPConfig, XCLIPModel
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    video = {"image_size": 32, "patch_size": 16, "mit_hidden_size": 16, "mit_intermediate_size": 16}
+    config = XCLIPConfig(text_config={**small, "vocab_size": 50}, vision_config={**small, **video}, projection_dim=16)
+    XCLIPModel(config).save_pretrained(tmp_path)
+    data = table(tmp_path / "rows.csv", [{"image": f"{i}.png", "text": "w"} for i in range(12)])
+    run = evaluate(capsys, tmp_path / "x.json", "--model", f"hf:{tmp_path}", "--data", data, "--task", "retrieval")
+    assert run.code == 2 and "towers of its own kind (xclip)" in run.err and "Traceback" not in run.err
+
+
 def test_clips_are_classified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a folder for each class, and the same ones in a tar; a damaged one counts for nobody."""
     av = pytest.importorskip("av", reason="clips are decoded by PyAV")
@@ -190,12 +202,26 @@ def write_clip(av: Any, place: Path, colours: np.ndarray) -> None:
 # --- CNNs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_cnn_is_evaluated_and_its_rows_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from transformers import ResNetConfig, ResNetForImageClassification
+def small_cnn(kind: str) -> Any:
+    """One whose stages are written down, or found."""
+    from transformers import (
+        MobileNetV2Config,
+        MobileNetV2ForImageClassification,
+        ResNetConfig,
+        ResNetForImageClassification,
+    )
 
     torch.manual_seed(0)
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
-    module = ResNetForImageClassification(ResNetConfig(num_labels=10, **sizes)).eval()
+    if kind == "resnet":
+        return ResNetForImageClassification(ResNetConfig(num_labels=10, **sizes)).eval()
+    narrow = MobileNetV2Config(num_labels=10, depth_multiplier=0.1, finegrained_output=False, image_size=64)
+    return MobileNetV2ForImageClassification(narrow).eval()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "mobilenet_v2"])
+def test_a_cnn_is_evaluated_and_its_rows_dropped(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = small_cnn(kind)
     module.save_pretrained(tmp_path)
     told = {"size": {"shortest_edge": 64}, "crop_pct": 1.0, "resample": 0}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))

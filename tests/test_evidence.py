@@ -63,6 +63,25 @@ def test_the_comparisons_can_be_planned() -> None:
         assert "flash+oracle" in done.output and all("CUDA only" in reason for reason in refused), done.output
 
 
+def test_a_job_that_hangs_costs_no_other_and_comes_last_in_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is copied behind each job; one that failed without an answer is tried again."""
+    monkeypatch.setattr(kit, "END", 0)
+
+    def job(name: str, code: str) -> kit.Job:
+        return kit.Job(
+            name, (sys.executable, "-c", f"print({name!r}, file=open({str(tmp_path / 'ran')!r}, 'a')); {code}"), 1
+        )
+
+    jobs = [job("hangs", "import time; time.sleep(60)"), job("fails", "raise SystemExit(2)"), job("works", "")]
+    for _ in range(2):
+        assert kit._run(jobs, tmp_path, tmp_path / "stage.json", tmp_path.with_suffix(".copy")) == 1
+    assert (tmp_path / "ran").read_text().split() == ["hangs", "fails", "works", "fails", "hangs"]
+    kept = json.loads((tmp_path.with_suffix(".copy") / "stage.json").read_text())
+    assert {e["makes"]: e["code"] for e in kept} == {"hangs": kit.TOO_LONG, "fails": 2, "works": 0}
+
+
 def test_a_dry_run_lists_the_jobs() -> None:
     done = evidence("--stage", "6", "--dry-run")
     assert done.returncode == 0 and done.stdout.count("gate --base HEAD") == 10, done.stderr

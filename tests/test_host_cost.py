@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from repshift_cli.kernels.select import top
 from repshift_cli.kernels.shift import distance, length, moved_from
 from repshift_cli.probes.base.traffic_model import TrafficModel, watching
 from repshift_cli.probes.launches import count_operators
+from repshift_cli.records import UsageError
 
 B, N, P, C, K = 2, 20, 1, 48, 7
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -86,6 +88,21 @@ def test_the_decision_is_taken_anew_where_another_path_is_forced() -> None:
     with host_cost.without_launches():
         assert paths.path_for("select", scores) == "triton"
     assert paths.path_for("select", scores) == "torch"
+
+
+def test_where_triton_cannot_build_its_launcher_plain_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images to run models in have no C compiler; here there is no GPU, which Triton's driver says too."""
+    there = torch.device("cuda", 0)
+    tensor: Any = SimpleNamespace(is_cuda=True, is_cpu=False, device=there, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(paths, "_decided", {})
+    assert paths.path_for("cut", tensor) == "torch"
+    with paths.using("triton"), pytest.raises(UsageError, match="Triton does not start"):
+        paths.path_for("cut", tensor)
+    monkeypatch.setattr(paths, "_cannot_start", lambda: None)
+    paths._decided.clear()
+    assert paths.path_for("cut", tensor) == "triton"
 
 
 def test_the_benchmark_runs() -> None:

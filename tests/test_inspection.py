@@ -30,12 +30,14 @@ from repshift_cli.inspection import Look, Settings, cache, heads, reach, repair,
 from repshift_cli.inspection.base import caches, effects, left_out, packing, ranks, rows
 from repshift_cli.inspection.base.blocks import own_places
 from repshift_cli.inspection.base.left_out import halves, importance
+from repshift_cli.inspection.base.shifts import shifts
 from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.models.base.decoder import next_logits
 from repshift_cli.models.discovery.blocks import find_sites
 from repshift_cli.records import Subject, UsageError, call, store
 from repshift_cli.records.inspection import Answer
 from repshift_cli.reduction.engine.hooks import pruned
+from repshift_cli.reduction.engine.seen import Seen
 from repshift_cli.renderers import document_of, table
 
 WIDTH, HEADS, TOKENS = 12, 3, 12
@@ -281,6 +283,27 @@ def test_a_score_that_knows_the_importance_correlates_with_it_and_its_opposite_i
     assert score._correlation(block, "opposite", score.IMPORTANCE) == pytest.approx(-1)
 
 
+def test_with_even_norms_the_shift_is_that_of_tokens_all_as_long() -> None:
+    """A block with a norm before its branch, really run on the tokens made as long: what it adds stays the same."""
+    plain = tiny.plain_torch()
+    look, kept = look_of(tiny.subject(plain.module, plain.inputs)), {}
+
+    def keep(layer: int, seen: dict[str, Tensor]) -> Tensor:
+        kept[layer] = Seen(seen)
+        return seen["resid_post"]
+
+    plain.forward(keep)
+    state = kept[2]["resid_mid"]
+    length = state.norm(dim=-1, keepdim=True)
+    even = state / length * length.median(1, keepdim=True).values
+    expected = (plain.blocks[1][1](even) - even).norm(dim=-1)
+    found = dict(shifts(look, 2, kept[2]))
+    names = list(found)
+    assert names[:2] == ["mlp l2 paper", "mlp l2 paper, even norms"]
+    torch.testing.assert_close(found[names[1]], expected, rtol=1e-3, atol=0)
+    assert not torch.allclose(found[names[0]], expected, rtol=0.05)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 SMALL = ["analyze", "--model", "vit_t", "--image-size", "32", "--inputs", "1", "--left-out", "4", "--threads", "1"]
@@ -503,6 +526,7 @@ def test_half_of_what_a_block_writes_is_repaired_where_the_next_takes_half_of_it
     assert made_up["1", "mlp"] == pytest.approx(0.5)
     assert made_up["1", "attention"] is None, "it has written nothing"
     assert dict(found.quantity("direct").items())["1", "mlp"] == pytest.approx(2)
+    assert any(line.endswith("50% is made up for") for line in found.reading)
 
 
 def test_a_block_that_norms_its_sums_has_no_direct_effect() -> None:
@@ -536,6 +560,19 @@ def test_reach_of_a_linear_model_is_its_closed_form(monkeypatch: pytest.MonkeyPa
             assert influence[str(layer), str(distance)] == pytest.approx(sum(expected) / len(expected), abs=1e-9)
     assert found.quantity("farthest").values == (2, 4, 6) == found.quantity("bound").values
     assert found.quantity("reach").values[0] == 2
+
+
+def test_of_a_causal_model_pairs_ahead_of_the_source_alone_count(
+    decoder: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sliding, "WINDOW", 3)
+    look = look_of(replace(decoder.subject, inputs=decoder.inputs[0]), attention=sliding)
+    found = reach.answer(look)
+    assert found.quantity("farthest").values == (2, 4, 6, 8)
+    both = torch.tensor([[0.0, 1, 4, 2]])
+    source, places = torch.tensor([1]), torch.arange(4)
+    assert reach.along_distance(both, source, places).nan_to_num(-1).tolist() == [1, 2, 2, -1]
+    assert reach.along_distance(both, source, places, ahead=True).nan_to_num(-1).tolist() == [1, 4, 2, -1]
 
 
 def test_on_a_grid_distance_is_that_of_rows_and_columns() -> None:

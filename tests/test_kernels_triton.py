@@ -1,7 +1,8 @@
 """The Triton kernels against their plain twins: in Triton's interpreter on a CPU, for real on a GPU, and compiled.
 
 The interpreter is chosen when triton is imported, for the whole process, so `test_in_the_interpreter` runs this file
-again in one of its own.
+again in one of its own, and with it `test_kernels_drawn`. A machine with a GPU needs nothing but pytest here, and every
+width, dtype and power of two is compiled anew there: so the sizes are few.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from repshift_cli.kernels import paths
 from repshift_cli.kernels.cut import gather, gather_add
 from repshift_cli.kernels.select import top
-from repshift_cli.kernels.shift import distance, length, moved_from
+from repshift_cli.kernels.shift import distance, moved_from
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the package triton is not installed")
@@ -36,14 +36,15 @@ on_each_device = pytest.mark.parametrize(
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("l1", "l2", "cosine")
-SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-40, float("inf"), float("-inf"), float("nan"))
 
 
 @pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
 def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "cpu"]
+    files = (__file__, str(Path(__file__).with_name("test_kernels_drawn.py")))
+    command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    command += ["-k", "cpu or drawn"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
     run = subprocess.run(command, env={**env, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
@@ -76,27 +77,6 @@ def close(scores: Tensor, expected: Tensor) -> None:
 
 
 @on_each_device
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
-@given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 70)),
-    prefix=st.integers(0, 2),
-    kind=st.sampled_from(KINDS),
-    dtype=st.sampled_from(DTYPES),
-    seed=st.integers(0, 99),
-)
-def test_scores(
-    device: str, shape: tuple[int, int, int], prefix: int, kind: str, dtype: torch.dtype, seed: int
-) -> None:
-    """Slices after a prefix, as the hooks see them, against the twin in float64."""
-    batch, tokens, width = shape
-    a, b = (normal(batch, prefix + tokens, width, dtype=dtype, device=device, seed=s)[:, prefix:] for s in (seed, 500))
-    close(kernel(distance, a, b, kind), twin(distance, a.double(), b.double(), kind))
-    close(kernel(moved_from, a, b, kind), twin(moved_from, a.double(), b.double(), kind))
-    if kind != "cosine":
-        close(kernel(length, a, kind), twin(length, a.double(), kind))
-
-
-@on_each_device
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(2, 1, 8192), (1, 3, 1025), (1, 257, 1)])
 def test_scores_at_the_edges(device: str, shape: tuple[int, int, int], kind: str) -> None:
@@ -117,28 +97,23 @@ def test_scores_of_broken_tokens(device: str, kind: str) -> None:
     assert scores.isfinite().tolist() == [[True, False, False, True]]
 
 
-# --- select -----------------------------------------------------------------------------------------------------------
-
-values = st.one_of(st.sampled_from(SPECIAL), st.floats(width=16))
-rows = st.integers(1, 40).flatmap(
-    lambda n: st.tuples(st.lists(st.lists(values, min_size=n, max_size=n), min_size=1, max_size=3), st.integers(1, n))
-)
-
-
 @on_each_device
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=40)
-@given(drawn=rows, dtype=st.sampled_from(DTYPES))
-def test_selection(device: str, drawn: tuple[list[list[float]], int], dtype: torch.dtype) -> None:
-    """NaN counts as +inf, -0.0 as 0.0, and of equal scores the lower position is kept."""
-    scores = torch.tensor(drawn[0]).to(dtype)
-    if dtype == torch.bfloat16 and device == "cpu":  # the interpreter takes its subnormal numbers for zero
-        scores[scores.abs() < 1e-37] = 0.0
-    expected = [
-        sorted(sorted(range(len(row)), key=lambda i, r=row: float("-inf") if r[i] != r[i] else -r[i])[: drawn[1]])
-        for row in scores.tolist()
-    ]
-    assert kernel(top, scores.to(device), drawn[1]).tolist() == expected
-    assert twin(top, scores.to(device), drawn[1]).tolist() == expected
+@pytest.mark.parametrize("dtypes", [(d, d) for d in DTYPES] + [(torch.bfloat16, torch.float32)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 7, 70)])
+def test_scores_behind_a_prefix(
+    device: str, shape: tuple[int, int, int], dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Slices as the hooks see them, odd sizes, in every dtype and in two at once."""
+    batch, tokens, width = shape
+    a, b = (
+        normal(batch, 1 + tokens, width, dtype=d, device=device, seed=s)[:, 1:] for s, d in enumerate(dtypes, start=1)
+    )
+    for kind in KINDS:
+        close(kernel(distance, a, b, kind), twin(distance, a.double(), b.double(), kind))
+        close(kernel(moved_from, a, b, kind), twin(moved_from, a.double(), b.double(), kind))
+
+
+# --- select -----------------------------------------------------------------------------------------------------------
 
 
 @on_each_device
@@ -151,29 +126,37 @@ def test_selection_from_many(device: str, tokens: int) -> None:
             assert torch.equal(kernel(top, given, count), twin(top, given, count))
 
 
+@on_each_device
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_selection_among_what_is_no_number(device: str, dtype: torch.dtype) -> None:
+    """NaN counts as +inf, -0.0 as 0.0, and of equal scores the lower position is kept."""
+    rows = [[float("nan"), float("inf"), 1.0, -0.0, 0.0, -1.0, float("-inf")], [2.0, 2.0, 2.0, 3.0, 3.0, 1.0, 1.0]]
+    by_rank = [[0, 1, 2, 3, 4, 5, 6], [3, 4, 0, 1, 2, 5, 6]]
+    scores = torch.tensor(rows, dtype=dtype, device=device)
+    for count in range(1, 8):
+        expected = [sorted(ranked[:count]) for ranked in by_rank]
+        assert kernel(top, scores, count).tolist() == expected
+        assert twin(top, scores, count).tolist() == expected
+
+
 # --- cut --------------------------------------------------------------------------------------------------------------
 
 
 @on_each_device
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
-@given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 3, 8, 1025])),
-    prefix=st.integers(0, 3),
-    dtype=st.sampled_from(DTYPES),
-    data=st.data(),
-)
-def test_cuts(device: str, shape: tuple[int, int, int], prefix: int, dtype: torch.dtype, data: Any) -> None:
-    batch, tokens, width = shape
-    count = data.draw(st.integers(1, tokens))
-    indices = twin(top, normal(batch, tokens, device=device, seed=data.draw(st.integers(0, 99))), count)
-    whole = [normal(prefix + tokens, batch, width, device=device, seed=s) for s in (1, 2)]
-    if dtype == torch.bfloat16 and device == "cpu":  # where the interpreter truncates, the device rounds
-        whole = [(8 * t).round() for t in whole]
-    middle, branch = (t.to(dtype).transpose(0, 1) for t in whole)
-    assert torch.equal(kernel(gather, middle, prefix, indices), twin(gather, middle, prefix, indices))
+@pytest.mark.parametrize("dtypes", [(d, d) for d in DTYPES] + [(torch.bfloat16, torch.float32)], ids=str)
+@pytest.mark.parametrize(("tokens", "width", "prefix"), [(1, 1, 0), (9, 3, 1), (5, 1025, 3)])
+def test_cuts_of_odd_sizes(
+    device: str, tokens: int, width: int, prefix: int, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Of batch-last tensors, in every dtype and in two at once; the first with one row for all samples too."""
+    indices = twin(top, normal(2, tokens, device=device), -(-tokens // 2))
+    whole = [(8 * normal(prefix + tokens, 2, width, seed=s)).round() for s in (1, 2)]  # sums are exact in 16 bits
+    middle, branch = (t.to(device, d).transpose(0, 1) for t, d in zip(whole, dtypes, strict=True))
+    shared = middle[:1].expand(2, -1, -1)
+    for hidden in (middle, shared):
+        assert torch.equal(kernel(gather, hidden, prefix, indices), twin(gather, hidden, prefix, indices))
     expected = twin(gather, middle + branch, prefix, indices)
     assert torch.equal(kernel(gather_add, middle, branch, prefix, indices), expected)
-    assert torch.equal(twin(gather_add, middle, branch, prefix, indices), expected)
 
 
 # --- on the device ----------------------------------------------------------------------------------------------------

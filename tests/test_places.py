@@ -99,6 +99,34 @@ def test_one_gpu_is_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         local.start(Terms("0,1", parallel=2))
 
 
+@pytest.mark.parametrize(
+    ("seen", "gpus", "gpu", "named"),
+    [
+        (None, 2, 1, "1"),
+        (None, 0, 1, "1"),
+        ("4,7", 8, 1, "7"),
+        ("MIG-a, MIG-b", 1, 1, "MIG-b"),
+        ("", 8, 1, ""),
+        ("-1", 8, 0, "-1"),
+        (None, 2, 2, "there is no GPU local:2: this machine has 2, counted from 0"),
+        ("4,7", 8, 2, "there is no GPU local:2: CUDA_VISIBLE_DEVICES=4,7 shows 2, counted from 0"),
+    ],
+)
+def test_a_gpus_number_is_one_of_those_that_the_command_sees(
+    seen: str | None, gpus: int, gpu: int, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler lends some of a machine's GPUs; one that is not there would have the worker measure on the CPU."""
+    monkeypatch.setattr(local, "gpu_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    if named.startswith("there"):
+        with pytest.raises(UsageError, match=named):
+            local.visible(gpu)
+    else:
+        assert local.visible(gpu) == named
+
+
 def test_cores_are_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent.os, "sched_getaffinity", lambda _: {3, 5, 6, 9, 11}, raising=False)
     assert [agent.share_of_cores(n, 2) for n in range(2)] == [(3, 5), (6, 9)]

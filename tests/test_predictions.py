@@ -5,20 +5,13 @@ from __future__ import annotations
 import predictions
 import pytest
 import torch
+from inspection_tables import answer
 from pages import PAGES
-from predictions import Schedule, Trial
+from predictions import INSPECTED, Schedule, Trial
 
 from repshift_cli.inspection.base.ranks import rank_correlation
-from repshift_cli.records import store
-from repshift_cli.records.inspection import Answer, Inspection
 
 PAGE = " ".join(PAGES["repshift_cli/inspection/README.md"].text.replace("*", "").split())
-
-
-def answer(name: str, question: str) -> Answer:
-    found = store.load_any(predictions.FOLDER / "inspection" / f"{name}.json")
-    assert isinstance(found, Inspection)
-    return found.answer(question)
 
 
 def test_the_rank_correlation_is_the_inspections_own() -> None:
@@ -52,6 +45,26 @@ def test_a_schedule_is_told_by_its_own_block() -> None:
     assert all(s.over_lowest < 0 for s in found if s.place[1] == (9,))
     lower = Trial("", trial.run, trial.metric, trial.inspection, better=-1)
     assert [s.over_random for s in predictions.schedules(lower)] == [-s.over_random for s in found]
+
+
+def test_the_page_says_what_became_of_the_sign_with_even_norms() -> None:
+    turned = {name: [b for b, (was, even) in predictions.evened(name).items() if was * even < 0] for name in INSPECTED}
+    assert "with even norms it turns in six of ten blocks" in PAGE and len(turned["smollm2"]) == 6
+    assert "On DINOv2-S" in PAGE and not turned["dinov2-s"] and not turned["dinov2-s-fashion"]
+    assert "(on mails it stays but after block 1)" in PAGE and turned["minilm-mails"] == ["1"]
+    assert "({:+.2f} to {:+.2f})".format(*predictions.evened("minilm")["1"]) in PAGE
+
+
+def test_the_page_says_what_a_cache_costs_and_how_far_windows_see() -> None:
+    cache = answer("smollm2-cache", "cache")
+    times, held = dict(cache.quantity("times").items()), dict(cache.quantity("held").items())
+    after, without = times["2048", "decode"] or 0, times["2048", "decode without cache"] or 0
+    assert f"takes {after:.0f} ms behind its cache and {without / after / 10:.0f}0 times as long without" in PAGE
+    assert f"the cache from {held['2048', 'whole']:.0f} to {held['2048', 'pruned']:.0f} MiB" in PAGE
+    reach = answer("smollm2-sliding", "reach")
+    window, last = reach.quantity("farthest").values[0] or 0, reach.quantity("reach").values[-1] or 0
+    assert f"it advances by {window:.0f} tokens a block" in PAGE and f"within {last:.0f} tokens" in PAGE
+    assert f"see {last / (window + 1):.1f} windows far" in PAGE
 
 
 def test_the_page_says_what_the_inspections_hold() -> None:

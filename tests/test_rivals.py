@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,12 +261,34 @@ def the_reason(facts: Facts, variant: str, device: str = "cpu", **axes: Any) -> 
         (replace(VIT, prefix=0), {"variant": "vanilla+evit"}, "column-attention needs none"),
         (replace(VIT, prefix=0), {"variant": "vanilla+cls-attention", "protect": "first:2"}, "x has none"),
         (replace(VIT, causal=True), {"variant": "vanilla+tome"}, "x is causal"),
+        (replace(VIT, causal=True), {"variant": "vanilla+farthest-merge", "keep": 0.3}, "x is causal"),
         (replace(VIT, row=False), {"variant": "vanilla+pitome"}, "places of their own in each sample"),
         (replace(VIT, removals=("line",)), {"variant": "vanilla+dart"}, "are a grid"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(facts: Facts, asked: dict[str, Any], said: str) -> None:
     assert said in (the_reason(facts, **asked) or "")
+
+
+def test_what_merges_any_number_may_keep_fewer_than_half() -> None:
+    assert the_reason(VIT, "vanilla+farthest_merge", keep=0.1) is None
+
+
+def test_farthest_merge_is_the_candidate_that_was_confirmed() -> None:
+    """tests/real/candidates.py ran on the fresh data of profiles/baselines/README.md."""
+    source = spec_from_file_location("candidates", Path(__file__).parent / "real" / "candidates.py")
+    assert source is not None and source.loader is not None
+    module = module_from_spec(source)
+    sys.modules["candidates"] = module
+    source.loader.exec_module(module)
+    seen = Seen.of(2, 3)
+    seen.prefix, seen.suffix, seen.stay = 1, 1, 9
+    seen["rows"] = torch.randn(3, 19, 8, generator=torch.Generator().manual_seed(0))
+    states = module.States(resid_post=seen["rows"][:, 1:-1])
+    states["mlp_out"], states["resid_mid"], states.stay = states["resid_post"], states["resid_post"], seen.stay
+    candidate = module.candidates()["merge greedy"].reduce(states, seen)
+    method = METHODS["farthest_merge"].method.reduce(seen, case(pruning="farthest_merge"))
+    assert all(torch.equal(a, b) for a, b in zip(method[:3], candidate[:3], strict=True))
 
 
 class Parallel(tiny.PreNorm):

@@ -53,6 +53,8 @@ WALLS: dict[str, set[str]] = {
         "models.base.text",
         "benchmark.builder",
         "benchmark.engine",
+        "benchmark.failures",
+        "benchmark.launchers",
         "benchmark.planning",
         "benchmark.runner",
         "evaluation",

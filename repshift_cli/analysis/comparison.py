@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from repshift_cli.analysis import stats
+from repshift_cli.analysis import labelled, stats
+from repshift_cli.analysis.labelled import Pairing
 from repshift_cli.analysis.stats import Estimate
 from repshift_cli.records import Case, Machine, Measurement, Record, Run
 
@@ -56,6 +57,8 @@ class Finding:
     rounds: int = 0
     reason: str | None = None
     aside: bool = False
+    difference: Estimate | None = None
+    """head - base of a figure of labelled samples, in its unit (percentage points of a share)."""
 
     @property
     def share_of_noise(self) -> float:
@@ -148,12 +151,13 @@ def paired(base: Run, head: Run) -> tuple[list[tuple[Record, Record]], list[Lone
 
 
 def _by_case(run: Run) -> dict[Case, Record]:
-    return {record.case: record for record in run.records}
+    return labelled.by_draw(run) if labelled.is_evaluation(run) else {record.case: record for record in run.records}
 
 
 def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], list[Lonely]]:
     """Every metric that both runs measured, the largest change first."""
     both, lonely = paired(base, head)
+    how = labelled.pairing(base, head)
     found = []
     for old, new in both:
         for m in new.measurements:
@@ -162,19 +166,22 @@ def compare(base: Run, head: Run, delta: float = LEAST) -> tuple[list[Finding], 
             )
             if before is not None and before.samples and m.samples and m.source not in WITHIN:
                 aside = m.detail and not m.gateable
-                found.append(dataclasses.replace(between(new.case, before, m, delta), aside=aside))
+                found.append(dataclasses.replace(between(new.case, before, m, delta, how), aside=aside))
     return sorted(found, key=lambda f: -f.effect), lonely
 
 
-def between(case: Case, base: Measurement, head: Measurement, delta: float) -> Finding:
-    """How one metric changed from one stored run to another: rounds are not paired across runs."""
+def between(case: Case, base: Measurement, head: Measurement, delta: float, how: Pairing | None = None) -> Finding:
+    """How one metric changed from one stored run to another: rounds are not paired across runs, samples by `how`."""
     a, b = stats.point(base), stats.point(head)
     assert a is not None and b is not None
     if head.source == LABELLED:
-        ratio = _of_samples(base, head)
+        change = labelled.difference(base, head, how)
+        ratio = _in_relation(change, a)
         word = word_for(ratio, head.better, delta) if ratio else OPEN
         word = SAME if a == b else word
-        return Finding(case, head.metric, head.label, head.unit, head.better, False, a, b, ratio, word, delta)
+        return Finding(
+            case, head.metric, head.label, head.unit, head.better, False, a, b, ratio, word, delta, difference=change
+        )
     exact = head.statistic in WITHOUT_ROUNDS
     if exact:
         ratio = Estimate(b / a) if a else None
@@ -187,25 +194,12 @@ def between(case: Case, base: Measurement, head: Measurement, delta: float) -> F
     return Finding(case, head.metric, head.label, head.unit, head.better, exact, a, b, ratio, word, delta)
 
 
-def _of_samples(base: Measurement, head: Measurement) -> Estimate | None:
-    """head / base of two figures with intervals, taken as independent: their half-widths add as squares.
-
-    Newcombe's hybrid (Statistics in Medicine 17, 1998, method 10), the difference put in relation to `base`.
-    """
-    a, b = stats.estimate(base), stats.estimate(head)
-    if (
-        not a
-        or not b
-        or min(a.value, b.value) <= 0
-        or a.low is None
-        or a.high is None
-        or b.low is None
-        or b.high is None
-    ):
+def _in_relation(change: Estimate | None, base: float) -> Estimate | None:
+    """A difference with its interval as head / base; None where base is not above 0, or nothing of head is."""
+    if change is None or change.low is None or change.high is None or base <= 0 or base + change.value <= 0:
         return None
-    low = b.value - a.value - math.hypot(b.value - b.low, a.high - a.value)
-    high = b.value - a.value + math.hypot(b.high - b.value, a.value - a.low)
-    return Estimate(b.value / a.value, max(1 + low / a.value, 1e-9), 1 + high / a.value)
+    low, high = (1 + end / base for end in (change.low, change.high))
+    return Estimate(1 + change.value / base, max(low, 1e-9), high)
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repshift_cli.benchmark.failures import CaptureFailed, reason_of
 from repshift_cli.machine.device import free_memory
 from repshift_cli.records import Metric, Step, call
 
@@ -55,7 +56,7 @@ def graph(step: Step) -> Step:
                 call(subject.module, static)
         torch.cuda.current_stream().wait_stream(side)
         free_memory()
-        with torch.cuda.graph(recorded):
+        with capturing(recorded):
             output = call(subject.module, static)
         free_memory()
 
@@ -72,6 +73,23 @@ def graph(step: Step) -> Step:
 
     active: Any = nullcontext
     return Step(step.case, subject, active, forward, run, eager=step)
+
+
+@contextmanager
+def capturing(recorded: Any) -> Iterator[None]:
+    """torch.cuda.graph; CaptureFailed tells what broke the capture, where torch says only that it cannot be ended."""
+    broken: Exception | None = None
+    try:
+        with torch.cuda.graph(recorded):
+            try:
+                yield
+            except Exception as error:
+                broken = error
+                raise
+    except Exception as error:
+        if error is broken:  # the capture ended in order: nothing but the forward failed
+            raise
+        raise CaptureFailed(f"no CUDA graph can hold it: {reason_of(broken or error)}") from error
 
 
 def compiled(step: Step) -> Step:

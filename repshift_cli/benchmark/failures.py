@@ -22,6 +22,14 @@ PASSED_ON = (KeyboardInterrupt, Stopped)
 """What ends more than a case; whatever else a model raises takes its case with it and no more."""
 
 
+class CaptureFailed(Exception):
+    """A forward could not be captured in a CUDA graph.
+
+    torch cannot end such a capture: its stream stays the current one, and its allocator refuses from then on to give
+    memory back. So the process is lost as with its context.
+    """
+
+
 class ContextLost(Exception):
     """A case took the CUDA context with it; nothing more can be measured in this process."""
 
@@ -61,6 +69,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_poison(error: BaseException) -> bool:
-    """Whether an error means that CUDA's context is lost, which torch tells by CUDA's own words only."""
+    """Whether an error means that this process measures nothing more: CUDA's context is lost, which torch tells by
+    CUDA's own words only, or a capture could not be ended."""
+    if isinstance(error, CaptureFailed):
+        return True
     told = reason_of(error).lower()
     return "cuda" in told and any(words in told for words in POISON)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
 from repshift_cli.benchmark.contenders import LEAST_ROUNDS, USUAL_ROUNDS, Contender, Derive, Rounds, record, references
-from repshift_cli.benchmark.failures import PASSED_ON, ContextLost, is_poison, reason_of
+from repshift_cli.benchmark.failures import PASSED_ON, CaptureFailed, ContextLost, is_poison, reason_of
 from repshift_cli.records import Case, Measurement, Output, Progress, Record, Step
 
 PREPARED = ("eager", "compile", "graph")
@@ -195,7 +195,8 @@ def _settle(contender: Contender, parts: Parts, thorough: bool) -> None:
 def _drop(contender: Contender, error: BaseException) -> None:
     contender.failure, contender.step = reason_of(error), None
     if is_poison(error):
-        raise ContextLost(contender.case, f"{contender.failure}; it took the CUDA context with it") from error
+        lost = "" if isinstance(error, CaptureFailed) else "; it took the CUDA context with it"
+        raise ContextLost(contender.case, contender.failure + lost) from error
 
 
 # --- timed rounds -----------------------------------------------------------------------------------------------------

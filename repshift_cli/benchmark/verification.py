@@ -20,6 +20,8 @@ UNLIKE = re.compile(r"gemm|gemv|nvjet|splitK|cublas|(?<!fmha_)cutlass|Memcpy|Mem
 """Kernels that may differ between a graph and its eager twin: products, for which cuBLAS picks by the workspace it has,
 copies, and the fills by which a replay sets the generator's seed."""
 
+UNSEEN = ", of its eager twin (the profiler shows no kernel of a replay)"
+
 
 class WrongKernel(RuntimeError):
     """Attention did not run on what was asked for; the sentence says what ran."""
@@ -41,7 +43,8 @@ def verify(step: Step, ops: tuple[str, ...], kernels: str) -> str:
         ops = tuple(op for op in ops if names[op] or (op.startswith(SDPA) and not op.endswith("_math")))
     if not step.case.device.startswith("cuda"):
         return judge(calls, names, None, ops, kernels)
-    return judge(calls, names, device_kernels(step, events), ops, kernels)
+    device, unseen = device_kernels(step, events)
+    return judge(calls, names, device, ops, kernels) + unseen
 
 
 def verify_library(step: Step, ops: tuple[str, ...]) -> str:
@@ -52,11 +55,11 @@ def verify_library(step: Step, ops: tuple[str, ...]) -> str:
     if calls := _calls(step.operators):
         raise WrongKernel(f"the model still calls torch's attention {calls} times, not its library's own")
     events = kineto.events_of(step.operators)
-    device_kernels(step, events)
+    _, unseen = device_kernels(step, events)
     names = kineto.names(events, kineto.HOST)
     if missing := [op for op in ops if not names[op]]:
         raise WrongKernel(f"the library's own attention ran no {', '.join(map(short, missing))}")
-    return " + ".join(f"{short(op)} ×{names[op]}" for op in ops)
+    return " + ".join(f"{short(op)} ×{names[op]}" for op in ops) + unseen
 
 
 def verify_none(step: Step) -> str:
@@ -106,14 +109,17 @@ def judge(calls: int, names: Counter[str], device: Counter[str] | None, ops: tup
     return f"{', '.join(sorted(found))} ×{calls}"
 
 
-def device_kernels(step: Step, events: list[Any]) -> Counter[str]:
-    """What ran on the device among the events, or in the replay of a graph, whose eager twin's events they are."""
+def device_kernels(step: Step, events: list[Any]) -> tuple[Counter[str], str]:
+    """What ran on the device among the events, or in the replay of a graph, whose eager twin's events they are; and
+    what must be said where they are the twin's, since the profiler shows nothing of a replay."""
     seen = kineto.names(events, kineto.DEVICE)
     if step.case.execution != "graph":
-        return seen
+        return seen, ""
     replayed = kineto.names(kineto.events_of(step), kineto.DEVICE)
+    if not replayed:
+        return seen, UNSEEN
     hold_against(seen, replayed)
-    return replayed
+    return replayed, ""
 
 
 def hold_against(twin: Counter[str], graph: Counter[str]) -> None:

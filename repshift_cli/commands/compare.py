@@ -62,7 +62,7 @@ def _compared(
     across: bool,
 ) -> tuple[dict[str, Any], Sheet]:
     """What JSON says of one pair of runs, every finding, and the sheet of it."""
-    from repshift_cli.analysis import comparison
+    from repshift_cli.analysis import comparison, labelled
     from repshift_cli.gate.verdict import NoBase
     from repshift_cli.renderers.sheets.comparison import by_size, sheet
 
@@ -78,9 +78,17 @@ def _compared(
     if different:
         found = [comparison.described(f) for f in found]
     shown = _shown(found, only_changed, everything or bool(metrics))
-    notes = _notes(found, lonely, shown, different)
+    how = labelled.pairing(old, new)
+    notes = [*_notes(found, lonely, shown, different), *([how.words] if how else [])]
     header = (f"base: {base}", f"head: {head}", *_made(old, new))
-    told = {"base": str(base), "head": str(head), "differences": different, "findings": found, "lonely": lonely}
+    told: dict[str, Any] = {
+        "base": str(base),
+        "head": str(head),
+        "differences": different,
+        "findings": found,
+        "lonely": lonely,
+    }
+    told |= {"paired": how.order is not None, "unpaired_because": how.reason or None} if how else {}
     return told, sheet(shown, lonely, header, notes)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +13,13 @@ import typer
 
 from repshift_cli import registry
 from repshift_cli.benchmark import signals
-from repshift_cli.commands.shared import checks, consent, options
+from repshift_cli.benchmark.launchers import Death, Listed, Terms
+from repshift_cli.commands.shared import checks, consent, launching, options
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
 from repshift_cli.commands.shared.progress import Bar
-from repshift_cli.records import UsageError, store
-from repshift_cli.records.journal import Journal
+from repshift_cli.records import RepshiftError, Run, UsageError, store
+from repshift_cli.records.journal import Journal, StoreError
 from repshift_cli.renderers import document_of
 from repshift_cli.sweep import axes, profiles
 from repshift_cli.sweep.parsing import own_options
@@ -118,6 +118,15 @@ Resume = Annotated[
     ),
 ]
 
+InProcess = Annotated[
+    bool,
+    typer.Option(
+        "--in-process",
+        help="Evaluate in the command's own process, for a debugger: a variant that crashes ends the evaluation.",
+        rich_help_panel=options.MEASURE,
+    ),
+]
+
 
 @options.declared(OPTIONS)
 @output_options("run")
@@ -126,6 +135,7 @@ def evaluate(
     list_all: ListAll = False,
     out: Out = None,
     resume: Resume = None,
+    in_process: InProcess = False,
     *,
     outputs: Outputs,
 ) -> None:
@@ -133,9 +143,9 @@ def evaluate(
     if list_all:
         _list()
         return
-    with signals.ending_in_order(), _opened(given, out, resume) as (order, path, journal):
-        outputs.check({"--out": path})
-        run = _evaluated(order, path, journal)
+    order, path = _resumed(given, out, resume) if resume else _begun(given, out)
+    outputs.check({"--out": path})
+    run = _evaluated(order, path, in_process)
     outputs.emit(document_of(run))
     print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(1 if any(record.status == "failed" for record in run.records) else 0)
@@ -144,29 +154,33 @@ def evaluate(
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _opened(given: dict[str, Any], out: Path | None, resume: Path | None) -> Iterator[tuple[Order, Path, Any]]:
-    """What the options come to, where it goes, and the journal of a run to go on with, which is locked."""
+def _begun(given: dict[str, Any], out: Path | None) -> tuple[Order, Path]:
+    """What the options come to, and where it goes: a new file."""
     from repshift_cli.evaluation.order import Order
 
-    if resume is None:
-        order = _named(Order.from_options(_plain(given)))
-        consent.say_imports(given.get("profile"), order.sweep.model, [str(m) for m in given.get("model") or ()])
-        path = out or store.default_path(datetime.now(UTC), ["eval", *order.sweep.model])
-        if path.exists():
-            raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
-        store.check_writable(path)
-        yield order, path, None
-        return
+    order = _named(Order.from_options(_plain(given)))
+    consent.say_imports(given.get("profile"), order.sweep.model, [str(m) for m in given.get("model") or ()])
+    path = out or store.default_path(datetime.now(UTC), ["eval", *order.sweep.model])
+    if path.exists():
+        raise UsageError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
+    store.check_writable(path)
+    return order, path
+
+
+def _resumed(given: dict[str, Any], out: Path | None, resume: Path) -> tuple[Order, Path]:
+    """What the run file says that was asked for, and the file."""
+    from repshift_cli.evaluation.order import Order
+
     if given.keys() - {"model"} or out is not None:
         named = [f"--{name.replace('_', '-')}" for name in given if name != "model"] or ["--out"]
         raise UsageError(f"--resume takes the options of the run file; leave out {named[0]}")
     with contextlib.closing(Journal.open(resume)) as journal:
-        if "task" not in journal.run.options:
-            raise UsageError(f"{resume} is no evaluation; go on with it by repshift bench --resume {resume}")
-        order = Order.from_options(journal.run.options)
-        consent.check_consent(resume, order.sweep.model, [str(m) for m in given.get("model") or ()])
-        yield order, resume, journal
+        told = journal.run.options
+    if "task" not in told:
+        raise UsageError(f"{resume} is no evaluation; go on with it by repshift bench --resume {resume}")
+    order = Order.from_options(told)
+    consent.check_consent(resume, order.sweep.model, [str(m) for m in given.get("model") or ()])
+    return order, resume
 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:
@@ -213,22 +227,44 @@ def _named(order: Order) -> Order:
 # --- the evaluation ---------------------------------------------------------------------------------------------------
 
 
-def _evaluated(order: Order, path: Path, journal: Journal | None) -> Any:
-    """The run, on disk; after an interruption what is known so far is, and the command that goes on is said."""
-    from repshift_cli.evaluation import engine
+def _evaluated(order: Order, path: Path, in_process: bool) -> Run:
+    """The run, on disk. A process that ends at a variant is followed by another, which goes on behind it; after an
+    interruption what is known so far is kept, and the command that goes on is said."""
+    from repshift_cli.evaluation import shards
+    from repshift_cli.evaluation.carried import Evaluating
 
-    with Bar(1) as bar:
-        bar.phase("reading the data and building the model")
-        session = engine.begin(order, lambda run: journal or Journal.create(path, run), bar.update)
+    launcher = registry.load(
+        registry.find("benchmark.launchers", launching.IN_PROCESS if in_process else launching.DEFAULT)
+    )
+    tasks = Listed([Evaluating(order, path)])
+    with signals.ending_in_order(), Bar(1) as bar, contextlib.closing(launcher.start(Terms())) as carrier:
         try:
-            return session.measure()
+            for event in carrier.carry_out(tasks, bar):
+                if isinstance(event.value, Death):
+                    _say_death(event.value, at_a_variant=shards.on_its_way(path))
+                    tasks.tasks.append(Evaluating(order, path, event.value.reason))
         except (KeyboardInterrupt, SystemExit):
-            session.journal.close()
-            print("\ninterrupted; what was evaluated is in the run file", file=sys.stderr)
-            print(f"go on with: {shlex.join(['repshift', 'eval', '--resume', str(path)])}", file=sys.stderr)
+            carrier.close()
+            shards.forgive(path)
+            print("\ninterrupted; what was evaluated is kept", file=sys.stderr)
+            _say_how_to_go_on(path)
             raise
-        finally:
-            session.journal.close()
+        except StoreError:
+            _say_how_to_go_on(path)
+            raise
+    return store.load(path)
+
+
+def _say_how_to_go_on(path: Path) -> None:
+    if path.exists():
+        print(f"go on with: {shlex.join(['repshift', 'eval', '--resume', str(path)])}", file=sys.stderr)
+
+
+def _say_death(death: Death, at_a_variant: bool) -> None:
+    """That a process ended and another goes on; RepshiftError where it would end there again."""
+    if not at_a_variant:
+        raise RepshiftError(f"{death.reason}, before or between variants; --in-process shows where")
+    print(f"{death.reason}; going on in another process", file=sys.stderr)
 
 
 def _list() -> None:

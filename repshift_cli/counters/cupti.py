@@ -23,7 +23,8 @@ from repshift_cli.machine import device as devices
 LABEL = "counter"
 RANK = 1
 METRICS = (b"dram__bytes_read.sum", b"dram__bytes_write.sum")
-LIBRARY = re.compile(r"libcupti\.so\.\d+$")
+LIBRARY = re.compile(r"libcupti\.so(\.\d+)+$")
+"""A package's file ends with CUDA's number (13), a toolkit's with its own (2025.3.1)."""
 
 
 def unavailable(device: str) -> str | None:

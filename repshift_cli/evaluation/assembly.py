@@ -130,7 +130,7 @@ def _frames(order: Order, data: Data) -> tuple[Order, int | None]:
     if not is_clip(data.samples[0].columns.get(IMAGE)):
         return order, None
     if find_spec("av") is None:
-        raise UsageError(f"--data {order.data}: decoding clips needs PyAV: {install('video')}")
+        raise UsageError(f"{order.data}: decoding clips needs PyAV: {install('video')}")
     if builder.facts_of(sweep.weights, sweep.model[0], next(iter(sweep.image_size), None), None).frames is not None:
         return order, None
     return replace(order, sweep=replace(sweep, frames=())), next(iter(sweep.frames), FRAMES)

@@ -7,18 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from repshift_cli import __version__, registry
 from repshift_cli.analysis import stats
+from repshift_cli.benchmark.launchers import Stopped
 from repshift_cli.evaluation import results, speed, tasks
 from repshift_cli.evaluation.assembly import Assembled, assemble
-from repshift_cli.evaluation.loop import EVALUATED, TRAINING, Contender, Loop
+from repshift_cli.evaluation.loop import DEATHS, EVALUATED, TRAINING, Contender, Loop
 from repshift_cli.evaluation.order import Order
-from repshift_cli.evaluation.samples import Sample, stratified
-from repshift_cli.evaluation.shards import Shards
+from repshift_cli.evaluation.samples import Sample, listing, stratified
+from repshift_cli.evaluation.shards import TIMING, Shards
 from repshift_cli.evaluation.tasks import Judge
 from repshift_cli.machine.describe import describe
 from repshift_cli.records import Case, Metric, Progress, Record, Run, UsageError
@@ -28,6 +30,7 @@ SHARD = 128
 """Samples that are decoded, run through every variant and kept together: full batches of about as many."""
 LEAST = 100
 """Before so many samples no interval ends an evaluation."""
+SECONDS_BETWEEN_WORDS = 0.1
 INTERRUPTED, PRECISION = "interrupted", "precision"
 NAMED = 3
 """How many damaged files a warning names."""
@@ -51,6 +54,7 @@ class Session:
     stopped_by: str | None = None
     times: dict[Case, Record] = field(default_factory=dict)
     headline: str = "variants, one after the other"
+    said: float = 0.0
 
     def measure(self) -> Run:
         """Evaluate what is not yet on disk and record it; what is done is recorded too when it is interrupted."""
@@ -62,7 +66,8 @@ class Session:
             self.loop.run(self.ready.contenders, self.samples, told=self._told)
             if self.order.bench:
                 self._time()
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, Stopped):
+            self.loop.shards.end()
             self.stopped_by = INTERRUPTED
             self._record()
             raise
@@ -96,11 +101,19 @@ class Session:
     def _time(self) -> None:
         """How fast the variants are on the first batch; what was evaluated is in the run file before."""
         self._record()
-        inputs = self.loop.first_batch(self.samples)
-        if inputs is not None:
-            self.times = speed.timed(
-                self.ready.contenders, inputs, self.order.sweep, self.ready.device, self.observe
-            )  # fmt: skip
+        inputs, shards = self.loop.first_batch(self.samples), self.loop.shards
+        if inputs is None:
+            return
+        ready = []
+        for contender in self.ready.contenders:
+            if (deaths := shards.deaths(contender.case, TIMING)) >= DEATHS:
+                reason = f"the process ended {deaths} times while it was: {self.loop.why}"
+                self.times[contender.case] = Record(contender.case, "failed", reason, contender.tokens)
+            else:
+                ready.append(contender)
+        at = partial(shards.begin, doing=TIMING)
+        self.times |= speed.timed(ready, inputs, self.order.sweep, self.ready.device, self.observe, at)
+        shards.end()
 
     def _told_of_training(self, done: int, contenders: Sequence[Contender]) -> bool:
         self._say("training samples", done, len(self.ready.data.training))
@@ -120,11 +133,13 @@ class Session:
             self.stopped_by = PRECISION
         return self.stopped_by is not None
 
-    def _moved(self, done: float) -> None:
-        self._say(self.headline, done, len(self.samples))
+    def _moved(self, done: float, begins: bool) -> None:
+        if begins or time.monotonic() - self.said >= SECONDS_BETWEEN_WORDS:
+            self._say(self.headline, done, len(self.samples))
 
     def _say(self, text: str, done: float, count: int) -> None:
-        spent = time.monotonic() - self.began
+        self.said = time.monotonic()
+        spent = self.said - self.began
         left = spent / done * (count - done) if done else None
         self.observe(Progress("evaluating", done / count, left, f"{text} · {done:.0f}/{count}"))
 
@@ -157,7 +172,17 @@ class Session:
             "images": how.words if how else None,
             "notes": list(self.judge.notes),
             "metrics": [metric.name for metric in self.metrics],
+            "seen": self._seen(),
         }
+
+    def _seen(self) -> dict[str, Any] | None:
+        """Which samples the figures are of, so that those of another run can be paired with them."""
+        known = listing(self.judge.samples or self.ready.data.samples)
+        if known is None:
+            return None
+        digest, places = known
+        seen = results.seen_by_all(self.ready.contenders)
+        return {"listing": digest, "places": [places[self.samples[i].name] for i in seen]}
 
     def _warnings(self, count: int) -> list[str]:
         words = list(self.ready.notes)
@@ -170,8 +195,8 @@ class Session:
         return words
 
 
-def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe) -> Session:
-    """Everything made ready, and the run file as it stands before the first sample."""
+def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe, why: str | None = None) -> Session:
+    """Everything made ready, and the run file as it stands before the first sample. `why` an earlier process ended."""
     task = registry.load(registry.find(tasks.ROOM, order.task))
     ready = assemble(order)
     judge = task.begin(ready.context)
@@ -191,7 +216,9 @@ def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe) 
     journal = journal_of(run)
     batch = order.sweep.batch[0]
     shards = Shards(journal.path, _identity(order, ready))
+    shards.account()
     loop = Loop(judge, ready.feed, ready.decoder, shards, batch, max(1, SHARD // batch) * batch)
+    loop.why = why or loop.why
     samples = order_of(judge, ready.data.samples, order)[: order.limit]
     return Session(order, journal, ready, judge, task.METRICS, samples, loop, observe)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from repshift_cli.benchmark.failures import ContextLost, is_poison, reason_of
 from repshift_cli.evaluation.decoding import Damaged, Decoder
 from repshift_cli.evaluation.feeding import Feed
 from repshift_cli.evaluation.samples import Sample
@@ -58,8 +59,13 @@ class Loop:
     shard: int
     damaged: dict[str, dict[str, str]] = field(default_factory=lambda: {EVALUATED: {}, TRAINING: {}})
     """What could not be read, by name with the reason: of the samples evaluated, and of those learnt from."""
-    moved: Callable[[float], None] = lambda done: None
-    """Is told before each variant how many samples are done, of those of this shard the share of its variants."""
+    _at: tuple[float, float] = (0.0, 0.0)
+    """How many samples were done before the running variant of the shard, and for how many it stands."""
+    moved: Callable[[float, bool], None] = lambda done, begins: None
+    """Is told before each batch how many samples are done, of those of this shard the share of its variants, and
+    whether a variant begins with it."""
+    why: str = "a crash, or memory"
+    """Why an earlier process ended, where that is known."""
 
     def run(
         self, contenders: Sequence[Contender], samples: Sequence[Sample], role: str = EVALUATED,
@@ -96,10 +102,10 @@ class Loop:
             items = None
         self.damaged[role] |= damaged
         for place, contender in enumerate(alive):
-            self.moved(number * self.shard + len(piece) * place / len(alive))
             kept = known[contender.case]
             if kept is None or len(kept) != len(piece):
                 assert items is not None
+                self._at = number * self.shard + len(piece) * place / len(alive), len(piece) / len(alive)
                 kept = self._evaluated(contender, piece, items, role, number)
                 if kept is None:
                     continue
@@ -129,19 +135,20 @@ class Loop:
     ) -> np.ndarray | None:
         """What the judge keeps of a shard under a variant (n, items, d); None where the variant fails."""
         if (deaths := self.shards.deaths(contender.case)) >= DEATHS:
-            contender.failure = f"the process ended {deaths} times while this variant was evaluated: a crash, or memory"
+            contender.failure = f"the process ended {deaths} times while this variant was evaluated: {self.why}"
             return None
         self.shards.begin(contender.case)
+        kept = None
         try:
-            return self._rows(contender, piece, items, role, number)
+            kept = self._rows(contender, piece, items, role, number)
+        except NotFinite as error:
+            contender.failure = f"{error}, first in samples {number * self.shard + 1} and on"
         except Exception as error:
-            if isinstance(error, NotFinite):
-                contender.failure = f"{error}, first in samples {number * self.shard + 1} and on"
-            else:
-                contender.failure = f"{type(error).__name__}: {one_line(error)}"
-            return None
-        finally:
-            self.shards.end(contender.case)
+            if is_poison(error):
+                raise ContextLost(contender.case, reason_of(error)) from error
+            contender.failure = f"{type(error).__name__}: {one_line(error)}"
+        self.shards.end()
+        return kept
 
     def _rows(
         self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int
@@ -149,7 +156,9 @@ class Loop:
         flat = [(place, item) for place, own in enumerate(items) for item in own]
         width = max(map(len, items), default=1) or 1
         found: dict[int, np.ndarray] = {}
-        for count, rows in enumerate(self.feed.batches([item for _, item in flat], self.batch)):
+        batches = self.feed.batches([item for _, item in flat], self.batch)
+        for count, rows in enumerate(batches):
+            self.moved(self._at[0] + self._at[1] * count / len(batches), count == 0)
             torch.manual_seed(zlib.crc32(f"{contender.case.seed} {number} {count}".encode()))
             samples = [piece[flat[row][0]] for row in rows]
             found |= zip(rows, self._batch(contender, [flat[row][1] for row in rows], samples, role), strict=True)

@@ -51,11 +51,8 @@ def records(
 
     One that an interruption left without any sample has none: a run that goes on makes it.
     """
-    alive = [c for c in contenders if c.failure is None and c.outputs]
-    count = min((len(c.whole) for c in alive), default=0)
-    whole = {c.case: c.whole[:count] for c in alive}
-    damaged = [np.isnan(kept).all((1, 2)) for kept in whole.values()]
-    good = np.flatnonzero(~np.any(damaged, axis=0)).tolist() if whole else []
+    good = seen_by_all(contenders)
+    whole = {c.case: c.whole for c in _alive(contenders)}
     seen = [samples[i] for i in good]
     scores = {case: judge.scores(kept[good], seen) for case, kept in whole.items()} if len(seen) else {}
     measured = {case: _metrics(rows, judge, metrics, seed) for case, rows in scores.items()}
@@ -71,6 +68,18 @@ def records(
         found = (SAMPLES.of(len(seen)), *measured[c.case].values(), *compared.get(c.case, ()), *adjusted[c.case])
         made.append(Record(c.case, "ok", None, c.tokens, measurements=found, stopped_by=stopped_by))
     return made
+
+
+def _alive(contenders: Sequence[Contender]) -> list[Contender]:
+    return [c for c in contenders if c.failure is None and c.outputs]
+
+
+def seen_by_all(contenders: Sequence[Contender]) -> list[int]:
+    """The places of the samples that every variant which has not failed saw, and that could be read."""
+    whole = [c.whole for c in _alive(contenders)]
+    count = min(map(len, whole), default=0)
+    damaged = [np.isnan(kept[:count]).all((1, 2)) for kept in whole]
+    return np.flatnonzero(~np.any(damaged, axis=0)).tolist() if whole else []
 
 
 def _metrics(rows: Rows, judge: Judge, metrics: Sequence[Metric], seed: int) -> dict[str, Measurement]:

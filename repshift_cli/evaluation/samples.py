@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +67,8 @@ class Sample:
 
 
 def renamed(samples: Sequence[Sample], given: Mapping[str, str]) -> list[Sample]:
-    """The samples with their columns under the names of `COLUMNS`: those `given` (ours -> theirs), else as they fit.
+    """The samples with their columns under the names of `COLUMNS`: those `given` (ours -> theirs), else as they fit;
+    any other under its own.
 
     UsageError for a column that is not there.
     """
@@ -79,11 +82,13 @@ def renamed(samples: Sequence[Sample], given: Mapping[str, str]) -> list[Sample]
     found = {ours: next((lower[n] for n in names if n in lower), None) for ours, names in COLUMNS.items()}
     found |= given
     taken = {ours: theirs for ours, theirs in found.items() if theirs is not None}
-    return [replace(s, columns={ours: s.columns[theirs] for ours, theirs in taken.items()}) for s in samples]
+    rest = [name for name in there if name not in taken.values()]
+    names = {**{name: name for name in rest}, **taken}
+    return [replace(s, columns={ours: s.columns.get(theirs) for ours, theirs in names.items()}) for s in samples]
 
 
 def need(samples: Sequence[Sample], columns: Iterable[str], what: str) -> None:
-    """UsageError where a column that `what` reads is missing."""
+    """UsageError where a column that `what` reads is missing, or empty in some row."""
     there = samples[0].columns
     for column in columns:
         if column not in there:
@@ -91,6 +96,37 @@ def need(samples: Sequence[Sample], columns: Iterable[str], what: str) -> None:
                 f"{what} needs a column {column} (one of {', '.join(COLUMNS[column])}, or --column {column}=NAME); "
                 f"the data has {', '.join(there) or 'none that is known'}"
             )
+        if empty := [sample.name for sample in samples if sample.columns[column] in (None, "")]:
+            raise UsageError(
+                f"{len(empty)} of {len(samples)} samples have no {column}, like {', '.join(empty[:3])}: fill it in, or "
+                "leave these rows out"
+            )
+
+
+def listing(samples: Sequence[Sample]) -> tuple[str, dict[str, int]] | None:
+    """A digest of all samples, whatever their order, and the place of each by its name; None where names are shared.
+
+    It tells other names, labels and texts, but not what a picture shows; where the data lies says nothing.
+    """
+    names = sorted(sample.name for sample in samples)
+    if len(set(names)) < len(names):
+        return None
+    told = sorted(repr((s.name, [(n, _identity(v)) for n, v in sorted(_all_of(s).items())])) for s in samples)
+    return hashlib.sha256("\n".join(told).encode("utf-8", "replace")).hexdigest(), {n: i for i, n in enumerate(names)}
+
+
+def _all_of(sample: Sample) -> dict[str, Any]:
+    """Its columns that are known here, and what a task has added to it."""
+    more = {name: value for name, value in vars(sample).items() if name not in ("name", "columns")}
+    return {name: value for name, value in sample.columns.items() if name in COLUMNS} | more
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Blob):
+        return value.path.name, value.offset, value.size
+    if isinstance(value, Path):
+        return value.name
+    return zlib.crc32(value) if isinstance(value, bytes) else value
 
 
 def stratified(labels: Sequence[Any], seed: int) -> list[int]:

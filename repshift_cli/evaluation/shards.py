@@ -18,13 +18,17 @@ import numpy as np
 from repshift_cli.records import Case, store
 from repshift_cli.records.journal import StoreError
 
+EVALUATING, TIMING = "evaluated", "timed"
+"""What a variant may be on its way for."""
+ON_ITS_WAY, DEATHS = "on-its-way", "deaths.json"
+
 
 class Shards:
     """The folder of one evaluation: `identity` is all that its numbers depend on beside the variant."""
 
     def __init__(self, run_file: Path, identity: Any) -> None:
         self._run_file = run_file
-        self._whole = run_file.with_name(f"{run_file.name}.parts")
+        self._whole = _parts(run_file)
         self._folder = self._whole / _digest(identity)
 
     def load(self, case: Case, role: str, number: int) -> np.ndarray | None:
@@ -53,21 +57,32 @@ class Shards:
         text = json.dumps(damaged, ensure_ascii=False)
         self._write(self._folder / f"damaged-{role}-{number:05}.json", text.encode("utf-8", "replace"))
 
-    def deaths(self, case: Case) -> int:
+    def deaths(self, case: Case, doing: str = EVALUATING) -> int:
         """How often the process has ended without a word while the variant was on its way."""
-        try:
-            return int(self._mark(case).read_text())
-        except (OSError, ValueError):
-            return 0
+        return self._deaths().get(f"{doing} {_digest(case.key)}", 0)
 
-    def begin(self, case: Case) -> None:
+    def begin(self, case: Case, doing: str = EVALUATING) -> None:
         """Say that the variant is on its way: should the process end now, this counts as a death."""
-        self._write(self._mark(case), str(self.deaths(case) + 1).encode())
+        self._write(self._folder / ON_ITS_WAY, f"{doing} {_digest(case.key)}".encode(), atomic=False)
 
-    def end(self, case: Case) -> None:
-        """Say that nothing of it is on its way any more."""
+    def end(self) -> None:
+        """Say that nothing is on its way any more."""
+        forgive(self._run_file)
+
+    def account(self) -> None:
+        """Count what was on its way when an earlier process ended as a death."""
         with contextlib.suppress(OSError):
-            self._mark(case).unlink()
+            if died := (self._folder / ON_ITS_WAY).read_text():
+                deaths = self._deaths()
+                counted = json.dumps({**deaths, died: deaths.get(died, 0) + 1})
+                self._write(self._folder / DEATHS, counted.encode())
+                self.end()
+
+    def _deaths(self) -> dict[str, int]:
+        try:
+            return dict(json.loads((self._folder / DEATHS).read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def remove(self) -> None:
         """Take the folder away: all that it held stands in the run file."""
@@ -77,20 +92,33 @@ class Shards:
     def _place(self, case: Case, role: str, number: int) -> Path:
         return self._folder / f"{_digest(case.key)}-{role}-{number:05}.npy"
 
-    def _mark(self, case: Case) -> Path:
-        return self._folder / f"deaths-{_digest(case.key)}"
-
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes, atomic: bool = True) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if not atomic:
+                path.write_bytes(data)
+                return
             with store.replacing(path) as temporary:
                 temporary.write_bytes(data)
         except OSError as error:
-            raise StoreError(
-                f"cannot write {path}: {error.strerror or error}; what was evaluated is kept: make room, then go on by "
-                f"repshift eval --resume {self._run_file}"
-            ) from error
+            raise StoreError(f"cannot write {path}: {error.strerror or error}; what was evaluated is kept") from error
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _parts(run_file: Path) -> Path:
+    return run_file.with_name(f"{run_file.name}.parts")
+
+
+def on_its_way(run_file: Path) -> bool:
+    """Whether the process that worked at the run file was at a variant when it ended."""
+    return any(file.stat().st_size for file in _parts(run_file).glob(f"*/{ON_ITS_WAY}"))
+
+
+def forgive(run_file: Path) -> None:
+    """Nothing is on its way, or what was has been ended by the user: no variant's fault."""
+    for file in _parts(run_file).glob(f"*/{ON_ITS_WAY}"):
+        with contextlib.suppress(OSError):
+            file.unlink()

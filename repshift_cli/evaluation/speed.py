@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,12 @@ TIMED = ("latency", "throughput", "speedup_vs_flash", "speedup_vs_vanilla", "spe
 
 
 def timed(
-    contenders: Sequence[Contender], inputs: Any, sweep: Axes, device: str, observe: Observe
-) -> dict[Case, Record]:
+    contenders: Sequence[Contender], inputs: Any, sweep: Axes, device: str, observe: Observe,
+    at: Callable[[Case], None] = lambda case: None,
+) -> dict[Case, Record]:  # fmt: skip
     """A record of times for every variant that has not failed, each schedule interleaved with the unpruned ones.
 
-    Of random dropping the first seed alone is timed: all of them drop as many tokens.
+    Of random dropping the first seed alone is timed: all of them drop as many tokens. `at` is told which is on its way.
     """
     ready = {c.case: c for c in contenders if c.failure is None and c.case.seed == sweep.seed}
 
@@ -43,7 +44,7 @@ def timed(
     kind = device.partition(":")[0]
     precision, budget = sweep.precision or engine.PRECISION[kind], sweep.budget or engine.BUDGET[kind]
     settings = Settings(precision, budget, sweep.rounds, sweep.seed, passes=False)
-    parts = replace(StepBuilder(device).parts, prepare=prepare)
+    parts = replace(StepBuilder(device).parts, prepare=prepare, at=at)
     found: dict[Case, Record] = {}
     for block in comparisons([Planned(c.case, c.tokens) for c in ready.values()]):
         cases = [(p.case, p.tokens) for p in block]

@@ -75,18 +75,22 @@ def coordinates(places: Tensor, grid: tuple[int, ...] | None) -> Tensor:
     return torch.stack(torch.unravel_index(places - places.min(), grid), 1)
 
 
-def along_distance(influence: Tensor, sources: Tensor, places: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+def along_distance(
+    influence: Tensor, sources: Tensor, places: Tensor, grid: tuple[int, ...] | None = None, ahead: bool = False
+) -> Tensor:
     """Mean influence by distance: (m, N) of `sources` (m,) on all tokens, over pairs among `places` (n,), -> (D,).
 
-    Distance is that in the row, on either side, or the largest one along the directions of a `grid` (which the places
-    fill), as the windows of an image are square; NaN where no pair lies so far apart.
+    Distance is that in the row, on either side (`ahead`: behind the source alone), or the largest one along the
+    directions of a `grid` (which the places fill), as the windows of an image are square; NaN where no pair lies so far
+    apart.
     """
     at, of = coordinates(places, grid), torch.searchsorted(places, sources)
     distance = (at.unsqueeze(0) - at[of].unsqueeze(1)).abs().amax(-1)
+    counted = (places >= sources.unsqueeze(1)) | torch.tensor(not ahead)
     most = int((at.amax(0) - at.amin(0)).max()) + 1
     total, count = torch.zeros(most, dtype=torch.float64), torch.zeros(most, dtype=torch.float64)
-    total.index_add_(0, distance.flatten(), influence[:, places].double().flatten())
-    count.index_add_(0, distance.flatten(), torch.ones(distance.numel(), dtype=torch.float64))
+    total.index_add_(0, distance[counted], influence[:, places][counted].double())
+    count.index_add_(0, distance[counted], torch.ones(int(counted.sum()), dtype=torch.float64))
     return total / count.where(count > 0, torch.nan)
 
 
@@ -116,22 +120,24 @@ def farthest(profile: Tensor) -> int:
 def _influence(look: Look, inputs: Any, number: int) -> Tensor:
     """Mean influence by block and distance: (blocks, D)."""
     subject = look.subject
-    places = own_places(subject, inputs)
+    places, grid = own_places(subject, inputs), grid_of(look, inputs)
     draw = torch.Generator().manual_seed(look.settings.seed + number)
-    count = min(SOURCES, len(places), max(1, MOST_TOKENS // entering(subject)))
-    sources = places[torch.randperm(len(places), generator=draw)[:count]]
-    given = copies(inputs, count)
-    plain, moved = _states(look, given), {}
+    ahead = not _of_sources(look, inputs, places[-1:], torch.Generator().manual_seed(0))[-1][0, places[:-1]].any()
+    able = places[: -(-len(places) // 2)] if ahead else places  # half of the row and more lies behind each
+    count = min(SOURCES, len(able), max(1, MOST_TOKENS // entering(subject)))
+    sources = able[torch.randperm(len(able), generator=draw)[:count]]
+    found = _of_sources(look, inputs, sources, draw)
+    return torch.stack([along_distance(one, sources, places, grid, ahead) for one in found])
+
+
+def _of_sources(look: Look, inputs: Any, sources: Tensor, draw: torch.Generator) -> list[Tensor]:
+    """By block the influence of each of the sources (m,) on all tokens of its copy of the sample: (m, N)."""
+    given = copies(inputs, len(sources))
+    plain = _states(look, given)
     with _moved(look, sources, draw):
         moved = _states(look, given)
-    grid = grid_of(look, inputs)
-    start = (moved[0] - plain[0])[torch.arange(count), sources].norm(dim=-1)
-    return torch.stack(
-        [
-            along_distance((moved[n] - plain[n]).norm(dim=-1) / start.unsqueeze(1), sources, places, grid)
-            for n in range(1, len(plain))
-        ]
-    )
+    start = (moved[0] - plain[0])[torch.arange(len(sources)), sources].norm(dim=-1, keepdim=True)
+    return [(moved[n] - plain[n]).norm(dim=-1) / start for n in range(1, len(plain))]
 
 
 def _states(look: Look, given: Any) -> dict[int, Tensor]:

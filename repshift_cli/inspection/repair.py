@@ -182,7 +182,8 @@ def _read(quantities: Sequence[Quantity]) -> Iterator[str]:
         clear = [place for place, v in by_name["repaired"].items() if place[1] == branch and v is not None]
         if clear:
             total, direct = (sum(by_name[name][place] or 0 for place in clear) for name in ("total", "direct"))
+            made_up = f"{1 - total / direct:.0%}" if total < direct else "nothing"
             yield (
-                f"{branch}: of the direct losses of {len(clear)} blocks, {direct:.2f} in all, "
-                f"{1 - total / direct:.0%} is made up for"
+                f"{branch}: {len(clear)} blocks lose {direct:.2f} of the reading directly and {total:.2f} where later "
+                f"blocks answer: {made_up} is made up for"
             )

@@ -253,7 +253,8 @@ def _all(subject: Subject, found: Found, names: Sequence[str]) -> Iterator[Quant
     yield quantity(
         "score_importance",
         "rank correlation with importance",
-        "Spearman's rank correlation over tokens of each form of the shift with the token's importance.",
+        "Spearman's rank correlation over tokens of each form of the shift with the token's importance; even norms: "
+        "with all states scaled to their median length, so that no length tells.",
         [depth, scores],
         [[mean(_with(found, n, score, IMPORTANCE)) for score in scores.ticks] for n in layers],
         view="map",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repshift_cli.records import UsageError
+from repshift_cli.records import UsageError, one_line
 
 PARTS = ("score", "select", "cut")
 PATHS = ("triton", "torch")
@@ -74,6 +75,21 @@ def _why_not(tensors: tuple[Tensor, ...], interpreted: bool) -> str | None:
         return f"{first.device} is not the current device"
     if first.is_cuda and torch.cuda.get_device_capability(first.device) < CAPABILITY:
         return "Triton needs compute capability 8.0"
+    return _cannot_start() if first.is_cuda else None
+
+
+@cache
+def _cannot_start() -> str | None:
+    """Why Triton launches nothing here, or None: a C compiler builds what it loads kernels by, with Python's headers.
+
+    Images to run models in have none of these.
+    """
+    try:
+        from triton.runtime.driver import driver
+
+        assert driver.active.utils
+    except Exception as error:
+        return f"Triton does not start (it needs gcc and Python's headers): {one_line(error)}"
     return None
 
 

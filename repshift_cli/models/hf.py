@@ -1,4 +1,4 @@
-"""Any ViT-like, ResNet, ConvNeXt, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:FOLDER` or a hub id.
+"""Any ViT-like, CNN, BERT-like, Llama, Qwen2, Llava or Qwen2-VL checkpoint: `hf:FOLDER` or a hub id.
 
 `hf:NAME:tower` is the vision tower of a Llava checkpoint, as a model of its own.
 """
@@ -25,6 +25,8 @@ ALIASES: dict[str, object] = {}
 DECODERS = ("llama", "qwen2")
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 _CNNS = {"convnext": convnext.stages_of, "resnet": resnet.stages_of}
+_OTHER_CNNS = ("convnextv2", "efficientnet", "mobilenet_v2", "regnet")
+"""Those whose stages are found."""
 _KNOWN = {"clip": clip.IMAGES, "convnext": convnext.IMAGES, "resnet": resnet.IMAGES, "siglip": siglip.IMAGES}
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Where transformers keeps what images want: alone, beside the tokenizer's, for clips."""
@@ -50,6 +52,11 @@ def _recipe(name: str, image_size: int | None, frames: int | None) -> Recipe:
     model = getattr(transformers, _class_name(config, place), None)
     if model is None:
         raise UsageError(f"transformers {transformers.__version__} has no {_class_name(config, place)} for {place}")
+    if hasattr(config, "text_config") and hasattr(config, "vision_config") and config.model_type not in _TOWERS:
+        raise UsageError(
+            f"{place} has towers of its own kind ({config.model_type}); of checkpoints of images and texts those of "
+            "CLIP and SigLIP are taken, which show a clip frame by frame"
+        )
     renamed = vision_language.TOWERS_KEYS if name.endswith(TOWER) else {}
     config = getattr(config, "vision_config", config)
     patch = () if isinstance(getattr(config, "tubelet_size", None), (list, tuple)) else ("patch_size",)
@@ -185,8 +192,17 @@ def _staged(name: str, size: int) -> stages.Stages:
     return _CNNS[config.model_type](config, place)
 
 
+def _convolutional(name: str) -> Recipe:
+    import transformers
+
+    place = _place(name)
+    config = _config(place)
+    mean, std = _normalisation(place)
+    return Recipe(getattr(transformers, _class_name(config, place)), config, place, mean=mean, std=std, attention=None)
+
+
 _IMAGES, _TEXT, _CAUSAL = family(_recipe), text.family(_encoder), decoder.family(_prompted)
-_SEEING, _GRIDS = vision_language.family(_seeing), stages.family(_staged)
+_SEEING, _GRIDS, _FOUND = vision_language.family(_seeing), stages.family(_staged), stages.found_family(_convolutional)
 
 
 def _kind(name: str) -> str:
@@ -198,6 +214,8 @@ def _kind(name: str) -> str:
 
 def _pictured(kind: str) -> tuple[Any, Any]:
     """The family of a model that takes images or clips."""
+    if kind in _OTHER_CNNS:
+        return _FOUND
     return _SEEING if kind in vision_language.KINDS else _GRIDS if kind in _CNNS else _IMAGES
 
 

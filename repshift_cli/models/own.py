@@ -19,6 +19,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,7 +32,8 @@ from repshift_cli.models.base.outputs import reading_of
 from repshift_cli.models.base.subjects import subject_of
 from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line
 from repshift_cli.models.discovery.adapter import Adapter
-from repshift_cli.models.discovery.blocks import BUILT_IN, NoSites
+from repshift_cli.models.discovery.blocks import BUILT_IN, Found, NoSites
+from repshift_cli.models.discovery.grids import Stages, find_stages
 from repshift_cli.models.discovery.located import Located, located
 from repshift_cli.models.inputs.images import batches, load_images
 from repshift_cli.records import Case, Facts, Subject, Unbuildable, UsageError
@@ -56,7 +58,9 @@ def facts(
     if data is not None:
         _pixels(name, made.inputs)
     batch = _batch(name, made.inputs)
-    at = _located(name, made)
+    at = _found(name, made)
+    if isinstance(at, Stages):
+        return replace(at.facts, weights="own", batch=batch)
     return Facts(
         depth=len(at.found.sites),
         tokens=at.free,
@@ -76,28 +80,27 @@ def build(case: Case) -> Subject:
     dtype = TORCH_DTYPES[case.dtype]
     module = made.module.to(device=case.device, dtype=dtype)
     given = _placed(made.inputs, case.device, dtype)
-    at = _located(case.model, replace(made, inputs=given))
+    at = _found(case.model, replace(made, inputs=given))
     told = None if made.adapter is None else made.adapter.output
-    read = reading_of(module, _mapped(given, torch.clone), at.found.entering, told)
+    if isinstance(at, Stages):
+        found, more = Found(at.sites(module), at.facts.tokens), dict[str, Any](grid=True)
+    else:
+        found, more = at.found, {"prefix": at.prefix, "suffix": at.suffix, "warnings": at.warnings}
+    read = reading_of(module, _mapped(given, torch.clone), found.entering, told)
     return subject_of(
-        module,
-        _evaluation(case, given),
-        at.found,
-        "sample",
-        read.logits,
-        read.pooled,
-        prefix=at.prefix,
-        suffix=at.suffix,
-        warnings=at.warnings,
-        each=read.each,
+        module, _evaluation(case, given), found, "sample", read.logits, read.pooled, each=read.each, **more
     )
 
 
-def _located(name: str, made: _Made) -> Located:
-    """Its blocks and tokens; a refusal that an adapter could mend shows the TOML file with it."""
+def _found(name: str, made: _Made) -> Located | Stages:
+    """Its blocks and tokens, or a CNN's stages; a refusal that an adapter could mend shows the TOML file with it."""
+    inputs = _mapped(made.inputs, torch.clone)
     try:
-        return located(made.module, _mapped(made.inputs, torch.clone), made.adapter)
+        return located(made.module, inputs, made.adapter)
     except NoSites as error:
+        if made.adapter is None:
+            with suppress(NoSites):
+                return find_stages(name, made.module, inputs)
         if hint := BUILT_IN.get(type(made.module).__name__):
             raise NoSites(f"{error}; this architecture is built in: --model {hint}", error.looked) from error
         if made.adapter is not None or not error.adapter:

@@ -1,4 +1,7 @@
-"""Any ViT-like model of timm by name (extra `timm`), its class, distillation and register tokens protected."""
+"""Any ViT-like model of timm by name (extra `timm`), its class, distillation and register tokens protected; and CNNs.
+
+A CNN is cut between its stages, where its blocks are residual ones (`discovery/grids.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import difflib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -18,7 +22,6 @@ from repshift_cli.models.base.subjects import RANDOM_WEIGHTS, subject_of
 from repshift_cli.models.base.torchvision import mend
 from repshift_cli.models.base.transformers import TORCH_DTYPES, first_line, load_weights, pooled, weights_file
 from repshift_cli.models.discovery.blocks import (
-    BUILT_IN,
     Found,
     NoSites,
     find_sites,
@@ -26,6 +29,7 @@ from repshift_cli.models.discovery.blocks import (
     prefix_tokens,
     successive,
 )
+from repshift_cli.models.discovery.grids import Stages, find_stages
 from repshift_cli.models.inputs.images import batches, load_images, random_pixels
 from repshift_cli.models.inputs.preprocessing import Preprocessing, of_timm
 from repshift_cli.records import Case, Facts, Subject, UsageError
@@ -49,10 +53,12 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
         raise UsageError(f"{name} takes images: --frames does not apply to it")
     if weights is not None:
         weights_file(weights)
-    with torch.device("meta"):
-        whole = _model(name, image_size)
+    whole = _whole(name, image_size)
     shape = _shape(whole, image_size)
     _check(name, whole, shape)
+    side = shape[1] if shape[1] == shape[2] else None
+    if _grid_of(whole, shape):
+        return replace(_staged(name, image_size).facts, image_size=side, weights=weights or "random")
     sketch = _sketch(name, image_size)
     pixels = (random_pixels((2, *shape), 0),)
     found, calls = _sites(name, sketch, pixels)
@@ -64,7 +70,7 @@ def facts(name: str, image_size: int | None = None, frames: int | None = None, w
         tokens=found.entering - prefix,
         prefix=prefix,
         head_dim=calls[0].head_dim,
-        image_size=shape[1] if shape[1] == shape[2] else None,
+        image_size=side,
         weights=weights or "random",
         eager=bool(_fusing(whole)) and not found.biased,
         mask="relative position biases" if any(call.masked for call in calls) else None,
@@ -84,7 +90,13 @@ def build(case: Case) -> Subject:
         load_weights(module, case.weights)
     module = module.to(device=case.device, dtype=TORCH_DTYPES[case.dtype])
     evaluation = _inputs(module, case)
-    found = find_sites(module, evaluation[0], undivided=True)
+    whole = _whole(case.model, case.image_size)
+    told: dict[str, Any] = {"prefix": prefix_tokens(module), "eager": partial(_unfused, module)}
+    if _grid_of(whole, _shape(whole, case.image_size)):
+        staged = _staged(case.model, case.image_size)
+        found, told = Found(staged.sites(module), staged.facts.tokens), {"grid": True}
+    else:
+        found = find_sites(module, evaluation[0], undivided=True)
     classes = getattr(module, "num_classes", 0)
     return subject_of(
         module,
@@ -93,16 +105,21 @@ def build(case: Case) -> Subject:
         "img",
         logits=lambda output: output if classes else None,
         pooled=pooled,
-        prefix=prefix_tokens(module),
         warnings=(*warnings, *found.warnings),
-        eager=partial(_unfused, module),
+        **told,
     )
 
 
 def preprocessing(name: str) -> Preprocessing:
     """As timm's data configuration of the pretrained weights says."""
+    return of_timm(_whole(name, None).pretrained_cfg)
+
+
+@lru_cache(maxsize=4)
+def _whole(name: str, image_size: int | None) -> Any:
+    """The model without memory (meta device)."""
     with torch.device("meta"):
-        return of_timm(_model(name, None).pretrained_cfg)
+        return _model(name, image_size)
 
 
 def _model(name: str, image_size: int | None, **options: Any) -> Any:
@@ -125,7 +142,8 @@ def _model(name: str, image_size: int | None, **options: Any) -> Any:
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        raise UsageError(f"{name} is built for one image size: --image-size does not apply to it") from error
+        del options["img_size"]  # a class that cannot be told the size takes any
+        module = timm.create_model(place, **options)
     for part in _fusing(module):
         part.fused_attn = True
     return module.eval()
@@ -166,24 +184,37 @@ def _shape(module: Any, image_size: int | None) -> tuple[int, int, int]:
 
 
 def _check(name: str, module: Any, shape: tuple[int, int, int]) -> None:
-    """UsageError where the image is no whole number of patches, or where the features come out on a grid.
-
-    `module` is on the meta device; what cannot run there is left to the run of the blocks.
-    """
+    """UsageError where the image is no whole number of patches."""
     patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
     if isinstance(patch, tuple) and any(side % step for side, step in zip(shape[1:], patch, strict=True)):
         raise UsageError(f"{name}: image size {shape[1]} is no multiple of the patch size {patch[0]}")
+
+
+def _grid_of(module: Any, shape: tuple[int, int, int]) -> str | None:
+    """The sizes of the features where they come out on a grid, by a model on the meta device; what cannot run there is
+    left to the run of the blocks."""
     features = None
     with torch.inference_mode(), suppress(Exception):
         features = module.forward_features(torch.empty(1, *shape, device="meta"))
-    if isinstance(features, Tensor) and features.ndim == 4:
-        sizes = "x".join(map(str, features.shape[1:]))
-        hint = BUILT_IN.get(type(module).__name__)
+    return "x".join(map(str, features.shape[1:])) if isinstance(features, Tensor) and features.ndim == 4 else None
+
+
+@lru_cache(maxsize=4)
+def _staged(name: str, image_size: int | None) -> Stages:
+    """The stages of a CNN, from one forward of the model with random weights; NoSites where it has none."""
+    whole = _whole(name, image_size)
+    shape = _shape(whole, image_size)
+    with torch.random.fork_rng(devices=[]):
+        module = _model(name, image_size)
+    try:
+        sketch = whole, (torch.empty(1, *shape, device="meta"),)
+        return find_stages(name, module, (random_pixels((1, *shape), 0),), sketch)
+    except NoSites as error:
         raise NoSites(
-            f"{name} lays its tokens on a grid ({sizes} at its end), which convolutions or windows need whole, so none "
-            "can be dropped" + f"; this architecture is built in: --model {hint}" * (hint is not None),
-            [(type(module).__name__, f"its features come out as {sizes}")],
-        )
+            f"{name} lays its tokens on a grid ({_grid_of(whole, shape)} at its end), which convolutions or windows "
+            f"need whole, so none can be dropped: {error}",
+            error.looked,
+        ) from error
 
 
 class _Call(NamedTuple):

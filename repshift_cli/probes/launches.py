@@ -43,6 +43,7 @@ BUSY = Metric(
     detail=True,
 )
 METRICS = (OPERATORS, KERNELS, BUSY)
+UNSEEN = "torch's profiler shows no kernel of this forward"
 
 
 def make(context: Context) -> Measure:
@@ -60,6 +61,8 @@ class LaunchProbe:
         if not step.case.device.startswith("cuda"):
             return counted
         ran = kineto.kernels(kineto.events_of(step))
+        if not ran:
+            return (*counted, KERNELS.missing(UNSEEN), BUSY.missing(UNSEEN))
         return (*counted, KERNELS.of(len(ran)), BUSY.of(sum(e.time_range.elapsed_us() for e in ran) / 1000))
 
 

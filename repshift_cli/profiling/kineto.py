@@ -48,10 +48,11 @@ def events_of(step: Step) -> list[Any]:
 
 
 def kernels(events: list[Any]) -> list[Any]:
-    """The events that took place on the device."""
-    return [e for e in events if e.device_type.name == DEVICE]
+    """The events that are work of the device; the ranges that torch draws around it there are none (torch.compile opens
+    one around each of its graphs, as long as all kernels in it)."""
+    return [e for e in events if e.device_type.name == DEVICE and not e.is_user_annotation]
 
 
 def names(events: list[Any], place: str) -> Counter[str]:
     """How often each name is among the events of HOST or of DEVICE."""
-    return Counter(e.name for e in events if e.device_type.name == place)
+    return Counter(e.name for e in (kernels(events) if place == DEVICE else events) if e.device_type.name == place)

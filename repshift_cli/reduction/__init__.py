@@ -64,7 +64,8 @@ class Method(Protocol):
 
     TRAITS: tuple[str, ...] = ()
     """What is refused without being tried: `attention` (it must hear attention), `merges` (at most half of the tokens
-    that may go, and none of a causal model), `class token` and `last token` (it reads that one's row)."""
+    that may go, and none of a causal model), `merges any` (the second alone), `class token` and `last token` (it reads
+    that one's row)."""
 
 
 def with_defaults(method: Any) -> Method:

@@ -316,7 +316,7 @@ def _unfit(case: Case, facts: Facts, backend: Backend, traits: Traits, tokens: S
         return f"{name} reads the class token's row, and {model} has none; column-attention needs none"
     if "last token" in needed and not facts.causal:
         return f"{name} reads the last token's row, and only in a causal model does that one see all; use cls-attention"
-    if "merges" in needed or traits.appends:
+    if {"merges", "merges any"} & set(needed) or traits.appends:
         if facts.causal:
             return f"{name} merges or appends tokens, which changes their order, and {model} is causal"
         if not facts.row:

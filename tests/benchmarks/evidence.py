@@ -2,20 +2,27 @@
 
 A stage is a list of jobs, each a command of the tool in a process of its own that writes the tool's own JSON: a run
 file after every case. What is in DIR already is not made again, an interrupted run goes on; a job that would not end
-within the stage's nine minutes is left for the next call of the same stage. Estimates are for one H100 and not yet seen
-on one.
+within the stage's nine minutes is left for the next call of the same stage, and one that takes longer than that is
+ended, and tried again when all others are there. Estimates are for one H100 and not yet seen on one: in half an hour
+stages 1, 2 and 3, the headline being the first job of 3.
 
     python tests/benchmarks/evidence.py --stage 2 --dry-run
     python tests/benchmarks/evidence.py --stage 2 --out profiles/baselines/h100
     python tests/generated.py --write
+
+On a machine that keeps ignored files alone from call to call, and gives back what lies in $OUT: leave --out as it is
+and say `--copy "$OUT"`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +32,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 LIMIT = 540
-"""Seconds of a stage: GPU machines are lent for ten minutes a command."""
+"""Seconds of a stage in which a job may begin: GPU machines are lent for ten minutes a command."""
+END, GRACE = 560, 20
+"""Seconds after which the running job is asked to stop, and then is ended."""
+TOO_LONG = 124
+"""The exit code of a job that was ended, as `timeout` has it."""
 ANSWERED = (0, 1, 3)
 """Exit codes with an answer: all well, some case or test failed, or the noise leaves the gate's verdict open."""
 VARIANTS = "vanilla,flash,efficient,cudnn,flash+repshift,flash+random,flash+oracle"
@@ -86,14 +97,14 @@ def bench(model: str, batch: int, seconds: int, tiny: bool, *more: str, name: st
 
 def gpu_tests(tiny: bool) -> Iterator[Job]:
     """What passed, what failed, what could not be checked; and the counters against known bytes."""
-    files = ["test_kernels_triton", "test_machine", "test_launches", "test_scan", "test_cnn", "test_gpu"]
-    files += ["test_profile_gpu", "test_gpu_counters"]
-    for file in ["test_launches"] if tiny else files:
-        tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"tests/{file}.py")
-        makes = f"{file}.xml"
-        yield Job(makes, (sys.executable, *tests, f"--junitxml={{out}}/{makes}"), 50)
     counters = () if tiny else ("--counters",)
     yield Job("doctor.json", (*TOOL, "doctor", *counters, "--json", "{out}/doctor.json"), 120)
+    files = {"test_kernels_triton": 60, "test_machine": 15, "test_launches": 15, "test_scan": 15, "test_cnn": 30}
+    files |= {"test_pruning": 20, "test_gpu": 150, "test_profile_gpu": 40, "test_gpu_counters": 300}
+    for file, seconds in {"test_launches": 15}.items() if tiny else files.items():
+        tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"tests/{file}.py")
+        makes = f"{file}.xml"
+        yield Job(makes, (sys.executable, *tests, f"--junitxml={{out}}/{makes}"), seconds)
 
 
 def deit(tiny: bool) -> Iterator[Job]:
@@ -178,8 +189,19 @@ def rivals(tiny: bool) -> Iterator[Job]:
         yield Job(makes, (*TOOL, "bench", *asked, "--out", f"{{out}}/{makes}"), 190)
 
 
+def counted(tiny: bool) -> Iterator[Job]:
+    """Every instrument of HBM traffic, and the model beside each, on three models."""
+    shared = ("--keep", "0.8", "--variant", "vanilla,flash,flash+repshift", "--rounds", "5")
+    for instrument in () if tiny else ("cupti", "ncu", "gpm"):
+        for model, batch in (("deit_b", 32), ("vit_l", 32), ("umt_b", 8)):
+            own = ("--model", model, "--batch", str(batch), "--layers", PAPER[model], "--hbm", instrument)
+            frames = ("--frames", "12") if model == "umt_b" else ()
+            makes = f"hbm-{instrument}-{model}.json"
+            yield Job(makes, (*TOOL, "bench", *own, *shared, *frames, "--out", f"{{out}}/{makes}"), 110)
+
+
 STAGES: dict[int, Callable[[bool], Iterator[Job]]] = dict(
-    enumerate((gpu_tests, deit, larger, videos, why, gates, operators, rivals), start=1)
+    enumerate((gpu_tests, deit, larger, videos, why, gates, operators, rivals, counted), start=1)
 )
 
 
@@ -194,13 +216,14 @@ def main() -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     size, batch, rounds = ("image-size = 32\n", 1, 8) if asked.tiny else ("", 32, 8)
     (asked.out / "gate.toml").write_text(GATE.format(size=size, batch=batch, rounds=rounds), encoding="utf-8")
-    return _run(jobs, asked.out, asked.out / f"stage-{asked.stage}.json")
+    return _run(jobs, asked.out, asked.out / f"stage-{asked.stage}.json", asked.copy)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stage", type=int, required=True, choices=STAGES)
     parser.add_argument("--out", type=Path, default=ROOT / "repshift-runs" / "evidence")
+    parser.add_argument("--copy", type=Path, help="a folder that all of it is copied to as well, after each job")
     parser.add_argument("--dry-run", action="store_true", help="list the jobs and the cases of each")
     parser.add_argument("--tiny", action="store_true", help="the same on a CPU with the smallest of everything")
     return parser.parse_args()
@@ -221,25 +244,42 @@ def _without_out(command: tuple[str, ...]) -> list[str]:
     return list(command[: command.index("--out")])
 
 
-def _run(jobs: list[Job], out: Path, summary: Path) -> int:
+def _run(jobs: list[Job], out: Path, summary: Path, copy: Path | None = None) -> int:
     """Every job that is not done and still fits into the stage's time; what became of it is written behind each."""
     done: list[dict[str, object]] = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else []
-    finished = {entry["makes"] for entry in done if entry["code"] in ANSWERED}
+    code_of = {entry["makes"]: entry["code"] for entry in done}
     begun, codes = time.monotonic(), []
-    for job in jobs:
-        if job.makes in finished:
+    for job in sorted(jobs, key=lambda job: code_of.get(job.makes) == TOO_LONG):
+        if code_of.get(job.makes) in ANSWERED:
             continue
-        if time.monotonic() - begun + job.seconds > LIMIT:
+        started = time.monotonic()
+        if started - begun + job.seconds > LIMIT:
             print(f"left for the next call of this stage: {job.makes} and what comes behind it")
             break
-        started = time.monotonic()
         line = job.line(out)
         print(f"== {job.makes}: {shlex.join(line)}", flush=True)
-        codes.append(subprocess.run(line, cwd=ROOT, env=_environment()).returncode)
+        codes.append(_ended(line, max(1.0, END - (started - begun))))
         entry = {"makes": job.makes, "command": shlex.join(line[1:]), "code": codes[-1]}
         done = [e for e in done if e["makes"] != job.makes] + [{**entry, "seconds": round(time.monotonic() - started)}]
         summary.write_text(json.dumps(done, indent=1), encoding="utf-8")
+        if copy is not None:
+            shutil.copytree(out, copy, dirs_exist_ok=True)
     return 1 if set(codes) - {*ANSWERED} else 0
+
+
+def _ended(line: list[str], seconds: float) -> int:
+    """The exit code of the command, TOO_LONG where it does not end in time; whatever it has started ends with it."""
+    with subprocess.Popen(line, cwd=ROOT, env=_environment(), start_new_session=True) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            return TOO_LONG
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment() -> dict[str, str]:

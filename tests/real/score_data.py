@@ -89,13 +89,13 @@ def grouped(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def dinov2(real: Path, split: str, count: int) -> Bench:
+def dinov2(real: Path, split: str, count: int, skip: int = 0) -> Bench:
     from PIL import Image
 
     subject = subject_of(real / "dinov2_s", 16, image_size=112)
     kind = {name: datasets.read(str(real / "fashion"), name)[1] for name in ("train", "test")}
     fitted = of_split(kind["train"], 0, 1000)
-    shown = of_split(kind["train"], 1500, count) if split != "test" else of_split(kind["test"], 0, count)
+    shown = of_split(kind["train"], 1500, count) if split != "test" else of_split(kind["test"], skip, count)
     names = sorted({s["label"] for s in fitted})
     told = json.loads((real / "dinov2_s" / "preprocessor_config.json").read_text())
 
@@ -111,10 +111,10 @@ def dinov2(real: Path, split: str, count: int) -> Bench:
     batches = inputs(shown)
     measure = with_heads(subject, inputs(fitted if split != "maps" else ()), labels[0], len(names), batches, labels[1])
     schedules = [Schedule((layer,), 0.5) for layer in (2, 6, 9)]
-    return Bench(subject, schedules, batches, measure, "cosine")
+    return Bench(subject, schedules, batches, measure, "cosine", ("fastv",))
 
 
-def minilm(real: Path, split: str, count: int) -> Bench:
+def minilm(real: Path, split: str, count: int, skip: int = 0) -> Bench:
     """Mails that fill 64 tokens, so that none is padded; the first and the last token always stay."""
     tokenizer = tokenizer_of(str(real / "minilm"))
     subject = subject_of(real / "minilm", 16, length=64)
@@ -127,7 +127,7 @@ def minilm(real: Path, split: str, count: int) -> Bench:
     kind = {name: full(samples) for name, samples in kind.items()}
     rest = len(kind["train"]) - 200
     fitted = of_split(kind["train"], 0, rest)
-    shown = of_split(kind["train"], rest, count) if split != "test" else of_split(kind["test"], 0, count)
+    shown = of_split(kind["train"], rest, count) if split != "test" else of_split(kind["test"], skip, count)
     names = sorted({s["label"] for s in fitted})
 
     def inputs(samples: Sequence[Sample]) -> list[Any]:
@@ -141,10 +141,10 @@ def minilm(real: Path, split: str, count: int) -> Bench:
     batches = inputs(shown)
     measure = with_heads(subject, inputs(fitted if split != "maps" else ()), labels[0], len(names), batches, labels[1])
     schedules = [Schedule((layer,), 0.5) for layer in (1, 3, 5)]
-    return Bench(subject, schedules, batches, measure, "cosine", ("cls_attention",))
+    return Bench(subject, schedules, batches, measure, "cosine", ("fastv",))
 
 
-def smollm2(real: Path, split: str, count: int) -> Bench:
+def smollm2(real: Path, split: str, count: int, skip: int = 0) -> Bench:
     """Windows of 64 tokens of prose, of which the next is asked; the first, an attention sink, and the last stay."""
     tokenizer = tokenizer_of(str(real / "smollm2"))
     subject = subject_of(real / "smollm2", 4, length=64, protect="first:1")
@@ -152,6 +152,7 @@ def smollm2(real: Path, split: str, count: int) -> Bench:
     starts = range(0, len(ids) - 65, 65)
     half, count = len(starts) // 2, 32 if split == "maps" else count
     own = starts[half:] if split == "test" else starts[:half]
+    own = own[skip:]
     own = own[:: max(1, len(own) // count)][:count]
     windows = torch.tensor([ids[i : i + 65] for i in own])
     batches = [{**subject.inputs, "input_ids": w[:, :64]} for w in windows.split(8)]

@@ -2,10 +2,12 @@
 
     python tests/real/scores.py REAL MODEL --split calibration --out CALIBRATION.json
     python tests/real/scores.py REAL MODEL --split test --choose CALIBRATION.json --out RESULT.json
+    python tests/real/scores.py REAL MODEL --split test --skip N --confirm "merge greedy" "peaks place" --out FRESH.json
 
-MODEL is dinov2 (a linear probe on Fashion-MNIST), minilm (mails) or smollm2 (prose); REAL is the folder that
-prepare.py, evaluation.py and smollm2.py have filled. Every candidate is run by the tool's own engine at the same
-numbers of tokens; the blocks before the first cut are computed once for all.
+The third runs candidates as they are, chosen by nothing, on test samples behind the N that have been looked at. MODEL
+is dinov2 (a linear probe on Fashion-MNIST), minilm (mails) or smollm2 (prose); REAL is the folder that prepare.py,
+evaluation.py and smollm2.py have filled. Every candidate is run by the tool's own engine at the same numbers of tokens;
+the blocks before the first cut are computed once for all.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from repshift_cli.reduction.engine.seen import Seen
 from repshift_cli.reduction.engine.state import tokens_of
 
 SEEDS = 3
-OWN = ("random", "stride", "repshift", "lowest", "norm", "tome", "cls_attention", "divprune")
+OWN = ("random", "stride", "repshift", "lowest", "norm", "tome", "cls_attention", "fastv", "divprune")
 """Methods of the tool that are run beside."""
 OPTIONS = {"operation": "mlp", "distance": "l2", "form": "paper", "proportional": "on", "map": "rows"}
 RANK, DRAWS = 16, 4
@@ -257,14 +259,17 @@ def chosen(calibration: dict[str, Any], schedule: Schedule, loss: str) -> dict[s
 
 
 def compare(
-    bench: Bench, maps: Bench, calibration: dict[str, Any] | None, only: str = ""
+    bench: Bench, maps: Bench, calibration: dict[str, Any] | None, only: str = "", confirm: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, str, Any]]:
-    """Schedule, name, candidate and measures of every run: all candidates, or those that a calibration chose."""
+    """Schedule, name, candidate and measures of every run: of all candidates, or those named or chosen beforehand."""
     for schedule in bench.schedules:
         runs = Runs(bench, schedule)
-        ways = runs.directions() if maps is bench else Runs(maps, schedule).directions()
-        every = {**candidates(), **projected(*ways)}
-        picks = chosen(calibration, schedule, bench.loss) if calibration else {name: name for name in every}
+        if confirm:
+            every, picks = candidates(), {name: name for name in confirm}
+        else:
+            ways = runs.directions() if maps is bench else Runs(maps, schedule).directions()
+            every = {**candidates(), **projected(*ways)}
+            picks = chosen(calibration, schedule, bench.loss) if calibration else {name: name for name in every}
         asked = [*own_methods(bench), *((name, every[pick], 0) for name, pick in picks.items())]
         for name, method, seed in (one for one in asked if any(part in one[0] for part in only.split(","))):
             began = time.perf_counter()
@@ -296,8 +301,9 @@ def summary(raw: dict[str, Any], told: dict[str, Any], times: dict[str, list[flo
 
 def timed(bench: Bench, picks: dict[str, str], rounds: int) -> dict[str, list[float]]:
     """Whole forwards of four samples over the oracle's, interleaved, at the second schedule: one ratio per round."""
-    runs = Runs(bench, bench.schedules[1])
-    every = {**candidates(), **projected(*runs.directions())}
+    runs, every = Runs(bench, bench.schedules[1]), candidates()
+    if any(pick not in every for pick in picks.values()):
+        every |= projected(*runs.directions())
     asked = {name: method for name, method, seed in own_methods(bench) if not seed}
     asked |= {name: every[pick] for name, pick in picks.items()}
     oracle = registry.load(registry.find("reduction", "oracle"))
@@ -318,6 +324,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("calibration", "test"), default="calibration")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--only", default="", help="run only what has one of these, with commas between, in its name")
+    parser.add_argument("--skip", type=int, default=0, help="test samples that are left out, in the order of the split")
+    parser.add_argument("--confirm", nargs="*", default=[], help="candidates that are run as they are")
     parser.add_argument("--choose", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--raw", type=Path, help="sum up these measurements and time their methods")
@@ -332,9 +340,10 @@ def main() -> None:
 def measured(given: argparse.Namespace, calibration: dict[str, Any]) -> None:
     """Run all, and keep every measure of every sample after each run."""
     make, raw = MODELS[given.model], dict[str, Any]()
-    bench = make(given.real, given.split, given.count)
-    maps = bench if given.split == "calibration" else make(given.real, "maps", min(64, given.count))
-    for schedule, name, pick, found in compare(bench, maps, calibration, given.only):
+    bench = make(given.real, given.split, given.count, given.skip)
+    whole = given.split == "calibration" or given.confirm
+    maps = bench if whole else make(given.real, "maps", min(64, given.count))
+    for schedule, name, pick, found in compare(bench, maps, calibration, given.only, given.confirm):
         entry = raw.setdefault(schedule, {}).setdefault(name, [])
         entry.append({"candidate": pick, **{k: v.round(5).tolist() for k, v in found.items()}})
         given.out.write_text(json.dumps(raw))
@@ -344,11 +353,11 @@ def summed_up(given: argparse.Namespace, calibration: dict[str, Any]) -> None:
     """What is kept of the measurements, with the times."""
     raw = json.loads(given.raw.read_text())
     bench = MODELS[given.model](given.real, "maps", 16)
-    picks = chosen(calibration, bench.schedules[1], bench.loss)
+    picks = {name: name for name in given.confirm} or chosen(calibration, bench.schedules[1], bench.loss)
     times = timed(bench, picks, given.rounds)
     told = {"model": given.model, "date": str(date.today()), "torch": torch.__version__}
-    tried = sum(map(len, CHOICES.values()))
-    given.out.write_text(json.dumps(summary(raw, {**told, "tried": tried}, times)) + "\n")
+    tried = len(given.confirm) or sum(map(len, CHOICES.values()))
+    given.out.write_text(json.dumps(summary(raw, {**told, "tried": tried, "skipped": given.skip}, times)) + "\n")
 
 
 def merged(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from repshift_cli.benchmark.agent import share_of_cores
 from repshift_cli.benchmark.launchers import Terms
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.worker import Setup
 from repshift_cli.benchmark.workers import LocalCrew
+from repshift_cli.machine.nvml import gpu_count
 from repshift_cli.records import UsageError
 
 
@@ -19,7 +22,20 @@ def start(terms: Terms) -> Pool:
     if terms.parallel is not None:
         raise UsageError(f"--on local:{terms.where} says itself how many work at once; leave out --parallel")
     setups = (
-        Setup(f"local:{gpu}", share_of_cores(n, len(places)), (("CUDA_VISIBLE_DEVICES", gpu),))
+        Setup(f"local:{gpu}", share_of_cores(n, len(places)), (("CUDA_VISIBLE_DEVICES", visible(int(gpu))),))
         for n, gpu in enumerate(places)
     )
     return Pool(LocalCrew(terms.patience, tuple(setups)), named=True)
+
+
+def visible(gpu: int) -> str:
+    """The GPU of this number as CUDA_VISIBLE_DEVICES names it: among those that the command may see, where the variable
+    is set already (by a cluster's scheduler). UsageError where there is none of that number."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen in ("", "-1"):  # hidden, and so they stay
+        return seen
+    named = [name.strip() for name in seen.split(",")] if seen else [str(n) for n in range(gpu_count())]
+    if named and gpu >= len(named):
+        where = f"CUDA_VISIBLE_DEVICES={seen} shows" if seen else "this machine has"
+        raise UsageError(f"there is no GPU local:{gpu}: {where} {len(named)}, counted from 0")
+    return named[gpu] if named else str(gpu)

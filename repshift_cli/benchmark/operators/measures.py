@@ -106,8 +106,10 @@ def verified(step: Step) -> str:
     names, ops = kineto.names(events, kineto.HOST), engine.ops
     if seen is step:
         ops = tuple(op for op in ops if names[op] or (op.startswith(SDPA) and not op.endswith("_math")))
-    device = device_kernels(replace(step, eager=eager), events) if step.case.device.startswith("cuda") else None
-    return judged(names, device, ops, engine.kernels, bool(step.case.option("backward")))
+    device, unseen = None, ""
+    if step.case.device.startswith("cuda"):
+        device, unseen = device_kernels(replace(step, eager=eager), events)
+    return judged(names, device, ops, engine.kernels, bool(step.case.option("backward"))) + unseen
 
 
 def judged(

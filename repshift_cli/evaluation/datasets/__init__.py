@@ -40,13 +40,13 @@ def read(place: str, split: str | None) -> tuple[str, list[Sample]]:
         part = registry.load(registry.find(ROOM, name))
         if part.takes(place):
             if reason := part.unavailable():
-                raise UsageError(f"--data {place}: {reason}")
+                raise UsageError(f"{place}: {reason}")
             samples = list(part.read(place, split))
             if not samples:
-                raise UsageError(f"--data {place}: there are no samples in it")
+                raise UsageError(f"{place}: there are no samples in it")
             return name, samples
     what = "no format of data takes it" if Path(place).exists() else "there is no such file or folder"
-    raise UsageError(f"--data {place}: {what}; `repshift eval --list` says what can be read")
+    raise UsageError(f"{place}: {what}; `repshift eval --list` says what can be read")
 
 
 def missing(module: str, package: str, extra: str) -> str | None:

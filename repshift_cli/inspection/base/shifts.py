@@ -12,15 +12,32 @@ from repshift_cli.reduction import repshift
 from repshift_cli.reduction.engine.seen import Seen
 
 DISTANCES, FORMS = ("l2", "l1", "cosine"), ("paper", "update")
+EVEN = ", even norms"
 
 
 def shifts(look: Look, layer: int, seen: Seen) -> Iterator[tuple[str, Tensor]]:
-    """Each form by name with the scores (B, N) of all tokens, the default first: Choi et al. 2025, Eq. 4."""
+    """Each form by name with the scores (B, N) of all tokens, the default first: Choi et al. 2025, Eq. 4.
+
+    With l2 of a branch from the state stands what it is where the states of all tokens are as long.
+    """
     for operation in (name for name in OPERATIONS if name in look.subject.sites[layer - 1].operations):
         for form in FORMS if operation != "block" else (None,):
             for distance in DISTANCES:
                 told = {"operation": operation, "distance": distance, **({"form": form} if form else {})}
-                yield " ".join(told.values()), repshift.score(seen, look.case.with_options(**told))
+                case = look.case.with_options(**told)
+                name = " ".join(told.values())
+                yield name, repshift.score(seen, case)
+                if (form, distance) == ("paper", "l2"):
+                    yield name + EVEN, repshift.score(evened(seen, repshift.needs(case)[0]), case)
+
+
+def evened(seen: Seen, name: str) -> Seen:
+    """What was seen, with the states (B, N, C) of that name scaled to the median of their norms.
+
+    Where a norm stands before the branch, its output is the same for a state of any length: MLP(LN(c x)) = MLP(LN(x)).
+    """
+    norms = seen[name].norm(dim=-1, keepdim=True)
+    return Seen({**seen, name: seen[name] * norms.median(1, keepdim=True).values / norms})
 
 
 def default_shift(look: Look, layer: int, seen: Seen) -> Tensor:

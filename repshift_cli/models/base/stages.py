@@ -10,13 +10,17 @@ Where the shape stays, that is the input itself, and the formula holds as printe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
+import torch
+
 from repshift_cli.models.base.subjects import subject_of
 from repshift_cli.models.base.transformers import Recipe, _inputs, in_place, logits, pooled, weights_file
+from repshift_cli.models.discovery import grids
 from repshift_cli.models.discovery.blocks import Found
+from repshift_cli.models.inputs.images import random_pixels
 from repshift_cli.records import (
     REMOVALS,
     Case,
@@ -71,10 +75,7 @@ def family(stages: Callable[[str, int], Stages]) -> tuple[Callable[..., Facts], 
     @lru_cache(maxsize=64)
     def facts(name: str, image_size: int | None = None, frames: int | None = None, weights: str | None = None) -> Facts:
         """Stages and the tokens that enter the first, by arithmetic."""
-        if frames is not None:
-            raise UsageError(f"{name} takes images: --frames does not apply to it")
-        if weights is not None:
-            weights_file(weights)
+        _check(name, frames, weights)
         size = image_size or SIZE
         made = stages(name, size)
         if made.entering(size) < 2:
@@ -103,3 +104,46 @@ def family(stages: Callable[[str, int], Stages]) -> tuple[Callable[..., Facts], 
         return subject_of(module, evaluation, found, units, logits, pooled, warnings=warnings, grid=True)
 
     return facts, build
+
+
+def found_family(recipe_of: Callable[[str], Recipe]) -> tuple[Callable[..., Facts], Callable[[Case], Subject]]:
+    """The same of CNNs whose stages nobody has written down: they are found in the model with random weights."""
+
+    @lru_cache(maxsize=4)
+    def staged(name: str, size: int) -> grids.Stages:
+        recipe = recipe_of(name)
+        shape = (1, getattr(recipe.config, "num_channels", 3), size, size)
+        with torch.random.fork_rng(devices=[]):
+            module = recipe.model(recipe.config).eval()
+        with torch.device("meta"):
+            sketch = recipe.model(recipe.config).eval(), {"pixel_values": torch.empty(*shape)}
+        return grids.find_stages(name, module, {"pixel_values": random_pixels(shape, 0)}, sketch)
+
+    def size_of(name: str, image_size: int | None) -> int:
+        own = getattr(recipe_of(name).config, "image_size", None)
+        return image_size or (own if isinstance(own, int) else SIZE)
+
+    @lru_cache(maxsize=64)
+    def facts(name: str, image_size: int | None = None, frames: int | None = None, weights: str | None = None) -> Facts:
+        """Stages and the tokens that enter the first, from one forward."""
+        _check(name, frames, weights)
+        size = size_of(name, image_size)
+        told = weights or recipe_of(name).checkpoint or "random"
+        return replace(staged(name, size).facts, image_size=size, weights=told)
+
+    def build(case: Case) -> Subject:
+        """The model and its inputs on the case's device, in the case's dtype."""
+        recipe, stages = recipe_of(case.model), staged(case.model, size_of(case.model, case.image_size))
+        module, warnings = in_place(recipe, case)
+        _, evaluation = _inputs(recipe, module, case)
+        found = Found(stages.sites(module), entering=stages.facts.tokens)
+        return subject_of(module, evaluation, found, recipe.units, logits, pooled, warnings=warnings, grid=True)
+
+    return facts, build
+
+
+def _check(name: str, frames: int | None, weights: str | None) -> None:
+    if frames is not None:
+        raise UsageError(f"{name} takes images: --frames does not apply to it")
+    if weights is not None:
+        weights_file(weights)

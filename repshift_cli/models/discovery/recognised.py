@@ -7,7 +7,7 @@ padding, the last token of a prompt, the class token in the middle, the stages o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from repshift_cli.models.base.text import SentenceEncoder, sentence_subject
 from repshift_cli.models.base.transformers import logits, pooled
 from repshift_cli.models.base.vim import VisionMamba
 from repshift_cli.models.discovery.adapter import Adapter, named_sites
-from repshift_cli.models.discovery.blocks import Found, find_sites, prefix_tokens
+from repshift_cli.models.discovery.blocks import Found, NoSites, find_sites, prefix_tokens
+from repshift_cli.models.discovery.grids import find_stages
 from repshift_cli.models.inputs.sentences import SPECIAL, prompt_roles, roles
 from repshift_cli.records import Subject
 
@@ -58,7 +59,13 @@ def _located(module: nn.Module, inputs: Any, adapter: Mapping[str, Any] | None) 
     if kind in hf.ENCODERS:
         return find_sites(module, _padded(inputs)), {"marked": SPECIAL, "roles": roles}
     timm = type(module).__module__.startswith("timm.")
-    return find_sites(module, inputs, undivided=timm), {"prefix": prefix_tokens(module)}
+    try:
+        return find_sites(module, inputs, undivided=timm), {"prefix": prefix_tokens(module)}
+    except NoSites:
+        with suppress(NoSites):
+            staged = find_stages(type(module).__name__, module, inputs)
+            return Found(staged.sites(module), staged.facts.tokens), {"grid": True}
+        raise
 
 
 def _adapted(module: nn.Module, inputs: Any, adapter: Adapter) -> tuple[Found, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from repshift_cli.analysis.labelled import is_evaluation
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.figures import (
     of_evaluation,
@@ -16,7 +17,6 @@ from repshift_cli.renderers.figures import (
     of_tuning,
 )
 from repshift_cli.renderers.figures.shapes import Figure, Heat
-from repshift_cli.renderers.sheets.evaluation import is_evaluation
 
 DRAWN: Mapping[str, Callable[[Any], Iterable[Figure]]] = {
     "run": lambda run: (of_evaluation if is_evaluation(run) else of_run).figures(run),

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from repshift_cli.analysis.labelled import is_evaluation
 from repshift_cli.records import OPERATORS, Run, written
 from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import ProfileRun
-from repshift_cli.renderers.sheets.evaluation import is_evaluation
 
 DENIED = ("causal",)
 """What means something else where it is not said than where it is denied."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from repshift_cli.analysis.labelled import is_evaluation
 from repshift_cli.records import Machine, Run
 from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import ProfileRun
@@ -19,7 +20,6 @@ from repshift_cli.renderers.sheets import history, inspection, profile
 from repshift_cli.renderers.sheets.answer import closing
 from repshift_cli.renderers.sheets.break_even import maps
 from repshift_cli.renderers.sheets.crossing import crossings
-from repshift_cli.renderers.sheets.evaluation import is_evaluation
 from repshift_cli.renderers.sheets.evaluation import sheets as sheets_of_evaluation
 from repshift_cli.renderers.sheets.run import sheets as sheets_of_run
 

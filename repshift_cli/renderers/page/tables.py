@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from repshift_cli.analysis.labelled import is_evaluation
 from repshift_cli.records import Case, Record, names_of, written
 from repshift_cli.renderers.figures.measured import Measured
 from repshift_cli.renderers.figures.shapes import Table
@@ -46,7 +47,7 @@ def main_table(measured: Measured, source: str) -> Markup:
 
 
 def _columns(records: Sequence[Record], measured: Measured) -> list[Sorted]:
-    if evaluation.is_evaluation(measured.run):
+    if is_evaluation(measured.run):
         return [
             _of_evaluation(column, measured) for sheet in evaluation.sheets(measured.run) for column in sheet.columns
         ]

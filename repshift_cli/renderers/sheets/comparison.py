@@ -69,10 +69,20 @@ def figure(finding: Finding, value: float | None) -> str:
 
 
 def _change(finding: Finding) -> Cell:
+    if finding.difference is not None:
+        return _difference(finding, finding.difference)
     if finding.ratio is None:
         return Cell(MISSING)
     digits = 2 if abs(finding.ratio.value - 1) < SMALL else 1
     return Cell(percent(finding.ratio.value, digits), TONES.get(finding.word, ""), _interval(finding.ratio, digits))
+
+
+def _difference(finding: Finding, change: Estimate) -> Cell:
+    """`-1.2 points (-2.0 to -0.4)` of a figure of labelled samples, whose unit may be percent itself."""
+    unit, decimals = (" points", 1) if finding.unit == "%" else (f" {finding.unit}".rstrip(), 3)
+    value, *ends = (None if v is None else f"{v:+.{decimals}f}" for v in (change.value, change.low, change.high))
+    interval = f"({ends[0]} to {ends[1]})" if all(ends) else ""
+    return Cell(f"{value}{unit}", TONES.get(finding.word, ""), interval)
 
 
 def percent(ratio: float, digits: int) -> str:

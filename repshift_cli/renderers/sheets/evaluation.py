@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from repshift_cli.analysis.labelled import OPTION
 from repshift_cli.analysis.stats import Estimate, estimate
 from repshift_cli.records import Measurement, Record, Run
 from repshift_cli.records.labels import labels
@@ -18,15 +19,8 @@ from repshift_cli.renderers.sheets.run import header_of
 
 LEVEL = 0.05
 """Below this, adjusted by Holm, a p-value is a difference."""
-OPTION = "evaluation"
-"""Where a run's options hold what an evaluation says of its data; no other run has it."""
 FIRST, SECOND, THIRD = 1, 2, 3
 """What a narrow table keeps: the loss, the figure itself, and whether it beats random."""
-
-
-def is_evaluation(run: Run) -> bool:
-    """Whether the run file is of `repshift eval`."""
-    return isinstance(run.options.get(OPTION), dict)
 
 
 def sheets(run: Run) -> list[Sheet]:
@@ -49,6 +43,7 @@ def sheets(run: Run) -> list[Sheet]:
         *_about(about, records),
         *notes.outcome_notes(records, label),
         *notes.pending_note(list(run.planned), records, labels(run.planned).__getitem__),
+        *notes.warning_notes(records, label),
         *(f"warning: {notes.line(text)}" for text in dict.fromkeys(run.warnings)),
     ]
     header = [f"task {run.options.get('task')}", *header_of(run.machine, cases[:1])]
@@ -217,7 +212,7 @@ def _about(about: dict[str, Any], records: Sequence[Record]) -> list[str]:
     said.append(
         "vs unpruned: paired on the same samples; a loss or a gain is said where its p-value, adjusted by Holm for all "
         f"variants, is below {LEVEL:g} (may: by its interval alone). vs random: the same number of tokens dropped "
-        "at random"
+        "at random, judged by its interval alone, not adjusted for the number of variants"
     )
     if stopped := {r.stopped_by for r in records if r.stopped_by}:
         said.append(f"stopped by: {', '.join(sorted(stopped))}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from repshift_cli.analysis.labelled import is_evaluation
 from repshift_cli.profiling import break_even
 from repshift_cli.profiling.annotations import SELECTION
 from repshift_cli.records import WITHOUT_ATTENTION, Run
@@ -32,7 +33,7 @@ def sheets_of(run: Run | ProfileRun) -> list[Sheet]:
     """What the table and Markdown show of either file."""
     if isinstance(run, ProfileRun):
         return profile_sheets(run)
-    if evaluation.is_evaluation(run):
+    if is_evaluation(run):
         return evaluation.sheets(run)
     ready = [*sheets(run), *maps(run), *crossings(run)]
     if ready:
