@@ -15,6 +15,7 @@ from PIL import Image
 from tiny import one_thread  # noqa: F401
 
 from repshift_cli import cli, prune
+from repshift_cli.analysis import stats
 from repshift_cli.evaluation.tasks import NotFinite
 from repshift_cli.records import Progress, UsageError
 from repshift_cli.records.tuning import CHOSEN, FOUND, INTERRUPTED, NOTHING, Tuning
@@ -88,8 +89,8 @@ def test_a_first_token_that_carries_all_is_protected() -> None:
 def test_the_study_is_told_what_is_sought_and_what_misses_it_comes_last(sought: dict[str, Any], tmp_path: Path) -> None:
     """By the trials' own numbers: the loss within the target, the time within the bound; else behind all that fit."""
     asked, file = order(trials=20, **sought), tmp_path / "search.journal"
-    session = planted.session(asked)
-    session.tune(file)
+    session = planted.session(asked, file=file)
+    session.tune()
     study, unpruned = (
         study_of("tuned", asked.goal, 0, file, asked.identity()),
         planted.milliseconds(session.planner.unpruned),
@@ -134,6 +135,22 @@ def test_a_bound_of_the_loss_is_kept_and_the_fastest_within_it_found() -> None:
     assert unreachable.status == NOTHING and unreachable.sentence == "nothing found that fits the least KL at 3.9x"
 
 
+def test_of_a_front_what_counts_as_found_is_judged_by_holm() -> None:
+    """Of five schedules with a p-value of about 0.03 each none is believed, of one it is."""
+    told = planted.session(order()).tune().confirmed
+    versus = told[1].versus
+    assert versus is not None
+    weak = replace(versus, samples=(-2.3, -1.0, 0.1, 0.2, -0.4, -0.9, -0.6, -0.1))
+    assert 0.02 < stats.mean_p(weak.samples) < 0.05 and stats.estimate(weak).high < 0
+    one = [c if c.role == CHOSEN else replace(c, versus=weak) for c in told]
+    front = [replace(c, number=n) for n in range(1, 6) for c in one]
+    assert verdict(one, Goal(), "KL").status == FOUND
+    assert verdict(front, Goal(), "KL").status == NOTHING
+    strong = [replace(c, versus=replace(versus, samples=(-1.0, -1.1) * 4)) if c.number == 4 else c for c in front]
+    strong = [c if c.role != CHOSEN else replace(c, versus=None) for c in strong]
+    assert verdict(strong, Goal(), "KL").number == 4
+
+
 # --- one cut at a time ------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +163,7 @@ def test_sensitivity_shows_where_which_sign_is_right() -> None:
         assert losses["repshift", 1, "highest", keep] < 1e-6 < losses["repshift", 1, "lowest", keep]
         assert losses["repshift", 2, "lowest", keep] < 1e-6 < losses["random", 2, None, keep]
     (sheet,) = sheets(found)
+    assert sheet.answer == "one cut at one block at a time; nothing was searched."
     assert [c.title for c in sheet.columns] == ["score", "keep", "block 1", "block 2", "block 3"]
     row = next(i for i, cell in enumerate(sheet.columns[0].cells) if "lowest" in cell.text)
     assert sheet.columns[3].cells[row].text.endswith("*") and not sheet.columns[2].cells[row].text.endswith("*")
@@ -199,15 +217,15 @@ def test_an_interrupted_search_leaves_the_best_so_far_and_is_gone_on_with(tmp_pa
         if word.estimate.startswith("tuned 5/"):
             raise KeyboardInterrupt
 
-    broken = planted.session(order(trials=8), observe=interrupt).tune(file)
+    broken = planted.session(order(trials=8), observe=interrupt, file=file).tune()
     assert broken.status == INTERRUPTED and broken.trials == 5 and chosen(broken).calibration < 1e-6
     assert "NOT CONFIRMED" in profile_text(broken, chosen(broken), {})
     counted: list[str] = []
-    whole = planted.session(order(trials=8), observe=lambda word: counted.append(word.estimate)).tune(file)
+    whole = planted.session(order(trials=8), observe=lambda word: counted.append(word.estimate), file=file).tune()
     assert whole.status == FOUND and whole.trials == 24
     assert not [text for text in counted if text.startswith("tuned 5/")], "what was tried is not tried again"
     with pytest.raises(UsageError, match="with other options"):
-        planted.session(order(target="1.6x")).tune(file)
+        planted.session(order(target="1.6x"), file=file).tune()
 
 
 def test_the_profile_prunes_as_it_was_measured(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ MAIN = "tuned"
 class Session:
     """A search on its way: its parts are given, so that a test gives a model and a clock of its own.
 
-    `clock` times what the cost model is fitted to, `final` what is recommended.
+    `clock` times what the cost model is fitted to, `final` what is recommended. `options` are what was typed, and
+    `file` is the journal, None where the search is not to be gone on with.
     """
 
     order: Order
@@ -53,8 +54,8 @@ class Session:
     final: Clock
     observe: Observe = lambda _: None
     threads: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    study: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
     _known: dict[tuple[Case, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
@@ -86,17 +87,16 @@ class Session:
             return self._outcome(INTERRUPTED, "interrupted: one cut at one block at a time, as far as it came", known)
         return self._outcome("sensitivity", "one cut at one block at a time; nothing was searched", known)
 
-    def tune(self, file: Path | None = None) -> Tuning:
+    def tune(self) -> Tuning:
         """Search and confirm; an interrupted search gives the best so far, which is not confirmed."""
         search.optuna_here()
-        self.study = None if file is None else str(file)
         space = self._space
         rungs = rungs_of(len(self.ground.calibration))
         searches: dict[str, Search] = {}
         known: list[Single] = []
         model: CostModel | None = None
         try:
-            model = self._costs(space, file)
+            model = self._costs(space)
             depth, unpruned = self.planner.facts.depth, self.planner.unpruned
             means = Means(
                 self.planner.planned,
@@ -110,7 +110,7 @@ class Session:
             shares = np.linspace(self._spent(), 1, len(CONTROLS) + 2)[1:]
             for name, share in zip((MAIN, *CONTROLS), shares, strict=True):
                 own = space if name == MAIN else space.only(name)
-                study = search.study_of(name, self.order.goal, self.order.sweep.seed, file, self.order.identity())
+                study = search.study_of(name, self.order.goal, self.order.sweep.seed, self.file, self.order.identity())
                 searches[name] = Search(study, own, self.order.goal, means, plain)
                 searches[name].begin(self._seeds(own, known, means))
                 searches[name].run(self.order.trials, self._deadline(share), self._told(name))
@@ -120,9 +120,9 @@ class Session:
 
     # --- parts of a search --------------------------------------------------------------------------------------------
 
-    def _costs(self, space: Space, file: Path | None) -> CostModel:
+    def _costs(self, space: Space) -> CostModel:
         """The cost model, of the journal where one is gone on with: then all trials are predicted alike."""
-        study = search.study_of(MAIN, self.order.goal, 0, file, self.order.identity())
+        study = search.study_of(MAIN, self.order.goal, 0, self.file, self.order.identity())
         stored = study.user_attrs.get("costs")
         if stored is None:
             self.observe(Progress("timing a few schedules", 0.0))
@@ -259,8 +259,8 @@ class Session:
             confirmed=tuple(told),
             costs=_costs_of(model),
             notes=(*ground.notes, *_rough(model)),
-            options=self.options,
-            study=self.study,
+            options=dict(self.options),
+            study=None if self.file is None else str(self.file),
         )
 
 
@@ -286,7 +286,9 @@ def _costs_of(model: CostModel | None) -> Costs | None:
     return Costs(len(model.errors), model.typical, max(model.errors, default=None))
 
 
-def begin(order: Order, observe: Observe) -> Session:
+def begin(
+    order: Order, observe: Observe, options: Mapping[str, Any] | None = None, file: Path | None = None
+) -> Session:  # fmt: skip
     """The model built, its inputs read and halved; UsageError for what does not fit together."""
     device = devices.choose_device(order.sweep.device)
     threads = choose_threads(order.sweep.threads)
@@ -304,7 +306,7 @@ def begin(order: Order, observe: Observe) -> Session:
     else:
         ground = on_data(order)
     clock, final = (clock_on(ground, unpruned, own, lambda _: None) for own in (few(sweep), sweep))
-    return Session(order, ground, planner, clock, final, observe, threads)
+    return Session(order, ground, planner, clock, final, observe, threads, options or {}, file)
 
 
 def loose(order: Order) -> bool:
@@ -313,8 +315,3 @@ def loose(order: Order) -> bool:
         return False
     place = Path(order.data)
     return any(f.suffix.lower() in IMAGES for f in (place.iterdir() if place.is_dir() else (place,)))
-
-
-def fixed_options(order: Order) -> dict[str, Any]:
-    """What of the sweep was set, as plain values."""
-    return order.sweep.as_options()

@@ -243,6 +243,11 @@ def of_a_method(option: Option) -> Any:
     return Annotated[list[str] | None, named]
 
 
+def optional(panel: str, kind: Any, metavar: str, text: str, min: float | None = None) -> Any:
+    """An option of a command's own, in its panel of the help text: None where it is not given."""
+    return Annotated[kind | None, typer.Option(metavar=metavar, help=text, rich_help_panel=panel, min=min)]
+
+
 Stray = Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")]
 """Words that belong to no option: a model's name, most likely."""
 OPTIONS: dict[str, Any] = {
