@@ -40,7 +40,7 @@ class Document:
     `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), `inspection` (an `Inspection`), `tuning`
     (a `Tuning`), `gate` (an `Outcome`), or another word with a record, or with plain values. `title` and `sentence`
     stand above the tables of a file, `summary` ahead of the content in JSON. `whole` is the option whose file has the
-    columns for which a terminal has no room. `better` is the direction wanted by a format that holds one only. Without a
+    columns for which a terminal has no room. `better` is the direction wanted by a format that holds one only. With no
     `view` a table has all that its width holds.
     """
 
