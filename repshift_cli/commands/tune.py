@@ -217,14 +217,23 @@ def _found(asked: _Asked) -> Tuning:
 
     if asked.study is not None:
         search.optuna_here()
+    notice = signals.Notice()
     with signals.ending_in_order(), Bar(1) as bar:
         bar.phase("reading the data and building the model")
-        session = engine.begin(asked.order, bar.update, asked.options, asked.study)
+        session = engine.begin(asked.order, bar.update, lambda: _end(notice), asked.options, asked.study)
         if not asked.file.exists():
             store.write_text(asked.file, to_json(session.begun()))
-        found = session.sensitivity() if asked.study is None else session.tune()
+        with signals.noticed(notice):  # Ctrl-C within a line of the journal would leave half of it
+            found = session.sensitivity() if asked.study is None else session.tune()
         store.write_text(asked.file, to_json(found))
     return found
+
+
+def _end(notice: signals.Notice) -> None:
+    """Where nothing is half done: the end, if it was asked for."""
+    notice.raise_at_once()
+    if notice.interrupts:
+        raise KeyboardInterrupt
 
 
 def _say_what_goes_on(asked: _Asked) -> None:

@@ -44,7 +44,8 @@ class Session:
     """A search on its way: its parts are given, so that a test gives a model and a clock of its own.
 
     `clock` times what the cost model is fitted to, `final` what is recommended. `options` are what was typed, and
-    `file` is the journal, None where the search is not to be gone on with.
+    `file` is the journal, None where the search is not to be gone on with. `pause` is called where nothing is half
+    done: it may raise KeyboardInterrupt.
     """
 
     order: Order
@@ -56,11 +57,13 @@ class Session:
     threads: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None
+    pause: Callable[[], None] = lambda: None
     _known: dict[tuple[Case, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
     def losses(self, case: Case, numbers: Sequence[int]) -> np.ndarray:
         """The losses on these batches of the calibration split, measured once."""
+        self.pause()
         key = case, tuple(numbers)
         if key not in self._known:
             self._known[key] = self.ground.losses(case, [self.ground.calibration[n] for n in numbers])
@@ -204,12 +207,15 @@ class Session:
         self.observe(Progress("confirming", 0.0, None, "confirming on held-out samples"))
         controls = {name: searches[name].best() for name in CONTROLS}
         asked = confirm.rows(found, controls, paper(self.planner.facts.depth)[:1], self.planner.planned)
-        held_out = self.ground.held_out
-        told = confirm.confirmed(asked, lambda case: self.ground.losses(case, held_out), self.ground.loss, self.final)
+        told = confirm.confirmed(asked, self._held_out, self.ground.loss, self.final)
         said = confirm.verdict(told, self.order.goal, self.ground.loss.label)
         if said.number is not None:
             told = [c for c in told if c.number == said.number] + [c for c in told if c.number != said.number]
         return self._outcome(said.status, said.sentence, known, searches, model, told)
+
+    def _held_out(self, case: Case) -> np.ndarray:
+        self.pause()
+        return self.ground.losses(case, self.ground.held_out)
 
     def _recommended(self, own: Search, model: CostModel | None) -> list[Scored]:
         """The best, at a target also the best that reaches it with the predictions' error to spare; or a few points of
@@ -287,7 +293,8 @@ def _costs_of(model: CostModel | None) -> Costs | None:
 
 
 def begin(
-    order: Order, observe: Observe, options: Mapping[str, Any] | None = None, file: Path | None = None
+    order: Order, observe: Observe, pause: Callable[[], None] = lambda: None,
+    options: Mapping[str, Any] | None = None, file: Path | None = None,
 ) -> Session:  # fmt: skip
     """The model built, its inputs read and halved; UsageError for what does not fit together."""
     device = devices.choose_device(order.sweep.device)
@@ -305,8 +312,8 @@ def begin(
         ground = unlabelled(builder.StepBuilder(device).subject(unpruned.case), unpruned.case, device)
     else:
         ground = on_data(order)
-    clock, final = (clock_on(ground, unpruned, own, lambda _: None) for own in (few(sweep), sweep))
-    return Session(order, ground, planner, clock, final, observe, threads, options or {}, file)
+    clock, final = (clock_on(ground, unpruned, own, lambda _: pause()) for own in (few(sweep), sweep))
+    return Session(order, ground, planner, clock, final, observe, threads, options or {}, file, pause)
 
 
 def loose(order: Order) -> bool:
