@@ -358,7 +358,7 @@ def test_the_command_says_what_it_found_and_eval_takes_its_profile(
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_best_so_far_and_resume_goes_on(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
-    words = "tune --model vit_t --image-size 32 --batch 1 --layers 3,6 --methods norm --cuts 1 --rounds 1 --max-loss 9"
+    words = "tune --model vit_t --image-size 32 --batch 1 --layers 3 --methods norm --cuts 1 --rounds 1 --max-loss 9"
     asked = [*words.split(), "--trials", "9999", "--device", "cpu", "--threads", "1", "--out", "tuned.toml"]
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, "-m", "repshift_cli", *asked]
