@@ -12,7 +12,7 @@ from repshift_cli.analysis import stats
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu" / "accuracy"
 CONTROLS = ("random", "repshift")
-MODELS = ("dinov2", "minilm")
+MODELS = ("dinov2", "minilm", "smollm2")
 FRESH = ("fresh-dinov2", "fresh-minilm")
 """Candidates as they are on samples that no run before has seen."""
 PRIMARY = {"dinov2": "probe", "minilm": "cosine", "smollm2": "kl"}

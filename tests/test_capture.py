@@ -20,6 +20,7 @@ from repshift_cli.benchmark import builder, execution, failures, worker
 from repshift_cli.benchmark.derived import paced_by_host
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.verification import WrongKernel, hold_against, verify
+from repshift_cli.kernels.sdpa import heard_by
 from repshift_cli.probes import launches
 from repshift_cli.probes.memory import MemoryProbe
 from repshift_cli.profiling import kineto
@@ -72,6 +73,15 @@ def test_it_is_told_so_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch
     step.subject.module.register_forward_pre_hook(lambda *_: told.append((graphs.capturing, is_tracing())))
     execution.graph(step)
     assert told == [(False, False)] * 3 + [(True, False)]
+
+
+def test_a_decoder_that_keeps_no_cache_is_captured_without_a_mask_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks whether its positions are those of several sequences, which cannot be asked while it is captured."""
+    step, masks = eager("llama"), list[tuple[bool, bool]]()
+    graphs = Graphs(monkeypatch)
+    with heard_by(lambda call: masks.append((graphs.capturing, call.attn_mask is not None))):
+        execution.graph(step)
+    assert set(masks) == {(False, False), (True, False)}
 
 
 @pytest.mark.parametrize("family", ["vit", "vivit", "bert", "llama", "torch_encoder"])

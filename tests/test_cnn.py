@@ -377,6 +377,17 @@ class Joined(Features):
         return torch.cat([early, late], 1)
 
 
+class Shared(Features):
+    """One activation in two places, before a stage's first residual block and at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return self.act(self.features[3:](self.act(self.features[:3](pixel_values))))
+
+
 def _overwriting() -> nn.Module:
     module = Features()
     module.features[3] = Overwriting(24, 24, 1)
@@ -389,6 +400,7 @@ def _overwriting() -> nn.Module:
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3))), "no convolutional block"),
         (_overwriting, "features.3 overwrites its input"),
         (Joined, "needs their grids whole"),
+        (Shared, "act runs more than once"),
     ],
 )
 def test_what_cannot_be_cut_between_its_stages_is_refused(made: Callable[[], nn.Module], words: str) -> None:

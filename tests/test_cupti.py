@@ -213,6 +213,7 @@ class FakeLibrary:
             "fail": {},
         } | told
         self.calls: list[str] = []
+        self.configured = 0
         self.asked: dict[str, Any] = {}
         self.images: list[Any] = []
 
@@ -226,6 +227,11 @@ class FakeLibrary:
             assert isinstance(params, kind) and params.structSize == abi.struct_size(kind) and params.pPriv is None
             self.calls.append(function)
             self.asked[function] = params
+            if function == "cuptiRangeProfilerEnable":
+                self.configured = 0
+            self.configured += function == "cuptiRangeProfilerSetConfig"
+            if self.configured > self.told.get("configurations", 9):
+                return 7
             return self.told["fail"].get(function, 0) or self._fill(function, params)
 
         return answer
@@ -325,6 +331,13 @@ def test_the_calls_come_in_cuptis_order() -> None:
 def test_what_goes_wrong_is_told(told: dict[str, Any], reason: str) -> None:
     with pytest.raises(CounterError, match=reason):
         counted(FakeLibrary(**told))
+
+
+def test_a_profiler_that_takes_one_configuration_alone_is_enabled_anew() -> None:
+    library = FakeLibrary(configurations=1)
+    with cupti.RangeProfiler(library, ctypes.c_void_p(1), 0, lambda: None) as profiler:
+        assert [profiler.count(lambda: None) for _ in range(3)] == [[5.0, 7.0]] * 3
+    assert library.calls.count("cuptiRangeProfilerEnable") == library.calls.count("cuptiRangeProfilerDisable") == 3
 
 
 def test_an_availability_image_without_dram_counters_is_done_without() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from repshift_cli import registry
 from repshift_cli.analysis import stats
 from repshift_cli.evaluation import loop
+from repshift_cli.evaluation.order import Order
 from repshift_cli.evaluation.samples import stratified
 
 COUNT = 60
@@ -87,6 +88,11 @@ def test_a_planted_accuracy_comes_out_exactly(folder: Path, tmp_path: Path, caps
         "--batch", 64,
     )  # fmt: skip
     assert two.samples("flash+lowest") == one.samples("flash+lowest"), "workers and padding change nothing"
+
+
+def test_no_workers_are_none_when_an_evaluation_goes_on() -> None:
+    order = Order.from_options({"data": "somewhere", "workers": 0})
+    assert Order.from_options(order.as_options()).workers == 0
 
 
 def test_logits_at_keep_1_are_those_of_a_plain_loop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,16 @@ def test_of_the_calibrated_candidates_merging_alone_beats_random_and_the_shift_o
     assert kept == [["merge greedy", "merge greedy", "merge stride"], ["merge greedy"] * 2 + ["merge +mean distance"]]
 
 
+def test_on_the_decoder_no_candidate_beats_random() -> None:
+    against = {n: own_scores.gain("smollm2", n, "random") for n in own_scores.tried("smollm2")}
+    assert len(against) == 12 and all(figure.spans(0) or figure.value < 0 for figure in against.values())
+    shift = [n for n in against if (own_scores.gain("smollm2", n, "repshift").low or 0.0) > 0]
+    assert shift == ["learnt linear score", "farthest point and shift"]
+    methods = own_scores.result("smollm2")["methods"]
+    assert [round(fmean(methods[n]["kl"]["samples"]), 2) for n in ("fastv", "random")] == [0.31, 1.06]
+    assert says(RESULTS.text, "(KL 0.31 against 1.06)")
+
+
 def gained(study: str, control: str, measure: str | None = None, digits: int = 1) -> list[float]:
     """By farthest_merge over a control on fresh data, and the interval's ends."""
     found = own_scores.gain(study, "merge greedy", control, measure)

@@ -14,7 +14,7 @@ import pytest
 
 from repshift_cli.analysis.stats import estimate, hodges_lehmann
 from repshift_cli.benchmark import runner
-from repshift_cli.benchmark.failures import ContextLost, reason_of
+from repshift_cli.benchmark.failures import NO_KERNEL_HELP, ContextLost, reason_of
 from repshift_cli.benchmark.runner import Parts, Settings, compare
 from repshift_cli.records import (
     Case,
@@ -534,6 +534,10 @@ class OutOfMemoryError(RuntimeError):
             "out of memory: DefaultCPUAllocator: can't allocate memory: 9 bytes; try a smaller batch",
         ),
         (RuntimeError("CUDA Out of memory"), "out of memory: CUDA Out of memory; try a smaller batch"),
+        (
+            RuntimeError("No available kernel. Aborting execution."),
+            f"RuntimeError: No available kernel: {NO_KERNEL_HELP}",
+        ),
         (KeyError("x"), "KeyError: 'x'"),
         (AssertionError(), "AssertionError: AssertionError"),
         (UsageError("say it so"), "say it so"),

@@ -53,7 +53,7 @@ class Session:
     began: float = 0.0
     stopped_by: str | None = None
     times: dict[Case, Record] = field(default_factory=dict)
-    headline: str = "variants, one after the other"
+    headline: str = ""
     said: float = 0.0
 
     def measure(self) -> Run:
@@ -134,8 +134,10 @@ class Session:
         return self.stopped_by is not None
 
     def _moved(self, done: float, begins: bool) -> None:
+        if begins and not self.headline and sum(bool(c.outputs) for c in self.ready.contenders) > 1:
+            self.headline = _running(self._records(), self.metrics[0])  # of the first shard, which may take long
         if begins or time.monotonic() - self.said >= SECONDS_BETWEEN_WORDS:
-            self._say(self.headline, done, len(self.samples))
+            self._say(self.headline or "variants, one after the other", done, len(self.samples))
 
     def _say(self, text: str, done: float, count: int) -> None:
         self.said = time.monotonic()

@@ -56,7 +56,8 @@ class Order:
     def as_options(self) -> dict[str, Any]:
         """What is set, by name."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sweep"}
-        return self.sweep.as_options() | {name: value for name, value in own.items() if value not in (None, False, {})}
+        given = {name: value for name, value in own.items() if value not in (None, {}) and value is not False}
+        return self.sweep.as_options() | given
 
 
 def preprocessing_of(text: str | None, base: Preprocessing) -> Preprocessing:

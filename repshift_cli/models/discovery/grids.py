@@ -10,6 +10,7 @@ block has no residual path, hence no shift, and is none here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -145,7 +146,12 @@ def find_stages(name: str, module: nn.Module, inputs: Any, sketch: tuple[nn.Modu
         raise _refused("no convolutional block of it computes x + F(x)", calls)
     if changed := next((c for c in blocks if not c.kept), None):
         raise _refused(f"{changed.path} overwrites its input, so no shift can be taken from it", calls)
-    found = Stages(name, *(sketch or (module, inputs)), tuple(_stages(calls, blocks)))
+    times = Counter(c.path for c in _walk(calls))
+    stages = tuple(_stages(calls, blocks))
+    looked_at = [path for stage in stages for path in (stage.block, stage.origin) if path is not None]
+    if several := next((path for path in (*(c.path for c in blocks), *looked_at) if times[path] > 1), None):
+        raise _refused(f"{several} runs more than once, so no hook can tell its runs apart", calls)
+    found = Stages(name, *(sketch or (module, inputs)), stages)
     try:
         found.cut({number: lambda lines: max(lines - 1, 1) for number in range(1, len(found.stages) + 1)})
     except Exception as error:
@@ -305,5 +311,5 @@ def _putting_out(calls: Sequence[_Call], first: _Call, end: _Call) -> str | None
         before.append(one)
     found = [c for c in before if _same(c.result, first.given)]
     if not found:
-        raise NoSites(f"nothing puts out what {first.path} is given, so no shift can be taken from it")
+        raise _refused(f"no module puts out what {first.path} is given, so no shift can be taken from it", calls)
     return found[-1].path
