@@ -56,7 +56,7 @@ OPTIONS: dict[str, Any] = {
         typer.Option("--per-layer", help="Search a keep and a score for each layer.", rich_help_panel=SEARCH),
     ],
     "trials": _option(int, "N", "Trials of each search: of what is sought, of random, of stride. (default: 60)", min=1),
-    "budget": _option(float, "SECONDS", "Seconds for all searches together; each has a third.", min=1),
+    "budget": _option(float, "SECONDS", "Seconds for the searches together, in equal parts.", min=1),
     "limit": _option(int, "N", "Samples of --data that are used, drawn by --seed. (default: 256)", min=2),
     **labelled.reading(SEARCH, "column", "preprocess", "workers"),
     "attention": _option(str, "NAME", "Attention back end. (default: flash)"),
