@@ -14,6 +14,11 @@ POISON = (
     "hardware stack error",
     "uncorrectable ecc error",
     "launch timed out",
+    "invalid program counter",
+    "not supported on global/shared address space",
+    "uncorrectable nvlink error",
+    "invalid access of peer gpu memory",
+    "cuda error: unknown error",
 )
 """What CUDA says when its context is lost: every later call in the process fails (CUDA's runtime API, cudaError)."""
 
