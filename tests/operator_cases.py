@@ -70,7 +70,7 @@ def arranged(module: Any, shape: Shape, spec: Spec, dtype: torch.dtype = torch.f
 
 
 def run(engine: Engine, made: Arranged, spec: Spec) -> Tensor:
-    with engine.session():
+    with torch.no_grad(), engine.session():
         return engine.attend(made.q, made.k, made.v, spec, **made.parameters)
 
 

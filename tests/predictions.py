@@ -23,13 +23,15 @@ FEWEST_BLOCKS = 5
 """Below so many blocks no interval is told: schedules after one block share what is said of it."""
 METHODS = ("repshift", "random", "lowest")
 PREDICTORS = ("shift ~ importance", "one by one", "at once")
+AT_ONCE = PREDICTORS.index("at once")
 """What is said of a block: the rank correlation of shift and importance, and what the lower half costs over a random
 one, token by token or at once; these two with their sign turned, so that more is better for the shift."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A stored run and the inspection of the same weights; `better` is -1 where less of the metric is better."""
+    """Stored runs (names apart by blanks) and the inspection of the same weights; `better` is -1 where less of the
+    metric is better."""
 
     label: str
     run: str
@@ -41,13 +43,22 @@ class Trial:
 
 TRIALS = (
     Trial("digits, points", "accuracy/digits", "top1", "digits", accuracy=True),
+    Trial("digits, several cuts, points", "accuracy/digits-cuts", "top1", "digits"),
     Trial(
         "DINOv2-S, Fashion-MNIST, points", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s-fashion", accuracy=True
     ),
+    Trial("DINOv2-S, several cuts, points", "accuracy/dinov2-s-cuts", "probe_top1", "dinov2-s-fashion"),
     Trial("the same by photos", "accuracy/dinov2-s-fashion", "probe_top1", "dinov2-s"),
     Trial("MiniLM, spam, points", "accuracy/minilm-spam", "probe_top1", "minilm-mails", accuracy=True),
     Trial("the same by sentences", "accuracy/minilm-spam", "probe_top1", "minilm"),
-    Trial("SmolLM2, next-token loss, nats", "accuracy/smollm2-topics", "next_token_loss", "smollm2-topics", better=-1),
+    Trial(
+        "SmolLM2, next-token loss, nats",
+        "accuracy/smollm2-topics accuracy/smollm2-depths",
+        "next_token_loss",
+        "smollm2-topics",
+        better=-1,
+    ),
+    Trial("SmolLM2, prompts, KL, nats", "smollm2-prompts", "fidelity_kl", "smollm2", better=-1),
     Trial("DINOv2-S, photos, cosine", "dinov2-s-photos", "fidelity_cosine", "dinov2-s"),
 )
 
@@ -65,20 +76,27 @@ class Schedule:
 
 def predictions() -> str:
     """By run: the rank correlation, over schedules, of what was said with what came."""
-    heads = ("run", "schedules", "blocks", "the shift's gain over", *PREDICTORS, "sign right")
+    heads = ("run", "schedules", "blocks", "the shift's gain over", *PREDICTORS, "told right")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     by_trial = {trial: schedules(trial) for trial in TRIALS}
     measured = [s for trial, found in by_trial.items() if trial.accuracy for s in found]
-    for label, found in [*((t.label, s) for t, s in by_trial.items()), ("all accuracies, points", measured)]:
+    for label, found in [*((t.label, s) for t, s in by_trial.items()), ("all accuracies of one cut, points", measured)]:
         lines += [f"| {' | '.join(cells)} |" for cells in _rows(label, found)]
+    for cells in _rows("all but `the same by`", everything()):
+        lines.append(f"| {' | '.join((*cells[:4], *[NOTHING] * len(PREDICTORS), cells[-1]))} |")
     return "\n".join(lines)
+
+
+def everything() -> list[Schedule]:
+    """The schedules of all runs, each told by what was inspected on the data of its evaluation; in their own units."""
+    return [s for trial in TRIALS if not trial.label.startswith("the same") for s in schedules(trial)]
 
 
 def _rows(label: str, found: Sequence[Schedule]) -> Iterator[tuple[str, ...]]:
     counts = str(len(found)), str(len({s.place for s in found}))
     for name, gain in (("random", _over_random), ("lowest", _over_lowest)):
         cells = (_cell(found, n, gain) for n in range(len(PREDICTORS)))
-        yield (label, *counts, name, *cells, signs_right(found) if name == "lowest" else "")
+        yield (label, *counts, name, *cells, signs_right(found) if name == "lowest" else better_where_told(found))
 
 
 def _over_random(schedule: Schedule) -> float:
@@ -101,6 +119,14 @@ def signs_right(found: Sequence[Schedule]) -> str:
     """Of the schedules for whose block a sign was told and that came out unequal, how many have it."""
     told = [s for s in found if s.sign and s.over_lowest]
     return f"{sum(s.sign * s.over_lowest > 0 for s in told)} of {len(told)}"
+
+
+def better_where_told(found: Sequence[Schedule]) -> str:
+    """How many schedules beat random dropping, of those told to (at once the half with the lower shift costs less than
+    a random half) and of the others; what came out equal did not."""
+    told = [s.over_random > 0 for s in found if s.said[AT_ONCE] > -1]
+    others = [s.over_random > 0 for s in found if s.said[AT_ONCE] <= -1]
+    return f"{sum(told)} of {len(told)}, else {sum(others)} of {len(others)}"
 
 
 # --- why the sign flips ---------------------------------------------------------------------------------------------
@@ -179,10 +205,9 @@ def _agreement(pairs: Sequence[tuple[float, float]]) -> str:
 
 def schedules(trial: Trial) -> list[Schedule]:
     """The schedules of the run on which the shift, its opposite and random dropping stand, where all was inspected."""
-    run = store.load(FOLDER / f"{trial.run}.json")
     found: dict[tuple[tuple[int, ...], float], dict[str, list[float]]] = {}
-    for record in run.records:
-        if record.case.pruning in METHODS and record.case.option("form") in (None, "paper"):
+    for record in (r for name in trial.run.split() for r in store.load(FOLDER / f"{name}.json").records):
+        if record.status == "ok" and record.case.pruning in METHODS and record.case.option("form") in (None, "paper"):
             values = found.setdefault((record.case.layers, record.case.keep), {})
             values.setdefault(record.case.pruning, []).append(trial.better * _value(record, trial.metric))
     made = []

@@ -3,7 +3,7 @@
 So that gates run on real revisions, worktrees and processes in milliseconds and with exact times: `factor.txt` makes
 every latency longer, `template.json` is the run, `mood.txt` makes it refuse, hang or fall over: `dies` in every round,
 `dies-once` in the first, `segv` before it writes a run, `helpless` when it is asked for help, `wanders` by an output
-that differs from process to process.
+that differs from process to process, `turns` makes it come for its turns, and `dies-in-turn` die in the first.
 """
 
 from __future__ import annotations
@@ -57,6 +57,18 @@ if "--timing-only" in sys.argv and ("dies" in mood or ("dies-once" in mood and n
     sys.exit("CUDA error: an illegal memory access was encountered")
 if "--dry-run" in sys.argv:
     sys.exit()
+if "turns" in mood and "REPSHIFT_TURNS" in os.environ:
+    import socket
+    port, _, key = os.environ["REPSHIFT_TURNS"].partition(":")
+    seat = socket.create_connection(("127.0.0.1", int(port)))
+    seat.sendall(bytes.fromhex(key))
+    for word in (b"t", b"t", b"x"):
+        seat.sendall(word)
+        assert seat.recv(1) == b"g"
+        with open(os.environ.get("SHAM_LOG", os.devnull), "a") as log:
+            print("turn" if word == b"t" else "through", os.path.basename(argument("--out")), file=log)
+        if "dies-in-turn" in mood and "--timing-only" in sys.argv:
+            sys.exit("it died in its turn")
 run = json.load(open("template.json"))
 factor = float(open("factor.txt").read()) * (1 + (0 if "numb" in mood else float(argument("--delay", 0))))
 for record in run["records"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,8 @@ from repshift_cli.benchmark import builder, execution, failures, worker
 from repshift_cli.benchmark.derived import paced_by_host
 from repshift_cli.benchmark.pool import Pool
 from repshift_cli.benchmark.verification import WrongKernel, hold_against, verify
+from repshift_cli.kernels.sdpa import heard_by
+from repshift_cli.machine import device as devices
 from repshift_cli.probes import launches
 from repshift_cli.probes.memory import MemoryProbe
 from repshift_cli.profiling import kineto
@@ -74,6 +77,15 @@ def test_it_is_told_so_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch
     assert told == [(False, False)] * 3 + [(True, False)]
 
 
+def test_a_decoder_that_keeps_no_cache_is_captured_without_a_mask_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks whether its positions are those of several sequences, which cannot be asked while it is captured."""
+    step, masks = eager("llama"), list[tuple[bool, bool]]()
+    graphs = Graphs(monkeypatch)
+    with heard_by(lambda call: masks.append((graphs.capturing, call.attn_mask is not None))):
+        execution.graph(step)
+    assert set(masks) == {(False, False), (True, False)}
+
+
 @pytest.mark.parametrize("family", ["vit", "vivit", "bert", "llama", "torch_encoder"])
 @pytest.mark.parametrize("pruning", [{}, PRUNED], ids=["none", "repshift"])
 def test_a_captured_forward_is_the_eager_one(
@@ -86,6 +98,21 @@ def test_a_captured_forward_is_the_eager_one(
     captured = execution.graph(step)
     torch.testing.assert_close(output(captured), expected, rtol=0, atol=1e-12)
     assert graphs.log == ["free", "capture", "free", "replay"]
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("an illegal memory access was encountered", True),
+        ("invalid program counter", True),
+        ("unknown error", True),
+        ("out of memory", False),
+        ("operation not permitted when stream is capturing", False),
+    ],
+)
+def test_what_cuda_says_of_a_context_that_is_lost(said: str, lost: bool) -> None:
+    """cudaGetErrorString of the errors that stay, and of some that do not."""
+    assert failures.is_poison(RuntimeError(f"CUDA error: {said}\nCUDA kernel errors might be ...")) == lost
 
 
 # --- the replay is what is verified -----------------------------------------------------------------------------------
@@ -212,6 +239,14 @@ def test_what_is_timed_behind_a_profiler_says_so(monkeypatch: pytest.MonkeyPatch
     assert shop.parts.derive(step, [], 1.0)[1] == [builder.BEHIND_A_PROFILER]
 
 
+def test_memory_is_freed_by_a_torch_without_its_private_call_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    cuda = SimpleNamespace(is_available=lambda: True, empty_cache=lambda: freed.append("cache"))
+    monkeypatch.setattr(devices, "import_torch", lambda: SimpleNamespace(_C=SimpleNamespace(), cuda=cuda))
+    devices.free_memory()
+    assert freed == ["cache"]
+
+
 def test_memory_is_measured_behind_what_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuBLAS' workspaces of other streams count as allocated: they go before the forward whose workspace rests."""
     log: list[str] = []
@@ -284,6 +319,22 @@ class Crew:
 
     def end(self) -> None:
         self.ended += 1
+
+
+def test_what_cupti_may_lose_at_the_head_of_a_session_is_none_of_the_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph and its eager twin are held against each other by the number of their kernels."""
+    ran: list[str] = []
+    step = eager("vit", device="cuda")
+    step.subject.module.register_forward_pre_hook(lambda *_: ran.append("forward"))
+    seen = [Event("at::cuda::(anonymous namespace)::spin_kernel(long)", DeviceType.CUDA)]
+    seen += [Event("flash_fwd_kernel", DeviceType.CUDA)]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: ran.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: ran.append("spin"))
+    monkeypatch.setattr(kineto, "profiler", lambda _: nullcontext(SimpleNamespace(events=lambda: seen)))
+    assert [e.name for e in kineto.events_of(step)] == ["flash_fwd_kernel"]
+    assert ran == ["forward", "wait", *["spin"] * kineto.HEAD, "wait", "forward", "wait"]
 
 
 def test_the_host_alone_attaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,9 @@ def test_evaluations_of_two_seeds_are_paired_by_their_samples(tmp_path: Path) ->
     assert alone.difference is not None and alone.difference.spans(0) and alone.word == OPEN, "unpaired it is wider"
     assert recall.difference is not None and recall.difference.low != -5.0, "other draws are not paired"
     code, out, _ = compare(tmp_path, base, head)
-    assert code == 0 and "-6.7 points" in out and "paired on the 90 samples" in " ".join(out.split())
+    told = " ".join(out.split())
+    assert code == 0 and "-6.7 points" in out and "rounds" not in told, told
+    assert "paired on the 90 samples that both runs saw (bootstrapped ones are not: their seeds differ)" in told
     same = comparison.compare(base, evaluated(0, list(range(90)), WORSENED))[0]
     assert next(f for f in same if f.metric == "recall").difference == Estimate(0.0, 0.0, 0.0)
 

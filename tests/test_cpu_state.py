@@ -151,6 +151,13 @@ def test_one_bad_round_is_no_busy_machine() -> None:
     assert words(late) == ""
 
 
+def test_the_time_before_a_turn_is_no_round() -> None:
+    """A second of work, a minute of waiting for the other processes, a second of work."""
+    before, after = readings(1), [replace(r, wall=r.wall + 60) for r in readings(2)[1:]]
+    assert [round(r.lost, 2) for r in cpu_state.rounds_of([*before, *after])] == [0.0, 1.0, 0.0]
+    assert [r.lost for r in cpu_state.rounds_of([*before, None, *after])] == [0.0, 0.0]
+
+
 def test_readings_of_a_gpu_are_none_of_a_cpu() -> None:
     assert list(cpu_state.measurements([None, object()])) == [] and words([]) == ""
 

@@ -114,8 +114,8 @@ def test_logits_at_keep_1_are_those_of_a_plain_loop(folder: Path, monkeypatch: p
         def save(self, *_: Any) -> None: ...
         def damage(self, *_: Any) -> None: ...
         def save_damage(self, *_: Any) -> None: ...
-        def deaths(self, *_: Any) -> int:
-            return 0
+        def deaths(self, *_: Any) -> list[str]:
+            return []
 
         def begin(self, *_: Any) -> None: ...
         def end(self, *_: Any) -> None: ...
@@ -136,9 +136,10 @@ def test_logits_at_keep_1_are_those_of_a_plain_loop(folder: Path, monkeypatch: p
 def test_a_last_batch_of_few_is_as_good(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [
         evaluate(capsys, tmp_path / f"{size}.json", *SHORT[:-2], "--batch", size, "--data", folder,
-                 "--variant", "flash,flash+repshift")
+                 "--variant", "flash,flash+repshift", "--quiet")
         for size in (7, 60)
     ]  # fmt: skip
+    assert all(run.err.startswith("run file:") and "60 samples" not in run.out for run in sizes)
     assert sizes[0].samples("flash+repshift") == sizes[1].samples("flash+repshift")
 
 
@@ -346,9 +347,8 @@ def test_the_same_variants_are_timed_and_compared(
 
     variants = ("--variant", "flash,flash+repshift,flash+random", "--bench", "--rounds", 6)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            Shards, "deaths", lambda self, case, doing="": DEATHS * (case.pruning == "stride" and doing == TIMING)
-        )
+        died = ("stride", TIMING)
+        patch.setattr(Shards, "deaths", lambda self, case, doing="": ["x"] * DEATHS * ((case.pruning, doing) == died))
         dying = (variants[0], variants[1] + ",flash+stride", *variants[2:])
         run = evaluate(capsys, tmp_path / "b.json", *SHORT, "--data", folder, *dying, "--seeds", 2)
     assert run.code == 0, run.err

@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
+from repshift_cli import registry
 from repshift_cli.benchmark import builder, execution
 from repshift_cli.benchmark.verification import WrongKernel, verify
 from repshift_cli.cli import app
 from repshift_cli.records import Case, Step, Subject
 
 METHODS = ("repshift", "lowest", "random", "stride", "oracle")
+RIVALS = ("cls_attention", "column_attention", "dart", "divprune", "evit", "mctf", "norm", "pitome", "tome", "vid_tldr")
 
 
 @pytest.fixture
@@ -199,3 +201,15 @@ def test_pruning_never_waits_for_the_device(family: str, method: str) -> None:
         step = builder.eager_step(given.with_options(**chosen), subject)
         with step.active(), Waits():
             step.forward()
+
+
+@pytest.mark.parametrize(
+    ("method", "attention"), [*((m, "flash") for m in RIVALS), ("tome", "vanilla"), ("mctf", "vanilla")]
+)
+def test_no_rival_waits_either(method: str, attention: str) -> None:
+    """What a CUDA graph holds: no number of rows that hangs on the data, and under vanilla the sizes as a bias."""
+    own = {n: o.default for n, o in registry.options_of(registry.find("reduction", method)).items()}
+    given = case(attention=attention, pruning=method, keep=0.7, layers=(1, 2)).with_options(**own)
+    step = builder.eager_step(given, subject_of("vit"))
+    with step.active(), Waits():
+        step.forward()

@@ -215,3 +215,37 @@ def test_a_base_whose_output_is_another_in_every_process_is_not_judged_by_it(rep
     code, out, error = repository.gate("--base", "HEAD")
     assert code == 0 and "base: another look at what it puts out" in error
     assert "base's own output differs from process to process, so head's was not judged" in out
+
+
+# --- processes that measure in turn -----------------------------------------------------------------------------------
+
+
+def test_sides_that_know_of_turns_are_measured_together(repository: Repository, tmp_path: Path) -> None:
+    repository.write({"mood.txt": "turns"})
+    repository.commit("turns")
+    log = tmp_path / "log"
+    code, out, error = repository.gate("--base", "HEAD", SHAM_LOG=str(log))
+    assert code == 0 and "8 rounds of one process per side, measuring in turn" in error, error
+    first, second = ([line for line in log.read_text().splitlines() if f"-00{n}.json" in line] for n in (1, 2))
+    said = [[line.replace(".json", "") for line in lines if line.startswith("t")] for lines in (first, second)]
+    assert said[0][:4] == ["turn base-001", "turn head-001", "turn head-001", "turn base-001"]
+    assert said[1][:4] == ["turn head-002", "turn base-002", "turn base-002", "turn head-002"]
+    assert [line.split()[0] for line in said[0][4:]] == ["through", "through"], "none leaves beside the other's turn"
+    repository.write({"mood.txt": "turns dies-in-turn"})
+    code, out, error = repository.gate("--base", "HEAD")
+    assert code == 1 and "flash no longer runs (failed: exit code 1: it died in its turn)" in last(out), error
+
+
+def test_a_base_that_knows_of_no_turns_is_measured_before_head_or_after(repository: Repository) -> None:
+    repository.write({"mood.txt": "turns"})
+    code, _, error = repository.gate("--base", "HEAD")
+    assert code == 0 and "in turn" not in error, error
+
+
+def test_a_case_that_only_informs_is_timed_where_all_are(repository: Repository) -> None:
+    inform = '[thresholds.cases."efficient"]\nlatency = "inform"\n'
+    repository.write({"gate.toml": (repository.folder / "gate.toml").read_text() + inform, "factor.txt": "1.2"})
+    _, out, _ = repository.gate("--base", "HEAD")
+    assert "not timed, for it would only inform: efficient (--all times it too)" in " ".join(out.split())
+    _, out, _ = repository.gate("--base", "HEAD", "--all")
+    assert "not timed" not in out and "efficient" in out

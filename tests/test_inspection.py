@@ -376,6 +376,7 @@ def test_a_damaged_file_is_refused(inspected: Path, tmp_path: Path, change: dict
         (["--variant", "flash+repshift"], "without a method"),
         (["--model", "vit_t,vit_s"], "give --model one value"),
         (["--blocks", "a"], "write 1,4,7 or 1:12:3"),
+        (["--blocks", "4,13"], "--blocks 13: the model has 12 blocks"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_a_sentence(arguments: list[str], complaint: str) -> None:

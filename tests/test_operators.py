@@ -1,6 +1,8 @@
 """Every attention operator against its own definition in float64, and what each says of itself."""
 
 import shutil
+import weakref
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ from operator_cases import NAMES, SPEC, arranged, cells, distance, engines, inpu
 from torch import Tensor
 
 from repshift_cli.operators import CLASSES
-from repshift_cli.operators.base import flex, masks
+from repshift_cli.operators.base import flex, masks, rows
 from repshift_cli.operators.base.counts import full_macs
 from repshift_cli.operators.base.spec import Shape
 
@@ -36,6 +38,41 @@ def test_every_engine_is_its_definition_in_float64(name: str) -> None:
             tried += 1
     needs_more = name in ("cudnn", "efficient", "flex") or name.startswith("flash_attn")
     assert (tried > 0) != needs_more, "only what needs CUDA, a package or a compiler may go untried here"
+
+
+def test_runs_of_rows_keep_nothing_but_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run leaves behind lies between the large scores of the next ones, and the heap grows by them all."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def part(begin: int, end: int) -> Tensor:
+        assert torch.is_grad_enabled() or sum(ref() is not None for ref in made) <= 1
+        made.append(weakref.ref(rows := torch.arange(begin, end).double().view(1, 1, -1, 1)))
+        return rows
+
+    with torch.no_grad():
+        assert rows.by_runs(7, 2, part, 4).flatten().tolist() == list(range(7)) and len(made) == 4
+    assert rows.by_runs(7, 2, part, 4).flatten().tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_several_runs_of_rows_are_one(gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: Counter[str] = Counter()
+    for name in NAMES:
+
+        def few(n: int, per_row: int, most: int = 0, name: str = name) -> list[tuple[int, int]]:
+            counts[name] += 1
+            return iter([(begin, min(begin + 7, n)) for begin in range(0, n, 7)])  # type: ignore[return-value]
+
+        monkeypatch.setattr(rows, "runs", few)
+        module = operator(name)
+        for shape, spec in cells(module, [(2, 4, 2, 37)]):
+            made = arranged(module, shape, spec)
+            expected = module.reference(made.q, made.k, made.v, spec, **made.parameters)
+            for _, how in engines(module):
+                with torch.set_grad_enabled(gradients), how.session():
+                    out = how.attend(made.q, made.k, made.v, spec, **made.parameters)
+                assert torch.allclose(out, expected, atol=1e-10, rtol=0), name
+    assert {"additive", "alibi", "block_sparse", "mta", "nsa", "shaw", "simplicial2", "transformer_xl"} <= set(counts)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in CHOOSING])

@@ -47,12 +47,32 @@ def test_a_schedule_is_told_by_its_own_block() -> None:
     assert [s.over_random for s in predictions.schedules(lower)] == [-s.over_random for s in found]
 
 
+def test_a_promise_is_that_the_lower_half_costs_less_than_a_random_one() -> None:
+    def schedule(at_once: float, gain: float) -> Schedule:
+        return Schedule(("run", (1,)), (0.0, 0.0, -at_once), 1, gain, 1.0)
+
+    found = [schedule(0.9, 1), schedule(0.9, -1), schedule(0.9, 0), schedule(1.1, 1), schedule(1.0, -1)]
+    assert predictions.better_where_told(found) == "1 of 3, else 1 of 2"
+
+
 def test_the_page_says_what_became_of_the_sign_with_even_norms() -> None:
     turned = {name: [b for b, (was, even) in predictions.evened(name).items() if was * even < 0] for name in INSPECTED}
     assert "with even norms it turns in six of ten blocks" in PAGE and len(turned["smollm2"]) == 6
     assert "On DINOv2-S" in PAGE and not turned["dinov2-s"] and not turned["dinov2-s-fashion"]
     assert "(on mails it stays but after block 1)" in PAGE and turned["minilm-mails"] == ["1"]
     assert "({:+.2f} to {:+.2f})".format(*predictions.evened("minilm")["1"]) in PAGE
+
+
+def test_the_page_says_what_was_predicted_of_smollm2() -> None:
+    (trial,) = (t for t in predictions.TRIALS if t.inspection == "smollm2-topics")
+    found, score = predictions.schedules(trial), answer("smollm2-topics", "score")
+    assert "in five of six blocks no sign is told" in PAGE
+    assert [v for v in score.quantity("sign").values if v is not None].count(0) == 5
+    halves = dict(score.quantity("halves").items())
+    asked = [b for b, half in halves if half == "lower half" and halves[b, half] is not None]
+    assert "has the lower half cheaper than the higher one in all six, and so has the loss in all schedules" in PAGE
+    assert len(asked) == 6 and all((halves[b, "lower half"] or 9) < (halves[b, "higher half"] or 0) for b in asked)
+    assert all(s.over_lowest > 0 for s in found) and {s.place[1] for s in found} == {(int(b),) for b in asked}
 
 
 def test_the_page_says_what_a_cache_costs_and_how_far_windows_see() -> None:

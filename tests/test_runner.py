@@ -14,7 +14,7 @@ import pytest
 
 from repshift_cli.analysis.stats import estimate, hodges_lehmann
 from repshift_cli.benchmark import runner
-from repshift_cli.benchmark.failures import ContextLost, reason_of
+from repshift_cli.benchmark.failures import NO_KERNEL_HELP, ContextLost, reason_of
 from repshift_cli.benchmark.runner import Parts, Settings, compare
 from repshift_cli.records import (
     Case,
@@ -91,8 +91,10 @@ class Bench:
     def run(self, settings: Settings, cases: Sequence[Case] = (), **changes: Any) -> list[Record]:
         cases = cases or tuple(self.scripts)
         wanted, nothing = changes.pop("wanted", set(cases)), changes.pop("nothing", {})
+        turns = changes.pop("turns", runner.Alone())
         parts = Parts(self.prepare, self.verify, lambda step: [self], self, self.watch, lambda: self.seconds)
         parts = replace(parts, memory=lambda step: [Memory(self.log)], output=lambda step: put_out(step, nothing))
+        parts = replace(parts, turns=turns)
         return list(compare([(c, TOKENS) for c in cases], wanted, parts, settings, self.words.append, **changes))
 
     def prepare(self, case: Case) -> Step:
@@ -534,6 +536,10 @@ class OutOfMemoryError(RuntimeError):
             "out of memory: DefaultCPUAllocator: can't allocate memory: 9 bytes; try a smaller batch",
         ),
         (RuntimeError("CUDA Out of memory"), "out of memory: CUDA Out of memory; try a smaller batch"),
+        (
+            RuntimeError("No available kernel. Aborting execution."),
+            f"RuntimeError: No available kernel: {NO_KERNEL_HELP}",
+        ),
         (KeyError("x"), "KeyError: 'x'"),
         (AssertionError(), "AssertionError: AssertionError"),
         (UsageError("say it so"), "say it so"),
@@ -695,3 +701,23 @@ def test_nine_of_ten_intervals_hold_the_truth_although_precision_stops_the_round
         assert ratio.low is not None and ratio.high is not None and record.stopped_by == "precision"
         held += ratio.low <= 1.25 <= ratio.high
     assert 180 <= held < 200
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_warm_up_and_each_round_wait_for_their_turn_and_what_others_took_is_no_round() -> None:
+    bench, said = Bench({VANILLA: 10.0}), list[str]()
+
+    class Others:
+        def take(self, waiting: Callable[[], None]) -> bool:
+            said.append(f"turn after {bench.calls.get(VANILLA, 0)} forwards")
+            waiting()
+            return True
+
+        def leave(self, waiting: Callable[[], None]) -> None:
+            said.append("through")
+
+    (record,) = bench.run(Settings(0.1, 1.0, rounds=2, warmup=3), turns=Others())
+    assert said == ["turn after 0 forwards", "turn after 3 forwards", "turn after 6 forwards", "through"]
+    assert record.rounds == 2 and "waiting for its turn" in {word.phase for word in bench.words}

@@ -30,13 +30,15 @@ class Pairing:
     order: tuple[int, ...] | None
     reason: str = ""
     resamples: bool = False
+    resampled: bool = False
+    """Whether any figure of the runs is resampled."""
 
     @property
     def words(self) -> str:
         """What must be said of it, in one line."""
         if self.order is None:
             return f"labelled figures are compared as independent samples: {self.reason}"
-        more = "" if self.resamples else " (bootstrapped ones are not: their seeds or orders differ)"
+        more = "" if self.resamples or not self.resampled else " (bootstrapped ones are not: their seeds differ)"
         return f"labelled figures are paired on the {len(self.order)} samples that both runs saw{more}"
 
 
@@ -62,7 +64,8 @@ def pairing(base: Run, head: Run) -> Pairing | None:
             "--limit, or without --limit",
         )
     place = {sample: number for number, sample in enumerate(old)}
-    return Pairing(tuple(place[sample] for sample in new), "", old == new and _seed(base) == _seed(head))
+    resampled = any(m.statistic == "bootstrap" for record in head.records for m in record.measurements)
+    return Pairing(tuple(place[sample] for sample in new), "", old == new and _seed(base) == _seed(head), resampled)
 
 
 def _seen(about: Mapping[str, Any]) -> tuple[str | None, list[int]]:

@@ -131,18 +131,28 @@ def masks_as_in_eager() -> Iterator[None]:
     """Within it transformers makes a mask only of one that it was given, also while a forward is captured or compiled.
 
     Up to 5.22 it makes one of ones while anything is traced: flash takes none, and one that nobody gave is not cut. It
-    asks `is_tracing(mask)`, where no mask is None.
+    asks `is_tracing(mask)`, where no mask is None. A decoder that keeps no cache makes one of its positions too, for
+    they may be those of several sequences, which it can ask only while nothing is traced: the last answer holds.
     """
     masking: Any = sys.modules.get("transformers.masking_utils")
     if masking is None:
         yield
         return
-    original = masking.is_tracing
-    masking.is_tracing = lambda tensor=None: tensor is not None and original(tensor)
+    tracing, packed = masking.is_tracing, masking.find_packed_sequence_indices
+    sequences: list[Any] = []
+
+    def asked_in_eager(positions: Tensor) -> Any:
+        if tracing(positions):
+            return None if sequences and sequences[0] is None else packed(positions)
+        sequences[:] = [packed(positions)]
+        return sequences[0]
+
+    masking.is_tracing = lambda tensor=None: tensor is not None and tracing(tensor)
+    masking.find_packed_sequence_indices = asked_in_eager
     try:
         yield
     finally:
-        masking.is_tracing = original
+        masking.is_tracing, masking.find_packed_sequence_indices = tracing, packed
 
 
 def _own_code(function: Any) -> Any:

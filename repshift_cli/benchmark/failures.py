@@ -14,12 +14,25 @@ POISON = (
     "hardware stack error",
     "uncorrectable ecc error",
     "launch timed out",
+    "invalid program counter",
+    "not supported on global/shared address space",
+    "uncorrectable nvlink error",
+    "invalid access of peer gpu memory",
+    "cuda error: unknown error",
 )
 """What CUDA says when its context is lost: every later call in the process fails (CUDA's runtime API, cudaError)."""
 
 
 PASSED_ON = (KeyboardInterrupt, Stopped)
 """What ends more than a case; whatever else a model raises takes its case with it and no more."""
+
+
+NO_KERNEL = ("No available kernel", "No viable backend for scaled_dot_product_attention")
+NO_KERNEL_HELP = (
+    "the attention that was asked for takes no such head dim, dtype, mask or length on this device; torch's warnings "
+    "on stderr say which, and the back ends efficient and vanilla take most"
+)
+"""What torch says of a call that its one allowed kernel does not take, and what to do about it."""
 
 
 class CaptureFailed(Exception):
@@ -50,6 +63,8 @@ def reason_of(error: BaseException) -> str:
     text = visible(lines[0]) if lines else name
     if is_out_of_memory(error):
         return f"out of memory: {text}; try a smaller batch"
+    if words := next((words for words in NO_KERNEL if words in text), None):
+        return f"{name}: {words}: {NO_KERNEL_HELP}"
     return text if type(error).__module__.startswith("repshift_cli") else f"{name}: {text}"
 
 

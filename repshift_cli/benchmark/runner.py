@@ -16,7 +16,8 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from repshift_cli.analysis import stats
@@ -41,6 +42,26 @@ class Timer(Protocol):
     source: str
 
     def time(self, forward: Callable[[], Any], count: int) -> list[float]: ...
+
+
+class Turns(Protocol):
+    """When this process may use the machine, where others measure beside it."""
+
+    def take(self, waiting: Callable[[], None]) -> bool:
+        """Wait until it is this process's own, for a round; False where it always is."""
+
+    def leave(self, waiting: Callable[[], None]) -> None:
+        """Let the others have it, until they are through too."""
+
+
+class Alone:
+    """The turns of a process that shares the machine with no other."""
+
+    def take(self, waiting: Callable[[], None]) -> bool:
+        return False
+
+    def leave(self, waiting: Callable[[], None]) -> None:
+        pass
 
 
 class Probe(Protocol):
@@ -76,7 +97,8 @@ class Parts:
     milliseconds: more of them, and warnings. `look(step)` names the paths that pruning's kernels take, and what must be
     said of its scores; `output(step)` gives what the model puts out, or raises where that is nothing. `at(case)` is
     told, outside the timed regions, which case is worked on; `settle()` puts right what a case has changed in the
-    process, and says what that was; `inputs(thorough)` the same of the inputs that all cases share.
+    process, and says what that was; `inputs(thorough)` the same of the inputs that all cases share. The warm-up and
+    each round take one of the `turns`.
     """
 
     prepare: Callable[[Case], Step]
@@ -93,6 +115,7 @@ class Parts:
     at: Callable[[Case], None] = lambda _: None
     settle: Callable[[], tuple[str, ...]] = lambda: ()
     inputs: Callable[[bool], tuple[str, ...]] = lambda thorough: ()
+    turns: Turns = field(default_factory=Alone)
 
 
 def compare(
@@ -205,6 +228,8 @@ def _drop(contender: Contender, error: BaseException) -> None:
 def _interleave(contenders: list[Contender], parts: Parts, settings: Settings, observe: Observe) -> Rounds:
     """Warm all of them up, then rounds in a new random order each, until precise enough, out of time, or all done."""
     rounds, order, queue = Rounds(), random.Random(settings.seed), list(contenders)
+    waiting = partial(observe, Progress("waiting for its turn", UNTIL_TIMED))
+    parts.turns.take(waiting)
     for contender in contenders:
         observe(Progress(f"{contender.case.variant}: warm-up", UNTIL_TIMED))
         _guarded(contender, _warm_up, parts, settings)
@@ -215,6 +240,8 @@ def _interleave(contenders: list[Contender], parts: Parts, settings: Settings, o
     with _no_garbage_collection():
         while rounds.stopped_by is None and any(contender.step for contender in contenders):
             order.shuffle(queue)
+            if parts.turns.take(waiting):
+                rounds.readings += [None, parts.watch()]  # what lies before is another's time
             for contender in queue:
                 _guarded(contender, _time_one, parts)
             reading = parts.watch()
@@ -228,6 +255,7 @@ def _interleave(contenders: list[Contender], parts: Parts, settings: Settings, o
             spent = parts.now() - begun
             rounds.stopped_by = _stop(contenders, rounds, spent, budget, settings)
             observe(_progress(contenders, rounds, spent, budget, settings))
+    parts.turns.leave(waiting)
     return rounds
 
 

@@ -14,6 +14,7 @@ from repshift_cli.benchmark.launchers import Observer
 from repshift_cli.benchmark.runner import Settings
 from repshift_cli.counters.base.choice import Choice, choose
 from repshift_cli.machine import device as devices
+from repshift_cli.machine import turns
 from repshift_cli.machine.cores import choose_threads, set_threads
 from repshift_cli.machine.describe import describe
 from repshift_cli.records import Case, Facts, Machine, Progress, Record, Unbuildable
@@ -62,6 +63,12 @@ def guard() -> Guard:
     from repshift_cli.benchmark.guard import Guard
 
     return Guard()
+
+
+@lru_cache(maxsize=1)
+def seat() -> turns.Seat:
+    """This process's place among those that measure in turn."""
+    return turns.seat()
 
 
 def start_afresh() -> None:
@@ -183,7 +190,7 @@ class Comparison:
             return
         words = guarded.settle(first.seed)
         settle, inputs = partial(guarded.settle, first.seed), builder.inputs.put_back
-        parts = replace(builder.parts, at=observer.at, settle=settle, inputs=inputs)
+        parts = replace(builder.parts, at=observer.at, settle=settle, inputs=inputs, turns=seat())
         for record in runner.compare(self.cases, set(self.wanted), parts, self.settings, observer.update, self.broken):
             yield replace(record, warnings=tuple(dict.fromkeys((*words, *record.warnings)))) if words else record
 

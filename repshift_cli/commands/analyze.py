@@ -164,6 +164,12 @@ def _blocks(text: str | None) -> tuple[int, ...]:
     return found
 
 
+def _check_blocks(blocks: tuple[int, ...], depth: int) -> None:
+    """UsageError for a block that the model does not have."""
+    if beyond := [n for n in blocks if n > depth]:
+        raise UsageError(f"--blocks {beyond[0]}: the model has {depth} blocks")
+
+
 def _sweep(asked: Asked) -> Axes:
     """What was asked for, of one model and one variant without pruning."""
     sweep = checks.checked_sweep(Asked({"variant": list(BACKENDS), **asked.given}))
@@ -199,6 +205,7 @@ def _inspected(sweep: Axes, names: tuple[str, ...], inputs: int, told: dict[str,
     with Bar(len(names)) as bar:
         bar.phase(f"building {cases[0][0].model}")
         look = look_at(cases[0], inputs, settings, tuple(cases[1:]))
+        _check_blocks(settings.blocks, len(look.subject.sites))
         look = dataclasses.replace(look, judge=labels.judge(sweep, cases[0][0]))
         answers = []
         for name in names:

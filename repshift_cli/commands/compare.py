@@ -119,7 +119,9 @@ def _made(old: Run, new: Run) -> list[str]:
 
 
 def _notes(found: list[Finding], lonely: list[Lonely], shown: list[Finding], different: list[str]) -> list[str]:
-    notes = [f"not judged, for the machines differ in {'; '.join(different)}"] if different else [BETWEEN_PROCESSES]
+    in_rounds = any(f.difference is None and not f.aside for f in found)
+    notes = [BETWEEN_PROCESSES] if in_rounds or not found else []
+    notes = [f"not judged, for the machines differ in {'; '.join(different)}"] if different else notes
     counts = {word: sum(f.word == word for f in found) for word in dict.fromkeys(f.word for f in found)}
     summed = ", ".join(f"{count} {word}" for word, count in counts.items())
     notes.append(f"{len(found)} metrics of cases that both have: {summed}" if found else "no case is on both sides")

@@ -64,8 +64,8 @@ Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="9 to 16 shorter rounds, for slow-downs of 2% and more: minutes for one small model. (--self-test is "
-        "always quick)",
+        help="9 to 16 rounds, for slow-downs of 2% and more: minutes for one small model. (--self-test is always "
+        "quick)",
         rich_help_panel=_HOW,
     ),
 ]
@@ -85,7 +85,8 @@ Out = Annotated[
 ]
 Github = Annotated[bool, typer.Option("--github", help="Print annotations for GitHub Actions.", rich_help_panel=_OUT)]
 Everything = Annotated[
-    bool, typer.Option("--all", help="Show every metric, also what informs and did not change.", rich_help_panel=_OUT)
+    bool,
+    typer.Option("--all", help="Time and show every case and metric, also what only informs.", rich_help_panel=_OUT),
 ]
 
 

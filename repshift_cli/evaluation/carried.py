@@ -19,7 +19,7 @@ class Evaluating:
 
     order: Order
     path: Path
-    why: str | None = None
+    why: str = engine.UNKNOWN
     subjects: tuple[Case, ...] = ()
 
     def perform(self, observer: Observer) -> Iterator[Path]:

@@ -35,6 +35,9 @@ INTERRUPTED, PRECISION = "interrupted", "precision"
 NAMED = 3
 """How many damaged files a warning names."""
 
+UNKNOWN = "a crash, or memory"
+"""Why an earlier process ended, where nobody saw it."""
+
 Observe = Callable[[Progress], None]
 
 
@@ -53,7 +56,7 @@ class Session:
     began: float = 0.0
     stopped_by: str | None = None
     times: dict[Case, Record] = field(default_factory=dict)
-    headline: str = "variants, one after the other"
+    headline: str = ""
     said: float = 0.0
 
     def measure(self) -> Run:
@@ -106,8 +109,8 @@ class Session:
             return
         ready = []
         for contender in self.ready.contenders:
-            if (deaths := shards.deaths(contender.case, TIMING)) >= DEATHS:
-                reason = f"the process ended {deaths} times while it was: {self.loop.why}"
+            if len(deaths := shards.deaths(contender.case, TIMING)) >= DEATHS:
+                reason = f"the process ended {len(deaths)} times while it was: {deaths[-1]}"
                 self.times[contender.case] = Record(contender.case, "failed", reason, contender.tokens)
             else:
                 ready.append(contender)
@@ -128,14 +131,18 @@ class Session:
             return False
         name = f"{self.metrics[0].name}_vs_unpruned"
         found = [m for record in made for m in record.measurements if m.metric == name and m.samples]
-        widths = [(e.high - e.low) / 2 for e in map(stats.estimate, found) if e and e.low is not None and e.high]
+        widths = [
+            (e.high - e.low) / 2 for e in map(stats.estimate, found) if e and e.low is not None and e.high is not None
+        ]
         if found and len(widths) == len(found) and max(widths) <= self.order.until:
             self.stopped_by = PRECISION
         return self.stopped_by is not None
 
     def _moved(self, done: float, begins: bool) -> None:
+        if begins and not self.headline and sum(bool(c.outputs) for c in self.ready.contenders) > 1:
+            self.headline = _running(self._records(), self.metrics[0])  # of the first shard, which may take long
         if begins or time.monotonic() - self.said >= SECONDS_BETWEEN_WORDS:
-            self._say(self.headline, done, len(self.samples))
+            self._say(self.headline or "variants, one after the other", done, len(self.samples))
 
     def _say(self, text: str, done: float, count: int) -> None:
         self.said = time.monotonic()
@@ -195,7 +202,7 @@ class Session:
         return words
 
 
-def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe, why: str | None = None) -> Session:
+def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe, why: str = UNKNOWN) -> Session:
     """Everything made ready, and the run file as it stands before the first sample. `why` an earlier process ended."""
     task = registry.load(registry.find(tasks.ROOM, order.task))
     ready = assemble(order)
@@ -216,9 +223,8 @@ def begin(order: Order, journal_of: Callable[[Run], Journal], observe: Observe, 
     journal = journal_of(run)
     batch = order.sweep.batch[0]
     shards = Shards(journal.path, _identity(order, ready))
-    shards.account()
+    shards.account(why)
     loop = Loop(judge, ready.feed, ready.decoder, shards, batch, max(1, SHARD // batch) * batch)
-    loop.why = why or loop.why
     samples = order_of(judge, ready.data.samples, order)[: order.limit]
     return Session(order, journal, ready, judge, task.METRICS, samples, loop, observe)
 

@@ -64,8 +64,6 @@ class Loop:
     moved: Callable[[float, bool], None] = lambda done, begins: None
     """Is told before each batch how many samples are done, of those of this shard the share of its variants, and
     whether a variant begins with it."""
-    why: str = "a crash, or memory"
-    """Why an earlier process ended, where that is known."""
 
     def run(
         self, contenders: Sequence[Contender], samples: Sequence[Sample], role: str = EVALUATED,
@@ -134,8 +132,8 @@ class Loop:
         self, contender: Contender, piece: Sequence[Sample], items: Sequence[Sequence[Any]], role: str, number: int
     ) -> np.ndarray | None:
         """What the judge keeps of a shard under a variant (n, items, d); None where the variant fails."""
-        if (deaths := self.shards.deaths(contender.case)) >= DEATHS:
-            contender.failure = f"the process ended {deaths} times while this variant was evaluated: {self.why}"
+        if len(deaths := self.shards.deaths(contender.case)) >= DEATHS:
+            contender.failure = f"the process ended {len(deaths)} times while this variant was evaluated: {deaths[-1]}"
             return None
         self.shards.begin(contender.case)
         kept = None

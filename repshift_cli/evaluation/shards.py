@@ -57,9 +57,9 @@ class Shards:
         text = json.dumps(damaged, ensure_ascii=False)
         self._write(self._folder / f"damaged-{role}-{number:05}.json", text.encode("utf-8", "replace"))
 
-    def deaths(self, case: Case, doing: str = EVALUATING) -> int:
-        """How often the process has ended without a word while the variant was on its way."""
-        return self._deaths().get(f"{doing} {_digest(case.key)}", 0)
+    def deaths(self, case: Case, doing: str = EVALUATING) -> list[str]:
+        """Why the process has ended, each time that it did so while the variant was on its way."""
+        return self._deaths().get(f"{doing} {_digest(case.key)}", [])
 
     def begin(self, case: Case, doing: str = EVALUATING) -> None:
         """Say that the variant is on its way: should the process end now, this counts as a death."""
@@ -69,18 +69,18 @@ class Shards:
         """Say that nothing is on its way any more."""
         forgive(self._run_file)
 
-    def account(self) -> None:
-        """Count what was on its way when an earlier process ended as a death."""
+    def account(self, why: str) -> None:
+        """Count what was on its way when an earlier process ended as a death, of this reason."""
         with contextlib.suppress(OSError):
             if died := (self._folder / ON_ITS_WAY).read_text():
                 deaths = self._deaths()
-                counted = json.dumps({**deaths, died: deaths.get(died, 0) + 1})
-                self._write(self._folder / DEATHS, counted.encode())
+                counted = {**deaths, died: [*deaths.get(died, ()), why]}
+                self._write(self._folder / DEATHS, json.dumps(counted, ensure_ascii=False).encode("utf-8", "replace"))
                 self.end()
 
-    def _deaths(self) -> dict[str, int]:
+    def _deaths(self) -> dict[str, list[str]]:
         try:
-            return dict(json.loads((self._folder / DEATHS).read_text()))
+            return dict(json.loads((self._folder / DEATHS).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 

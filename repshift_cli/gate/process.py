@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from repshift_cli.gate.verdict import NoBase, NothingMeasured
-from repshift_cli.machine import guardian
+from repshift_cli.machine import guardian, turns
 from repshift_cli.records import Run, UsageError, store
 
 TIMEOUT = 3600.0
@@ -25,6 +25,9 @@ TIMEOUT = 3600.0
 
 GRACE = 5.0
 """Seconds between asking a process to end and ending it."""
+
+SECONDS_BETWEEN_LOOKS = 0.05
+"""Between two looks at whether a process has ended."""
 
 USAGE = 2
 
@@ -70,12 +73,11 @@ def undisturbed() -> Iterator[None]:
             signal.signal(s, handler)
 
 
-class Hung(NothingMeasured):
-    """A process did not end within the time that any may take."""
-
-
-def run(command: Sequence[str] | str, folder: Path, environment: Mapping[str, str], log: Path) -> int:
-    """The exit code of a command whose output goes to `log`; however this ends, it and its children are gone.
+@contextlib.contextmanager
+def started(
+    command: Sequence[str] | str, folder: Path, environment: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command whose output goes to `log`; however the block ends, it and its children are gone.
 
     When this process is killed they go too: a guardian waits for the end of a pipe whose other end is here.
     """
@@ -94,13 +96,24 @@ def run(command: Sequence[str] | str, folder: Path, environment: Mapping[str, st
         )
         os.close(life)
         try:
-            return process.wait(TIMEOUT)
-        except subprocess.TimeoutExpired as error:
-            raise Hung(f"{_shown(command)} was still running after {TIMEOUT / 60:.0f} minutes") from error
+            yield process
         finally:
             with undisturbed():
                 _end(process)
                 os.close(ours)
+
+
+def run(command: Sequence[str] | str, folder: Path, environment: Mapping[str, str], log: Path) -> int:
+    """The exit code of a command, when it has ended by itself; NothingMeasured where it does not."""
+    with started(command, folder, environment, log) as process:
+        try:
+            return process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise NothingMeasured(f"{_shown(command)} {_still_running()}") from error
+
+
+def _still_running() -> str:
+    return f"was still running after {TIMEOUT / 60:.0f} minutes"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -118,6 +131,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _shown(command: Sequence[str] | str) -> str:
     return command if isinstance(command, str) else shlex.join(command)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A measuring process to be started: whose it is, its command, its run file."""
+
+    side: Side
+    command: tuple[str, ...]
+    out: Path
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.out.with_suffix(".log")
 
 
 @dataclass(frozen=True)
@@ -157,7 +184,9 @@ class Starter:
     """Of repshift: the one that the sweep's options belong to."""
     now: Callable[[], float] = time.monotonic
     seconds: list[float] = field(default_factory=list)
-    """What each process took; the first are the surveys."""
+    """What each process took, or those that ran together; the first are the surveys."""
+    turning: set[str] = field(default_factory=set)
+    """The sides whose processes have come for their turns: older versions know of none."""
     notes: list[str] = field(default_factory=list)
     _help: dict[str, str] = field(default_factory=dict)
 
@@ -178,22 +207,52 @@ class Starter:
 
     def measure(self, side: Side, name: str, *arguments: str, **changes: Any) -> Ended:
         """One fresh process of the side, with these `changes` of the options."""
+        (ended,) = self.together([self.job(side, name, *arguments, **changes)])
+        return ended
+
+    def job(self, side: Side, name: str, *arguments: str, **changes: Any) -> Job:
+        """What such a process will be."""
         profile, out = self.folder / "profile.toml", self.folder / f"{name}.json"
         profile.write_text(toml({**self.options, **changes}, "what the gate measures"), encoding="utf-8")
         given = [*arguments, *side.extra]
         if self.patience is not None and self.takes(side, "--case-timeout"):
             given += ["--case-timeout", str(self.patience)]
         sweep = [self.command, "--profile", str(profile), "--out", str(out)]
-        command = [side.python, "-m", "repshift_cli", *sweep, *given]
-        begun, log = self.now(), out.with_suffix(".log")
-        try:
-            code = run(command, side.folder, side.environment, log)
-            self.seconds.append(self.now() - begun)
-            return Ended(code, store.load(out) if out.exists() else None, last_line(log))
-        except Hung as error:
-            return Ended(None, None, str(error))
-        except UsageError as error:  # the run file of another version
-            raise NoBase(f"no base: {side.name} wrote what this repshift cannot read: {error}") from error
+        return Job(side, (side.python, "-m", "repshift_cli", *sweep, *given), out)
+
+    def together(self, jobs: Sequence[Job]) -> list[Ended]:
+        """Processes at the same time, each measuring in its turn; they are started in this order."""
+        begun = self.now()
+        codes, came = _carried_out(jobs)
+        self.seconds.append(self.now() - begun)
+        self.turning |= came
+        return [_ended(job, codes[job.side.name]) for job in jobs]
+
+
+def _carried_out(jobs: Sequence[Job]) -> tuple[dict[str, int | None], set[str]]:
+    """By side, the exit code, None where it was still running after `TIMEOUT`; and which sides came for their turns."""
+    until = time.monotonic() + TIMEOUT
+    with contextlib.ExitStack() as stack:
+        table = stack.enter_context(turns.table(job.side.name for job in jobs))
+        processes = {}
+        for job in jobs:
+            environment = {**job.side.environment, **table.environment(job.side.name)}
+            running = started(job.command, job.side.folder, environment, job.log)
+            processes[job.side.name] = stack.enter_context(running)
+        while living := {name for name, process in processes.items() if process.poll() is None}:
+            table.attend(SECONDS_BETWEEN_LOOKS, living)
+            if time.monotonic() > until:
+                break
+        return {name: process.poll() for name, process in processes.items()}, table.came
+
+
+def _ended(job: Job, code: int | None) -> Ended:
+    if code is None:
+        return Ended(None, None, f"{_shown(job.command)} {_still_running()}")
+    try:
+        return Ended(code, store.load(job.out) if job.out.exists() else None, last_line(job.log))
+    except UsageError as error:  # the run file of another version
+        raise NoBase(f"no base: {job.side.name} wrote what this repshift cannot read: {error}") from error
 
 
 def last_line(log: Path) -> str:

@@ -1,33 +1,50 @@
 """Two sides measured in turn: round after round in the order base, head, head, base, after a survey of each.
 
 The survey takes everything that is not timed, once; a round is one fresh process per side that takes times alone: no
-process serves two rounds, for what differs from process to process is the noise that the verdict is held against.
+process serves two rounds, for what differs from process to process is the noise that the verdict is held against. The
+processes of a round run together where they can, ready at the same time and measuring in turn, so that what the machine
+does meanwhile comes to all of them alike; else one after another.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from repshift_cli.analysis import stats
 from repshift_cli.analysis.comparison import EXACT, LEAST, Finding, Lonely
 from repshift_cli.gate import outputs, verdict
-from repshift_cli.gate.process import Side, Starter
-from repshift_cli.gate.survey import BASE, HEAD, Survey, options_of, part_of
+from repshift_cli.gate.process import Ended, Job, Side, Starter
+from repshift_cli.gate.survey import BASE, HEAD, Survey, options_of, part_of, rates_of
 from repshift_cli.gate.thresholds import OUTPUT, Thresholds
 from repshift_cli.gate.verdict import Check, Judged, NothingMeasured
+from repshift_cli.machine import memory
+from repshift_cli.machine.cores import usable_cores
 from repshift_cli.records import Case, Measurement, Record, Run, store
 
 THROTTLED = "the device was throttled by hardware while it was timed; cool it and measure again"
 EVERY_ROUND = "timed"
 """The source of what is measured in every round; everything else is measured once, in the survey."""
+BUDGET = 1.0
+"""Seconds of which a process on a CPU may spend a fifth on each case's warm-up: it has no clocks to raise."""
 Noise = Mapping[str, Mapping[str, float]]
 """Per case key and metric: the share by which A/A gates wander on this runner."""
 
-Figures = dict[tuple[Case, str], float]
+
+@dataclass(frozen=True)
+class Figure:
+    """What one process gave for a check, and the same of each of its turns."""
+
+    value: float
+    turns: tuple[float, ...] = ()
+
+
+Figures = dict[tuple[Case, str], Figure]
 """What one process gave for each check."""
 
 
@@ -57,6 +74,8 @@ class BaseAndHead:
     notes: list[str] = field(default_factory=list)
     throttled: int = 0
     count: int = 0
+    together: bool = False
+    """Whether the processes of a round run together and measure in turn."""
     examples: dict[str, str] = field(default_factory=dict)
     also: BaseAndHead | None = None
     """Another head against the same base, which is measured in the rounds of this one too."""
@@ -75,26 +94,40 @@ class BaseAndHead:
     def plan(self) -> str:
         """What is to come, and how long it takes at most, before the first round: a survey does more than a process."""
         first, most, turns = self.thresholds.rounds, self.thresholds.most_rounds, len(self._turns())
-        each = turns * min(self.starter.seconds[: self._surveys], default=0.0)
+        at_once = min(turns, usable_cores()) if self.together else 1
+        each = turns / at_once * min(self.starter.seconds[: self._surveys], default=0.0)
         processes = "one process per side" if turns == len(self.both) else f"{turns} processes"
+        how = ", measuring in turn" if self.together else ""
         return (
-            f"{first} rounds of {processes}, at most about {_minutes(first * each)}; up to {most}, at most "
+            f"{first} rounds of {processes}{how}, at most about {_minutes(first * each)}; up to {most}, at most "
             f"about {_minutes(most * each)}, where the noise asks for them; a failure is measured once more"
         )
 
-    def _progress(self, name: str, before: int, turns: int) -> str:
-        """`round 9 of 12: head, about 3 min left`, the total growing where a look leaves something open."""
+    def _progress(self, names: str, before: int, starts: int) -> str:
+        """`round 9 of 12: head, about 3 min left`, the total growing where a look leaves something open.
+
+        A round has so many `starts`, of which these are `before` the next one.
+        """
         first, most = self.thresholds.rounds, self.thresholds.most_rounds
         total = next((n for n in (first, most, most + first) if n >= self.count), 2 * most)
         done = self.starter.seconds[self._surveys :] or self.starter.seconds
-        left = (turns * (total - self.count + 1) - before) * sum(done) / max(len(done), 1)
-        return f"round {self.count} of {total}: {name}, about {_minutes(left)} left"
+        left = (starts * (total - self.count + 1) - before) * sum(done) / max(len(done), 1)
+        return f"round {self.count} of {total}: {names}, about {_minutes(left)} left"
 
     def _turns(self) -> list[tuple[BaseAndHead, Side]]:
         """Who is measured in a round, and for which pair; every second round the other way round."""
         others = [(self.also, self.also.head)] if self.also else []
         turns = [(self, self.base), (self, self.head), *others]
         return turns if self.count % 2 else turns[::-1]
+
+    def _may_share(self) -> bool:
+        """Whether the processes of a round can run together: on a CPU, where all know of turns and have room.
+
+        Two models on one GPU have not been tried.
+        """
+        on_cpu = all(record.case.device == "cpu" for record in self.survey.head.records)
+        room, needed = memory.free_bytes(), memory.largest_child_bytes() * len(self._turns())
+        return on_cpu and {side.name for side in self.both} <= self.starter.turning and (room is None or needed <= room)
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
@@ -129,11 +162,13 @@ class BaseAndHead:
         return {c: self._worse(c, figures[BASE], figures[HEAD]) for c in self.watched}
 
     def _round(self) -> dict[str, Figures]:
-        came = dict[str, tuple[Figures, dict[Case, str]]]()
         turns = self._turns()
+        ended = dict(zip((side.name for _, side in turns), self._started_together(turns), strict=False))
+        came = dict[str, tuple[Figures, dict[Case, str]]]()
         for before, (pair, side) in enumerate(turns):
-            self.observe(self._progress(side.name, before, len(turns)), self.count > 1)
-            came[side.name] = pair.twice(side, self.count)
+            if not self.together:
+                self.observe(self._progress(side.name, before, len(turns)), self.count > 1)
+            came[side.name] = pair.twice(side, self.count, ended.get(side.name))
         base, lost = came.pop(self.base.name)
         for case, why in lost.items():
             raise NothingMeasured(f"nothing measured: base in round {self.count}: {case.variant}: {why}")
@@ -144,24 +179,35 @@ class BaseAndHead:
             self.also.ready.append({BASE: base, HEAD: came[self.also.head.name][0]})
         return {BASE: base, HEAD: came[self.head.name][0]}
 
+    def _started_together(self, turns: Sequence[tuple[BaseAndHead, Side]]) -> list[Ended]:
+        """How the processes of a round ended; none where they are to run one after another."""
+        if not self.together:
+            return []
+        self.observe(self._progress(" and ".join(side.name for _, side in turns), 0, 1), self.count > 1)
+        return self.starter.together([pair.job(side, _name(side, self.count)) for pair, side in turns])
+
     def start(self, checks: Sequence[Check]) -> None:
         """Measure these from now on."""
-        self.watched = list(checks)
+        self.watched, self.together = list(checks), self._may_share()
         if self.also:
-            self.also.start(checks)
+            self.also.watched, self.also.together = self.watched, self.together
 
     def _worse(self, check: Check, before: Figures, after: Figures) -> float:
-        place = (check.case, check.metric)
-        ratio = after[place] / before[place]
+        """Turn by turn where they took as many in the same round, so that both saw the machine in the same moods."""
+        base, head = (figures[check.case, check.metric] for figures in (before, after))
+        ratio = head.value / base.value
+        if self.together and len(head.turns) == len(base.turns):
+            ratio = statistics.median(stats.paired_ratios(head.turns, base.turns))
         return 1 / ratio if self._like(check).better == "higher" else ratio
 
-    def twice(self, side: Side, number: int) -> tuple[Figures, dict[Case, str]]:
-        """One process, and another where it lacks a figure; then whatever case still lacks one, with why."""
-        name = f"{side.name}-{number:03d}"
-        figures, lost = self._process(side, name)
+    def twice(self, side: Side, number: int, ended: Ended | None = None) -> tuple[Figures, dict[Case, str]]:
+        """One process, which may have `ended` already, and another where it lacks a figure; then whatever case still
+        lacks one, with why."""
+        name = _name(side, number)
+        figures, lost = self._figures(ended or self._process(side, name))
         if not lost:
             return figures, lost
-        figures, still = self._process(side, f"{name}-again")
+        figures, still = self._figures(self._process(side, f"{name}-again"))
         if not still:
             once = [Lonely(case, BASE, "failed", f"round {number}: {why}") for case, why in lost.items()]
             if side is self.head:
@@ -170,10 +216,23 @@ class BaseAndHead:
                 self.notes.append(f"base failed once in {once[0].reason}; not when it was started again")
         return figures, still
 
-    def _process(self, side: Side, name: str) -> tuple[Figures, dict[Case, str]]:
+    def _process(self, side: Side, name: str) -> Ended:
+        (ended,) = self.starter.together([self.job(side, name)])
+        return ended
+
+    def job(self, side: Side, name: str) -> Job:
+        """The process of one side that takes the times of what is watched."""
         more = ["--timing-only"] if all(self.starter.takes(one, "--timing-only") for one in self.both) else []
-        asked = options_of(part_of(self.starter.command, check.case) for check in self.watched)
-        ended = self.starter.measure(side, name, "--rounds", str(self.thresholds.process_rounds), *more, **asked)
+        asked: dict[str, Any] = options_of(part_of(self.starter.command, check.case) for check in self.watched)
+        if self.starter.options.get("keep") is not None:
+            asked |= rates_of(check.case for check in self.watched)
+        if all(check.case.device == "cpu" for check in self.watched):
+            asked["budget"] = min(self.starter.options.get("budget") or BUDGET, BUDGET)
+        rounds = ("--rounds", str(self.thresholds.process_rounds))
+        return self.starter.job(side, name, *rounds, *more, **asked)
+
+    def _figures(self, ended: Ended) -> tuple[Figures, dict[Case, str]]:
+        """What a process gave for each check, and why it gave none for a case."""
         records = {r.case: r for r in ended.run.records} if ended.run else {}
         self._note_warnings(records.values())
         figures: Figures = {}
@@ -181,11 +240,11 @@ class BaseAndHead:
         for check in self.watched:
             record = records.get(check.case)
             m = record.measurement(check.metric) if record else None
-            figure = stats.point(m) if m else None
-            if figure is None:
+            value = stats.point(m) if m else None
+            if m is None or value is None:
                 lost[check.case] = (record.reason if record else None) or ended.how
             else:
-                figures[check.case, check.metric] = figure
+                figures[check.case, check.metric] = Figure(value, tuple(stats.rounds_of(m)))
         return figures, lost
 
     def _note_warnings(self, records: Collection[Record]) -> None:
@@ -238,7 +297,7 @@ class BaseAndHead:
 
     def _of(self, side: str, check: Check) -> Measurement:
         """The check's metric with one sample per process of the side."""
-        values = tuple(figures[check.case, check.metric] for figures in self.processes[side])
+        values = tuple(figures[check.case, check.metric].value for figures in self.processes[side])
         return dataclasses.replace(self._like(check), samples=values, per_round=1)
 
     def summary(self, side: str, broken: Sequence[Lonely] = ()) -> Run:
@@ -261,6 +320,11 @@ class BaseAndHead:
         """`base.json` and `head.json`: what `compare`, `history` and `export` read."""
         for side in (BASE, HEAD):
             store.create(self.starter.folder.parent / f"{side}.json", self.summary(side, broken))
+
+
+def _name(side: Side, number: int) -> str:
+    """A process's run file."""
+    return f"{side.name}-{number:03d}"
 
 
 def _minutes(seconds: float) -> str:

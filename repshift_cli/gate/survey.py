@@ -17,7 +17,7 @@ from repshift_cli.gate import outputs
 from repshift_cli.gate.process import Ended, Side, Starter
 from repshift_cli.gate.thresholds import OUTPUT, Thresholds
 from repshift_cli.gate.verdict import NoBase, NothingMeasured
-from repshift_cli.records import OPERATORS, Case, Record, Run, UsageError
+from repshift_cli.records import METHODS_WITHOUT_PRUNING, OPERATORS, Case, Record, Run, UsageError
 
 BASE, HEAD = "base", "head"
 
@@ -41,6 +41,13 @@ def options_of(parts: Iterable[Part]) -> dict[str, list[str]]:
     for name, value in itertools.chain.from_iterable(parts):
         asked.setdefault(name, {})[value] = None
     return {name: [*values] for name, values in asked.items()}
+
+
+def rates_of(cases: Iterable[Case]) -> dict[str, list[float]]:
+    """The option that leaves out the keep ratios of which none of the cases has one; none where they are not plain."""
+    pruned = [case for case in cases if case.pruning != METHODS_WITHOUT_PRUNING]
+    keeps = [case.keep for case in pruned if isinstance(case.keep, float) and case.remove is None]
+    return {"keep": sorted(set(keeps))} if keeps and len(keeps) == len(pruned) else {}
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Surveyor:
         self.observe("head: one look at every case")
         ended = self._look(self.head)
         if self._is_one_side and ended.run is not None:
+            self.starter.turning |= {self.base.name} if self.head.name in self.starter.turning else set()
             return Survey(ended.run, ended.run)
         self.observe("base: one look at every case")
         base = self._base(ended)

@@ -118,7 +118,7 @@ def _leave_out(look: Look, inputs: Any, number: int, found: Sequence[Block], ref
     floor = noise(look, inputs, look.settings.left_out, reference, what)
     draw = torch.Generator().manual_seed(look.settings.seed + number)
     some = torch.randperm(len(own), generator=draw)[: look.settings.left_out].sort().values
-    layers = [n for n in look.settings.blocks or range(1, len(found) + 1) if n <= len(found)]
+    layers = look.settings.blocks or range(1, len(found) + 1)
     for done, layer in enumerate(layers):
         look.tell((number + done / len(layers)) / len(look.inputs))
         held = found[layer - 1]

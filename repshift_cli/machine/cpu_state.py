@@ -171,9 +171,10 @@ class Shares:
 
 
 def rounds_of(readings: Sequence[Any]) -> list[Shares]:
-    """The shares between each reading of the CPU and the next."""
-    told = [r for r in readings if isinstance(r, CpuReading)]
-    return [_between(a, b) for a, b in pairwise(told) if b.wall > a.wall]
+    """The shares between each reading of the CPU and the next; behind a None the run was waiting, which is no round."""
+    pairs = pairwise(readings)
+    told = [(a, b) for a, b in pairs if isinstance(a, CpuReading) and isinstance(b, CpuReading)]
+    return [_between(a, b) for a, b in told if b.wall > a.wall]
 
 
 def _between(before: CpuReading, after: CpuReading) -> Shares:

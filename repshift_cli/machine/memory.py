@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from repshift_cli.machine import device as devices
@@ -43,3 +44,10 @@ def _left(folder: Path) -> int | None:
         return int((folder / "memory.max").read_text()) - used
 
     return quiet(told)
+
+
+def largest_child_bytes() -> int:
+    """The most that any process which this one has started, or one of theirs, ever held: of those that have ended."""
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

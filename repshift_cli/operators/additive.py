@@ -13,7 +13,7 @@ from torch import Tensor
 from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.masks import pairs
 from repshift_cli.operators.base.reference import weights
-from repshift_cli.operators.base.rows import grouped, run_length, runs
+from repshift_cli.operators.base.rows import by_runs, grouped, run_length
 from repshift_cli.operators.base.spec import NEEDS_TRAINING, Arranged, Cost, Engine, Shape, Spec, drawn
 from repshift_cli.operators.base.spec import takes_all as refused
 
@@ -36,13 +36,15 @@ def arrange(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Arranged:
 def attend(q: Tensor, k: Tensor, v: Tensor, spec: Spec, of_query: Tensor, of_key: Tensor, weight: Tensor) -> Tensor:
     """(B, H, N, d), (B, Hkv, N, d), (B, Hkv, N, d) -> (B, H, N, d)."""
     queries, keys, v = q @ of_query.T, grouped(k @ of_key.T, q), grouped(v, q)
-    j, out = torch.arange(k.shape[-2], device=q.device), []
-    for begin, end in runs(q.shape[-2], keys.numel(), MOST):
+    j = torch.arange(k.shape[-2], device=q.device)
+
+    def part(begin: int, end: int) -> Tensor:
         scores = torch.tanh(queries[:, :, begin:end, None] + keys[:, :, None]) @ weight
         if spec.causal:
             scores = hidden(scores, j <= torch.arange(begin, end, device=q.device)[:, None])
-        out.append(torch.softmax(scores, -1) @ v)
-    return torch.cat(out, -2)
+        return torch.softmax(scores, -1) @ v
+
+    return by_runs(q.shape[-2], keys.numel(), part, MOST)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, spec: Spec, of_query: Tensor, of_key: Tensor, weight: Tensor) -> Tensor:

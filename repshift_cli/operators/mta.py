@@ -16,7 +16,7 @@ from torch import Tensor
 from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.masks import pairs
 from repshift_cli.operators.base.reference import per_query_head, weights
-from repshift_cli.operators.base.rows import mixed, products, run_length, runs
+from repshift_cli.operators.base.rows import by_runs, mixed, products, run_length
 from repshift_cli.operators.base.spec import NEEDS_TRAINING, Arranged, Cost, Engine, Shape, Spec, drawn
 
 PAPER = "Golovneva et al. 2025, arXiv 2504.00927"
@@ -44,18 +44,20 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, spec: Spec, kernel: Tensor, mixing: Tensor, gain: Tensor, gate: Tensor
 ) -> Tensor:
     """(B, H, N, d), (B, Hkv, N, d), (B, Hkv, N, d) -> (B, H, N, d), a run of rows at a time with its 5 rows before."""
-    n, out = q.shape[2], []
+    n = q.shape[2]
     j = torch.arange(n, device=q.device)
-    for begin, end in runs(n, q.shape[0] * q.shape[1] * n):
+
+    def part(begin: int, end: int) -> Tensor:
         first = max(0, begin - QUERIES + 1)
         i = torch.arange(first, end, device=q.device)[:, None]
         scores = products(q[:, :, first:end] / math.sqrt(q.shape[-1]), k) * (j <= i)
         above = QUERIES - 1 - (begin - first)
         scores = F.pad(scores, (KEYS // 2, KEYS // 2, above, 0))
         scores = F.conv2d(scores, kernel, groups=kernel.shape[0])
-        part = torch.softmax(hidden(scores, j <= i[begin - first :]), -1)
-        out.append(mixed(_over_heads(part, mixing), v))
-    return _gated(torch.cat(out, 2), gain, gate)
+        share = torch.softmax(hidden(scores, j <= i[begin - first :]), -1)
+        return mixed(_over_heads(share, mixing), v)
+
+    return _gated(by_runs(n, q.shape[0] * q.shape[1] * n, part), gain, gate)
 
 
 def _over_heads(weights: Tensor, mixing: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from repshift_cli.kernels.bands import banded, hidden
 from repshift_cli.operators.base.counts import band_cost
 from repshift_cli.operators.base.masks import window
 from repshift_cli.operators.base.reference import attention, per_query_head, weights
-from repshift_cli.operators.base.rows import mixed, products, run_length, runs
+from repshift_cli.operators.base.rows import by_runs, mixed, products, run_length
 from repshift_cli.operators.base.spec import NEEDS_TRAINING, Arranged, Cost, Engine, Shape, Spec, drawn
 from repshift_cli.operators.base.spec import takes_all as refused
 
@@ -83,15 +83,17 @@ def _selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, spec: Spec) -> Te
     queries = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3) / math.sqrt(q.shape[-1])
     batch = torch.arange(q.shape[0], device=q.device)[:, None, None, None]
     head = torch.arange(k.shape[1], device=q.device)[:, None, None]
-    out = []
-    for begin, end in runs(n, k.shape[0] * k.shape[1] * chosen.shape[-1] * size * k.shape[-1], MOST_GATHERED):
+
+    def part(begin: int, end: int) -> Tensor:
         some = chosen[:, :, begin:end]
         j = (some[..., None] * size + torch.arange(size, device=q.device)).flatten(3)
         seen = (j >= 0) & (j <= torch.arange(begin, end, device=q.device)[:, None])
         near, far = (t[batch, head, some.clamp_min(0)].flatten(3, 4) for t in (keys, values))
         scores = hidden(queries[:, :, begin:end] @ near.transpose(-2, -1), seen[:, :, :, None])
-        out.append(torch.softmax(scores, -1) @ far)
-    return torch.cat(out, 2).transpose(2, 3).flatten(1, 2)
+        return torch.softmax(scores, -1) @ far
+
+    per_row = k.shape[0] * k.shape[1] * chosen.shape[-1] * size * k.shape[-1]
+    return by_runs(n, per_row, part, MOST_GATHERED).transpose(2, 3).flatten(1, 2)
 
 
 def _places(q: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.masks import pairs
 from repshift_cli.operators.base.reference import per_query_head, weights
-from repshift_cli.operators.base.rows import mixed, products, run_length, runs
+from repshift_cli.operators.base.rows import by_runs, mixed, products, run_length
 from repshift_cli.operators.base.spec import NEEDS_TRAINING, Arranged, Cost, Engine, Shape, Spec, drawn
 from repshift_cli.operators.base.spec import takes_all as refused
 
@@ -34,19 +34,21 @@ def arrange(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Arranged:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, spec: Spec, of_keys: Tensor, of_values: Tensor) -> Tensor:
     """(B, H, N, d), (B, Hkv, N, d), (B, Hkv, N, d), two of (2 r + 1, d) -> (B, H, N, d)."""
-    n, out = q.shape[2], []
+    n = q.shape[2]
     j = torch.arange(n, device=q.device)
     q = q / math.sqrt(q.shape[-1])
     relative = q @ of_keys.T
-    for begin, end in runs(n, q.shape[0] * q.shape[1] * n):
+
+    def part(begin: int, end: int) -> Tensor:
         i = torch.arange(begin, end, device=q.device)[:, None]
         apart = ((j - i).clamp(-spec.clip, spec.clip) + spec.clip).expand(*q.shape[:2], -1, -1)
         scores = products(q[:, :, begin:end], k) + relative[:, :, begin:end].gather(-1, apart)
         scores = hidden(scores, j <= i) if spec.causal else scores
-        part = torch.softmax(scores, -1)
-        by_distance = torch.zeros_like(relative[:, :, begin:end]).scatter_add(-1, apart, part)
-        out.append(mixed(part, v) + by_distance @ of_values)
-    return torch.cat(out, 2)
+        share = torch.softmax(scores, -1)
+        by_distance = torch.zeros_like(relative[:, :, begin:end]).scatter_add(-1, apart, share)
+        return mixed(share, v) + by_distance @ of_values
+
+    return by_runs(n, q.shape[0] * q.shape[1] * n, part)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, spec: Spec, of_keys: Tensor, of_values: Tensor) -> Tensor:

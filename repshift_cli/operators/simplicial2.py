@@ -14,7 +14,7 @@ from torch import Tensor
 
 from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.reference import per_query_head
-from repshift_cli.operators.base.rows import grouped, run_length, runs
+from repshift_cli.operators.base.rows import by_runs, grouped, run_length
 from repshift_cli.operators.base.spec import NEEDS_TRAINING, Arranged, Cost, Engine, Shape, Spec, drawn
 from repshift_cli.operators.base.spec import takes_all as refused
 
@@ -48,15 +48,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, spec: Spec, second_keys: Tensor, sec
     w1, w2 = widths(n, spec)
     keys, values = (_windows(grouped(t, q), w1) for t in (k, v))
     others, other_values = (_windows(grouped(t, q), w2) for t in (second_keys, second_values))
-    out = []
-    for begin, end in runs(n, q.shape[0] * q.shape[1] * w1 * d, MOST):
+
+    def part(begin: int, end: int) -> Tensor:
         some = slice(begin, end)
         pairwise = q[:, :, some, None] / math.sqrt(d) * others[:, :, some]
         scores = pairwise @ keys[:, :, some].transpose(-2, -1)
         scores = hidden(scores, _real(begin, end, w2, q)[..., None] & _real(begin, end, w1, q)[..., None, :])
         weights = torch.softmax(scores.flatten(-2), -1).view_as(scores)
-        out.append((weights @ values[:, :, some] * other_values[:, :, some]).sum(-2))
-    return torch.cat(out, 2)
+        return (weights @ values[:, :, some] * other_values[:, :, some]).sum(-2)
+
+    return by_runs(n, q.shape[0] * q.shape[1] * w1 * d, part, MOST)
 
 
 def _windows(x: Tensor, width: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from repshift_cli.kernels.bands import hidden
 from repshift_cli.operators.base.masks import pairs
 from repshift_cli.operators.base.reference import per_query_head
-from repshift_cli.operators.base.rows import mixed, products, run_length, runs
+from repshift_cli.operators.base.rows import by_runs, mixed, products, run_length
 from repshift_cli.operators.base.spec import NEEDS_TRAINING, Arranged, Cost, Engine, Shape, Spec, drawn
 from repshift_cli.operators.base.spec import takes_all as refused
 
@@ -42,17 +42,19 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, spec: Spec, distance: Tensor, content_bias: Tensor, place_bias: Tensor
 ) -> Tensor:
     """(B, H, N, d), (B, Hkv, M + N, d) twice -> (B, H, N, d), a run of rows at a time."""
-    n, keys, out = q.shape[2], k.shape[2], []
+    n, keys = q.shape[2], k.shape[2]
     scale = 1 / math.sqrt(q.shape[-1])
     content, place = ((q + b[:, None]) * scale for b in (content_bias, place_bias))
     j = torch.arange(keys, device=q.device)
-    for begin, end in runs(n, q.shape[0] * q.shape[1] * keys):
+
+    def part(begin: int, end: int) -> Tensor:
         i = torch.arange(begin, end, device=q.device)[:, None] + keys - n
         by_distance = place[:, :, begin:end] @ distance.transpose(-2, -1)
         shifted = by_distance.gather(-1, (i - j).clamp_min(0).expand(*q.shape[:2], -1, -1))
         scores = hidden(products(content[:, :, begin:end], k) + shifted, j <= i)
-        out.append(mixed(torch.softmax(scores, -1), v))
-    return torch.cat(out, 2)
+        return mixed(torch.softmax(scores, -1), v)
+
+    return by_runs(n, q.shape[0] * q.shape[1] * keys, part)
 
 
 def reference(

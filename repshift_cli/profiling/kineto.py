@@ -10,6 +10,12 @@ from repshift_cli.records import Step
 HOST, DEVICE = "CPU", "CUDA"
 """Where an event took place, as torch names it."""
 
+HEAD = 256
+"""Kernels that are launched ahead of what is looked at: of a process's k-th session CUPTI may lose the first k records,
+where the device idled between them (pytorch#192021)."""
+LAUNCHED_AHEAD = "spin_kernel"
+"""The kernel of `torch.cuda._sleep`."""
+
 _attached = False
 
 
@@ -42,9 +48,12 @@ def events_of(step: Step) -> list[Any]:
         step.forward()
         wait()
         with profiler(on_cuda) as recorded:
+            for _ in range(HEAD if on_cuda else 0):
+                torch.cuda._sleep(1)
+            wait()
             step.forward()
             wait()
-    return list(recorded.events())
+    return [e for e in recorded.events() if LAUNCHED_AHEAD not in e.name]
 
 
 def kernels(events: list[Any]) -> list[Any]:

@@ -68,7 +68,7 @@ def run(
             code = _self_test(sides, asked.noise_file)
         else:
             way_on = rules.WAY_ON_FROM_QUICK if asked.quick else rules.WAY_ON
-            outcome = replace(_judge(sides, asked.noise_file), way_on=way_on)
+            outcome = replace(_judge(sides, asked.noise_file, everything=asked.everything), way_on=way_on)
             _show(outcome, asked)
             code = outcome.exit_code
     print(f"run files: {folder}", file=sys.stderr)
@@ -115,11 +115,11 @@ def _folder(out: Path | None) -> Path:
 # --- what is done -----------------------------------------------------------------------------------------------------
 
 
-def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcome:
+def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True, everything: bool = False) -> Outcome:
     """Rounds, verdicts, and the run files of it all; no rounds where the survey has decided already."""
     known, note = _known_noise(sides, noise_file)
     timed = sides.checks(known)
-    checks = [c for c in timed if c.gates or not sides.thresholds.is_quick]
+    checks, untimed = _worth_rounds(timed, sides.thresholds.is_quick, everything)
     decided, broken = _decided(sides), tuple[Lonely, ...]()
     judged: dict[Check, Judged] = {}
     try:
@@ -129,7 +129,16 @@ def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcom
     sides.write(broken)
     found, lonely = sides.findings(judged), (*sides.survey.lonely, *broken)
     unknown = [] if decided else sides.unknown_rules(found)
-    notes = [*decided, *sides.starter.notes, *sides.survey.notes, *sides.notes, *unknown, *sides.warnings(), note]
+    notes = [
+        *decided,
+        *sides.starter.notes,
+        *sides.survey.notes,
+        *sides.notes,
+        *unknown,
+        *sides.warnings(),
+        *untimed,
+        note,
+    ]
     words = (sides.base.words, sides.head.words)
     unsteady = (*sides.survey.unsteady, *sides.unsteady)
     outcome = Outcome(*words, tuple(found), lonely, tuple(notes), sides.count, unsteady)
@@ -139,6 +148,15 @@ def _judge(sides: BaseAndHead, noise_file: Path, confirm: bool = True) -> Outcom
         raise NothingMeasured("nothing measured that gates: no metric of [thresholds] has a figure on both sides")
     say("")
     return outcome
+
+
+def _worth_rounds(timed: list[Check], quick: bool, everything: bool) -> tuple[list[Check], list[str]]:
+    """The checks that are measured in rounds, and a note on the cases that are not, since no time of theirs gates."""
+    gating = {check.case for check in timed if check.gates}
+    checks = [c for c in timed if c.gates or (not quick and (everything or c.case in gating))]
+    names = labels(dict.fromkeys(c.case for c in timed))
+    left = ", ".join(names[case] for case in names if case not in {c.case for c in checks})
+    return checks, [f"not timed, for it would only inform: {left} (--all times it too)"] if left and not quick else []
 
 
 def _decided(sides: BaseAndHead) -> list[str]:
@@ -154,10 +172,10 @@ def _rounds(sides: BaseAndHead, checks: list[Check], confirm: bool) -> dict[Chec
     if not checks:
         return {}
     rules.check_rounds(checks, sides.thresholds.most_rounds)
+    sides.start(checks)
     if not sides.ready:
         say("")
         say(sides.plan())
-    sides.start(checks)
     return rules.decide(checks, sides.measure, sides.thresholds.rounds, sides.thresholds.most_rounds, confirm)
 
 

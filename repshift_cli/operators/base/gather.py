@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repshift_cli.kernels.bands import blocks, hidden, unblocked
+from repshift_cli.operators.base.rows import by_runs
 
 MOST_GATHERED = 1 << 22
 """Elements of keys that are gathered at once."""
@@ -32,18 +33,19 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, active: Tensor, size: int, ca
     keys, values = (F.pad(t, (0, 0, 0, -n % size)).unflatten(2, (-1, size)) for t in (k, v))
     place = torch.arange(size, device=q.device)
     groups = rows.shape[3] // size
-    step = max(1, MOST_GATHERED // max(1, k.shape[0] * k.shape[1] * index.shape[-1] * size * k.shape[-1]))
-    out = []
-    for begin in range(0, rows.shape[2], step):
-        some, taken = index[:, :, begin : begin + step], real[:, :, begin : begin + step]
+
+    def part(begin: int, end: int) -> Tensor:
+        some, taken = index[:, :, begin:end], real[:, :, begin:end]
         j = (some[..., None] * size + place).flatten(3)
         i = ((begin + torch.arange(some.shape[2], device=q.device)) * size)[:, None] + place.repeat(groups)
         seen = (taken[..., None] & (j.unflatten(3, (-1, size)) < n)).flatten(3)[:, :, :, None]
         if causal:
             seen = seen & (j[:, :, :, None] <= i[:, :, None])
-        scores = hidden(rows[:, :, begin : begin + step] @ _taken(keys, some).transpose(-2, -1), seen)
-        out.append(torch.softmax(scores, -1) @ _taken(values, some))
-    return unblocked(torch.cat(out, 2), q)
+        scores = hidden(rows[:, :, begin:end] @ _taken(keys, some).transpose(-2, -1), seen)
+        return torch.softmax(scores, -1) @ _taken(values, some)
+
+    per_row = k.shape[0] * k.shape[1] * index.shape[-1] * size * k.shape[-1]
+    return unblocked(by_runs(rows.shape[2], per_row, part, MOST_GATHERED), q)
 
 
 def _taken(x: Tensor, index: Tensor) -> Tensor:
