@@ -178,12 +178,13 @@ def _quantities(look: Look, found: Sequence[Sequence[Sequence[tuple[float, float
 
 def _read(quantities: Sequence[Quantity]) -> Iterator[str]:
     by_name = {q.name: dict(q.items()) for q in quantities}
+    count = len(quantities[0].axes[0].ticks)
     for branch in BRANCHES:
         clear = [place for place, v in by_name["repaired"].items() if place[1] == branch and v is not None]
         if clear:
             total, direct = (sum(by_name[name][place] or 0 for place in clear) for name in ("total", "direct"))
             made_up = f"{1 - total / direct:.0%}" if total < direct else "nothing"
             yield (
-                f"{branch}: {len(clear)} blocks lose {direct:.2f} of the reading directly and {total:.2f} where later "
-                f"blocks answer: {made_up} is made up for"
+                f"{branch}: {direct:.2f} of the reading is lost directly, by {len(clear)} of {count} blocks, and "
+                f"{total:.2f} where later blocks answer: {made_up} is made up for"
             )
