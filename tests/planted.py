@@ -9,6 +9,7 @@ anything.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def subject(helps: bool = True) -> Subject:
 
 
 def session(
-    order: Order, helps: bool = True, observe: Any = lambda _: None, first: bool = False
+    order: Order, helps: bool = True, observe: Any = lambda _: None, first: bool = False, file: Path | None = None
 ) -> Session:  # fmt: skip
     """A search on the planted model, timed by the tokens that its blocks see; `first`: a decoder with a sink."""
     own = subject(helps)
@@ -101,7 +102,7 @@ def session(
     marked = MARKED if helps else TOKENS
     made = [Batch(n, (tokens(1 + n, marked, first),), tuple(range(BATCH))) for n in range(BATCHES)]
     ground = of_batches(own, planner.unpruned.case, made, "cpu")
-    return Session(order, ground, planner, clock(planner), clock(planner), observe)
+    return Session(order, ground, planner, clock(planner), clock(planner), observe, file=file)
 
 
 def milliseconds(planned: Any) -> float:

@@ -65,9 +65,21 @@ def test_the_cases_say_what_stays_at_each_layer() -> None:
     assert planned(keep="0.7,0.7", sign="lowest,lowest")[1].keep == 0.7, "alike at all layers is a keep like any other"
     assert own.at(3).option("sign") == "highest" and own.at(6).option("sign") == "lowest"
     assert own.schedule == random.schedule != planned(keep="0.7,0.9")[1].schedule
+    score = {"operation": "mlp,block", "distance": "l1,cosine", "form": "update"}
+    mixed = planned(**score)[1]
+    assert [mixed.at(layer).option("operation") for layer in (3, 6)] == ["mlp", "block"]
+    blocks = planned(operation="block,block", form="update")[1]
+    assert (blocks.option("operation"), blocks.option("form")) == ("block", None), "alike at all is one, as of keep"
 
 
-@pytest.mark.parametrize(("wrong", "words"), [({"keep": "0.9,0.8,0.7"}, "--keep .* 3 layers"), ({"layers": "3"}, "2")])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"keep": "0.9,0.8,0.7"}, "--keep .* 3 layers"),
+        ({"layers": "3"}, "2"),
+        ({"operation": "mlp,attention,block"}, "--operation .* 3 layers"),
+    ],
+)
 def test_one_value_for_each_layer_or_one_for_all(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         planned(**wrong)
@@ -127,6 +139,14 @@ def test_each_layer_keeps_its_own_share_by_its_own_sign(model: Any) -> None:
     first = kept(keep=0.75, layers=(1,), options=(("sign", "lowest"), ("operation", "mlp")))
     assert own[0] == first[0] and [len(places[0]) for places in own] == [13, 7]
     assert first != kept(keep=0.75, layers=(1,), options=(("sign", "highest"), ("operation", "mlp")))
+    how = {"distance": "l1,cosine", "form": "update"}
+    mixed = kept(keep=0.5, layers=(1, 3), options=(("operation", "attention,block"), *how.items()))
+    alone = {"operation": "attention", "distance": "l1", "form": "update"}
+    assert mixed[0] == kept(keep=0.5, layers=(1,), options=tuple(alone.items()))[0]
+    with prune(module, inputs=inputs, keep=0.5, layers=[1], method="repshift", **alone):
+        (last,) = kept(keep=0.5, layers=(3,), options=(("operation", "block"), ("distance", "cosine")))
+    left = [[row[place] for place in own] for row, own in zip(mixed[0], last, strict=True)]
+    assert mixed[1] == left, "the form of the other layer says nothing of a whole block's shift"
     with prune(module, inputs=inputs, keep=[0.75, 0.5], layers=[1, 3], sign=["lowest", "highest"]) as handle:
         with torch.inference_mode():
             module(**inputs)

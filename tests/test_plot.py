@@ -20,7 +20,6 @@ from repshift_cli.records.json_codec import to_json
 from repshift_cli.renderers import Document, document_of, plot
 from repshift_cli.renderers.figures.shapes import Axis, Heat, Mark
 from repshift_cli.renderers.sheets.gate import document_of as document_of_gate
-from repshift_cli.renderers.sheets.tuning import document_of as document_of_search
 
 BASELINES = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu"
 INSPECTION = store.load_any(BASELINES / "inspection" / "minilm.json")
@@ -41,7 +40,7 @@ DOCUMENTS = {
     "profile": document_of(PROFILE),
     "history": history(),
     "gate": document_of_gate(replace(outcome(), findings=outcome().findings * 7)),
-    "search": document_of_search(search()),
+    "search": document_of(search()),
     "inspection": document_of(INSPECTION),
     "evaluation": document_of(store.load(BASELINES / "accuracy" / "minilm-spam.json")),
 }

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import planted
 import pytest
+import torch
 from evaluating import MODEL, digits, evaluate, plain_logits, write_digits
 from PIL import Image
 from tiny import one_thread  # noqa: F401
 
-from repshift_cli import cli, prune
+from repshift_cli import __version__, cli, prune
+from repshift_cli.analysis import stats
+from repshift_cli.commands.shared.gating import profile_options
+from repshift_cli.commands.tune import tuning_schema
 from repshift_cli.evaluation.tasks import NotFinite
-from repshift_cli.records import Progress, UsageError
+from repshift_cli.records import Progress, UsageError, store
 from repshift_cli.records.tuning import CHOSEN, FOUND, INTERRUPTED, NOTHING, Tuning
 from repshift_cli.renderers.sheets.tuning import sheets
 from repshift_cli.sweep.axes import Axes, merge
 from repshift_cli.sweep.profiles import load_profile
+from repshift_cli.tuning import confirm
 from repshift_cli.tuning.confirm import PAPER, SAME, verdict
 from repshift_cli.tuning.costs import Load, fit, load_of
 from repshift_cli.tuning.engine import begin
@@ -88,8 +98,8 @@ def test_a_first_token_that_carries_all_is_protected() -> None:
 def test_the_study_is_told_what_is_sought_and_what_misses_it_comes_last(sought: dict[str, Any], tmp_path: Path) -> None:
     """By the trials' own numbers: the loss within the target, the time within the bound; else behind all that fit."""
     asked, file = order(trials=20, **sought), tmp_path / "search.journal"
-    session = planted.session(asked)
-    session.tune(file)
+    session = planted.session(asked, file=file)
+    session.tune()
     study, unpruned = (
         study_of("tuned", asked.goal, 0, file, asked.identity()),
         planted.milliseconds(session.planner.unpruned),
@@ -134,6 +144,22 @@ def test_a_bound_of_the_loss_is_kept_and_the_fastest_within_it_found() -> None:
     assert unreachable.status == NOTHING and unreachable.sentence == "nothing found that fits the least KL at 3.9x"
 
 
+def test_of_a_front_what_counts_as_found_is_judged_by_holm() -> None:
+    """Of five schedules with a p-value of about 0.03 each none is believed, of one it is."""
+    told = planted.session(order()).tune().confirmed
+    versus = told[1].versus
+    assert versus is not None
+    weak = replace(versus, samples=(-1.6, -1.0, 0.1, 0.2, -0.4, -0.9, -0.6, -0.1))
+    assert 0.02 < stats.mean_p(weak.samples) < 0.05 and stats.estimate(weak).high < 0
+    one = [c if c.role == CHOSEN else replace(c, versus=weak) for c in told]
+    front = [replace(c, number=n) for n in range(1, 6) for c in one]
+    assert verdict(one, Goal(), "KL").status == FOUND
+    assert verdict(front, Goal(), "KL").status == NOTHING
+    strong = [replace(c, versus=replace(versus, samples=(-1.0, -1.1) * 4)) if c.number == 4 else c for c in front]
+    strong = [c if c.role != CHOSEN else replace(c, versus=None) for c in strong]
+    assert verdict(strong, Goal(), "KL").number == 4
+
+
 # --- one cut at a time ------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +172,7 @@ def test_sensitivity_shows_where_which_sign_is_right() -> None:
         assert losses["repshift", 1, "highest", keep] < 1e-6 < losses["repshift", 1, "lowest", keep]
         assert losses["repshift", 2, "lowest", keep] < 1e-6 < losses["random", 2, None, keep]
     (sheet,) = sheets(found)
+    assert sheet.answer == "one cut at one block at a time; nothing was searched."
     assert [c.title for c in sheet.columns] == ["score", "keep", "block 1", "block 2", "block 3"]
     row = next(i for i, cell in enumerate(sheet.columns[0].cells) if "lowest" in cell.text)
     assert sheet.columns[3].cells[row].text.endswith("*") and not sheet.columns[2].cells[row].text.endswith("*")
@@ -199,15 +226,15 @@ def test_an_interrupted_search_leaves_the_best_so_far_and_is_gone_on_with(tmp_pa
         if word.estimate.startswith("tuned 5/"):
             raise KeyboardInterrupt
 
-    broken = planted.session(order(trials=8), observe=interrupt).tune(file)
+    broken = planted.session(order(trials=8), observe=interrupt, file=file).tune()
     assert broken.status == INTERRUPTED and broken.trials == 5 and chosen(broken).calibration < 1e-6
     assert "NOT CONFIRMED" in profile_text(broken, chosen(broken), {})
     counted: list[str] = []
-    whole = planted.session(order(trials=8), observe=lambda word: counted.append(word.estimate)).tune(file)
+    whole = planted.session(order(trials=8), observe=lambda word: counted.append(word.estimate), file=file).tune()
     assert whole.status == FOUND and whole.trials == 24
     assert not [text for text in counted if text.startswith("tuned 5/")], "what was tried is not tried again"
     with pytest.raises(UsageError, match="with other options"):
-        planted.session(order(target="1.6x")).tune(file)
+        planted.session(order(target="1.6x"), file=file).tune()
 
 
 def test_the_profile_prunes_as_it_was_measured(tmp_path: Path) -> None:
@@ -223,6 +250,10 @@ def test_the_profile_prunes_as_it_was_measured(tmp_path: Path) -> None:
         "held-out",
     ):
         assert said in text
+    for said in (date.today().isoformat()[:4], f"repshift {__version__}", f"torch {torch.__version__}", "latency"):
+        assert said in text.partition("title =")[0]
+    _, limits = profile_options(str(path), "cpu", None, None)
+    assert limits.judges, "gate takes it as it is"
     axes = Axes.from_options(merge(load_profile(str(path), "bench"), {"model": "planted"}))
     case = chosen(found).case
     assert (axes.layers, axes.batch, axes.dtype) == ((case.layers,), (planted.BATCH,), ("fp32",))
@@ -300,12 +331,19 @@ def test_labels_and_divergence_are_those_of_a_plain_loop(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_says_what_it_found_and_eval_takes_its_profile(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_command_says_what_it_found_and_eval_takes_its_profile(
+    folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
     out, as_json = tmp_path / "tuned.toml", tmp_path / "told.json"
     how = ("--trials", "3", "--cuts", "2", "--per-layer", "--layers", "1,2", "--methods", "norm", "--max-loss", "50")
     asked = ("tune", *WORDS, "--data", str(folder), "--task", "classification", *how, "--rounds", "2")
     assert cli.run([*asked, "--out", str(out), "--json", str(as_json)], False) == 0
     printed, told = capsys.readouterr(), json.loads(as_json.read_text())
+    (file,) = (tmp_path / "repshift-runs").iterdir()
+    assert file.read_text() == as_json.read_text() and f"run file: {file.relative_to(tmp_path)}" in printed.err
+    assert cli.run(["show", str(file)], False) == 0
+    assert f"{told['sentence']}." in " ".join(capsys.readouterr().out.split())
     assert told["samples"] == [24, 16] and told["trials"] == 9 and told["loss"] == "lost top-1"
     assert f"{told['sentence']}." in " ".join(printed.out.split())
     assert out.exists() == (told["status"] == FOUND) and (tmp_path / "tuned.journal").exists()
@@ -316,6 +354,41 @@ def test_the_command_says_what_it_found_and_eval_takes_its_profile(folder: Path,
     done = evaluate(capsys, tmp_path / "run.json", "--profile", out, "--data", folder, *more)
     case = done.record("flash+norm").case
     assert (case.keep, case.option("sign")) == ((0.9, 0.5), "lowest,highest")
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_best_so_far_and_resume_goes_on(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    words = "tune --model vit_t --image-size 32 --batch 1 --layers 3 --methods norm --cuts 1 --rounds 1 --max-loss 9"
+    asked = [*words.split(), "--trials", "9999", "--device", "cpu", "--threads", "1", "--out", "tuned.toml"]
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "repshift_cli", *asked]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = Path("tuned.journal")
+    while process.poll() is None and not (journal.exists() and journal.read_text().count('"loss"') >= 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    (file,) = Path("repshift-runs").iterdir()
+    broken: Any = store.load_any(file)
+    assert broken.status == INTERRUPTED and "interrupted: the best so far, not confirmed." in " ".join(out.split())
+    assert "NOT CONFIRMED" in Path("tuned.toml").read_text() and "Traceback" not in err
+    jsonschema.validate(json.loads(file.read_text()), tuning_schema())
+    assert f"go on with: repshift tune --resume {file} --out tuned.toml" in err
+    monkeypatch.setattr(confirm, "SEEDS", 1)
+    resumed = ["tune", "--resume", str(file), "--out", "tuned.toml", "--trials", "3"]
+    assert cli.run(resumed, False) == 0
+    whole: Any = store.load_any(file)
+    assert whole.status in (FOUND, NOTHING) and whole.options["trials"] == 3 and whole.trials >= broken.trials + 6
+    assert cli.run([*resumed, "--keep", "0.5:0.9"], False) == 2 and "leave out --keep" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="is a search, no run file; `repshift show` renders it"):
+        store.load(file)
+
+
+def test_the_published_schema_is_the_one_that_holds() -> None:
+    """After a change: repshift tune --schema > repshift_cli/records/tuning.schema.json"""
+    published = Path(store.__file__).parent / "tuning.schema.json"
+    assert json.loads(published.read_text()) == tuning_schema()
 
 
 def test_images_without_classes_are_halved_too(tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ class Notice:
 
 
 @contextlib.contextmanager
-def noticed() -> Iterator[Notice]:
+def noticed(notice: Notice | None = None) -> Iterator[Notice]:
     """Within it these signals raise nothing by themselves; what has arrived stands in the notice."""
-    notice = Notice()
+    notice = notice or Notice()
     with _handled((signal.SIGINT, *ENDING), notice.take):
         yield notice
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +16,10 @@ import typer
 from repshift_cli import registry
 from repshift_cli.benchmark import signals
 from repshift_cli.benchmark.launchers import Death, Listed, Terms
-from repshift_cli.commands.shared import checks, consent, launching, options
+from repshift_cli.commands.shared import checks, consent, labelled, launching, options
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
-from repshift_cli.commands.shared.progress import Bar
+from repshift_cli.commands.shared.progress import Bar, as_asked
 from repshift_cli.records import RepshiftError, Run, UsageError, store
 from repshift_cli.records.journal import Journal, StoreError
 from repshift_cli.renderers import document_of
@@ -30,10 +32,7 @@ if TYPE_CHECKING:
 EVALUATION = "Evaluation"
 
 
-def _option(kind: Any, metavar: str, help_text: str, **more: Any) -> Any:
-    told = typer.Option(metavar=metavar, help=help_text, rich_help_panel=EVALUATION, **more)
-    return Annotated[kind | None, told]
-
+_option = partial(options.optional, EVALUATION)
 
 OPTIONS: dict[str, Any] = {
     "model": options.Model,
@@ -44,8 +43,7 @@ OPTIONS: dict[str, Any] = {
         "(--list has all formats).",
     ),
     "task": _option(str, "NAME", "What is asked of the model (--list). (default: classification)"),
-    "split": _option(str, "NAME", "Which split of the data is evaluated, where it has several."),
-    "train": _option(str, "SPLIT|PATH", "What --task probe is fitted on: a split of the data, or other data."),
+    **labelled.reading(EVALUATION, "split", "train"),
     "refit": Annotated[
         bool,
         typer.Option(
@@ -75,18 +73,13 @@ OPTIONS: dict[str, Any] = {
         name: options.OPTIONS[name]
         for name in ("dtype", "image_size", "frames", "tokens", *own_options(), "removal", "protect", "weights")
     },
-    "column": _option(list[str], "OURS=THEIRS", "Which column of the data is image, text, label ...; may be repeated."),
-    "preprocess": _option(
-        str,
-        "TEXT",
-        "Changes to the checkpoint's own preprocessing: resize=256,crop=224,interpolation=bilinear,mean=0.5,std=0.5.",
-    ),
+    **labelled.reading(EVALUATION, "column", "preprocess"),
     "limit": _option(int, "N", "Evaluate a stratified sample of so many, drawn by --seed.", min=2),
     "until": _option(
         str, "POINTS", "Stop when every difference to the unpruned model is known to this half-width: 0.5, ±0.5."
     ),
     "seeds": _option(int, "N", "Seeds of random dropping, each a row. (default: 1)", min=1),
-    "workers": _option(int, "N", "Processes that decode images. (default: up to 4, none for few images)", min=0),
+    **labelled.reading(EVALUATION, "workers"),
     "bench": Annotated[
         bool,
         typer.Option(
@@ -145,7 +138,7 @@ def evaluate(
         return
     order, path = _resumed(given, out, resume) if resume else _begun(given, out)
     outputs.check({"--out": path})
-    run = _evaluated(order, path, in_process)
+    run = _evaluated(order, path, in_process, as_asked(outputs.view))
     outputs.emit(document_of(run))
     print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(1 if any(record.status == "failed" for record in run.records) else 0)
@@ -185,13 +178,7 @@ def _resumed(given: dict[str, Any], out: Path | None, resume: Path) -> tuple[Ord
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:
     """The options as `Order` reads them."""
-    columns = {}
-    for text in given.get("column") or ():
-        ours, equals, theirs = text.partition("=")
-        if not equals:
-            raise UsageError(f"--column {text}: write OURS=THEIRS, like label=fine_label")
-        columns[ours] = theirs
-    plain = {name: value for name, value in given.items() if name != "column"} | {"columns": columns}
+    plain = labelled.with_columns(given)
     if "until" in plain:
         plain["until"] = _half_width(plain["until"])
     return _with_profile(plain)
@@ -227,7 +214,7 @@ def _named(order: Order) -> Order:
 # --- the evaluation ---------------------------------------------------------------------------------------------------
 
 
-def _evaluated(order: Order, path: Path, in_process: bool) -> Run:
+def _evaluated(order: Order, path: Path, in_process: bool, observing: Callable[[int], Bar]) -> Run:
     """The run, on disk. A process that ends at a variant is followed by another, which goes on behind it; after an
     interruption what is known so far is kept, and the command that goes on is said."""
     from repshift_cli.evaluation import shards
@@ -237,7 +224,7 @@ def _evaluated(order: Order, path: Path, in_process: bool) -> Run:
         registry.find("benchmark.launchers", launching.IN_PROCESS if in_process else launching.DEFAULT)
     )
     tasks = Listed([Evaluating(order, path)])
-    with signals.ending_in_order(), Bar(1) as bar, contextlib.closing(launcher.start(Terms())) as carrier:
+    with signals.ending_in_order(), observing(1) as bar, contextlib.closing(launcher.start(Terms())) as carrier:
         try:
             for event in carrier.carry_out(tasks, bar):
                 if isinstance(event.value, Death):

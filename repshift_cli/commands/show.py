@@ -1,4 +1,4 @@
-"""`repshift show`: a stored run, profile or inspection, rendered again."""
+"""`repshift show`: a stored run, profile, inspection or search, rendered again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers import document_of
 
 
-@output_options("run", "profile", "inspection")
+@output_options("run", "profile", "inspection", "tuning")
 def show(
     run: Annotated[
-        Path | None, typer.Argument(help="The run file, the profile or the inspection.", show_default=False)
+        Path | None, typer.Argument(help="The run file, the profile, the inspection or the search.", show_default=False)
     ] = None,
     by: Annotated[
         str | None, typer.Option(help="Of a profile: rows by part, layer, kernel or op.", show_default=False)
@@ -34,7 +34,7 @@ def show(
     *,
     outputs: Outputs,
 ) -> None:
-    """Show a stored run, profile or inspection again. As a table, JSON, CSV or Markdown.
+    """Show a stored run, profile, inspection or search again. As a table, JSON, CSV or Markdown.
 
     With - as the file they go to stdout, with nothing else on it.
     """

@@ -19,6 +19,7 @@ from repshift_cli.records.files import check_regular
 from repshift_cli.records.inspection import INSPECTION_SCHEMA_VERSION, Inspection
 from repshift_cli.records.json_codec import from_plain, to_json
 from repshift_cli.records.profile import PROFILE_SCHEMA_VERSION, ProfileRun
+from repshift_cli.records.tuning import TUNING_SCHEMA_VERSION, Tuning
 
 FOLDER = Path("repshift-runs")
 
@@ -44,8 +45,8 @@ def load(path: Path) -> Run:
     return _run(path, plain)
 
 
-def load_any(path: Path) -> Run | ProfileRun | Inspection:
-    """The run, the profile or the inspection in the file, or UsageError."""
+def load_any(path: Path) -> Run | ProfileRun | Inspection | Tuning:
+    """The run, the profile, the inspection or the search in the file, or UsageError."""
     plain = parse(path)
     found = _kind_of(plain)
     return _other(path, plain, found) if found else _run(path, plain)
@@ -62,11 +63,16 @@ class _Kind(NamedTuple):
 _KINDS = {
     "profile": _Kind("profile", ProfileRun, PROFILE_SCHEMA_VERSION),
     "inspection": _Kind("inspection", Inspection, INSPECTION_SCHEMA_VERSION),
+    "tuning": _Kind("search", Tuning, TUNING_SCHEMA_VERSION),
 }
+_OLDER_SEARCH = {"singles", "confirmed", "goal"}
+"""What the file of a search holds, of which older ones did not say the kind."""
 
 
 def _kind_of(plain: Any) -> _Kind | None:
     kind = plain.get("kind") if isinstance(plain, dict) else None
+    if kind is None and isinstance(plain, dict) and plain.keys() >= _OLDER_SEARCH:
+        kind = "tuning"
     return _KINDS.get(kind) if isinstance(kind, str) else None
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from repshift_cli.records.case import Case, Value
 from repshift_cli.records.run import Machine, Measurement
+
+TUNING_SCHEMA_VERSION = 1
+"""Version of the file of a search. History: 1 the first."""
 
 FOUND, NOTHING, INTERRUPTED = "found", "nothing", "interrupted"
 """How a search ended: with a schedule that beats the controls, with none, or before it was confirmed."""
@@ -58,7 +62,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search with its outcome: `status` is found, nothing or interrupted, `sentence` says it in words."""
+    """A search with its outcome: `status` is found, nothing or interrupted, `sentence` says it in words.
+
+    Of one cut at a time alone it is sensitivity. `options` are those of the command, `study` is the journal with which
+    the search can be gone on with.
+    """
 
     status: str
     sentence: str
@@ -78,3 +86,7 @@ class Tuning:
     confirmed: tuple[Confirmed, ...] = ()
     costs: Costs | None = None
     notes: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    study: str | None = None
+    kind: str = "tuning"
+    schema: int = TUNING_SCHEMA_VERSION

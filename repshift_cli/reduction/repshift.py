@@ -11,6 +11,7 @@ OPTIONS = {
     "operation": {
         "type": "str",
         "choices": ("mlp", "attention", "block"),
+        "per_layer": True,
         "help": "Operation whose shift is scored: mlp, attention (or what else mixes the tokens), block. (default: the "
         "model's first of these)",
     },
@@ -18,12 +19,14 @@ OPTIONS = {
         "type": "str",
         "default": "l2",
         "choices": ("l2", "l1", "cosine"),
+        "per_layer": True,
         "help": "Distance: l2, l1, cosine.",
     },
     "form": {
         "type": "str",
         "default": "paper",
         "choices": ("paper", "update"),
+        "per_layer": True,
         "unless": {"operation": "block"},
         "help": "What the branch's output is compared as: paper (with the block's running state, as printed) or "
         "update (as the change of that state).",
@@ -49,7 +52,7 @@ choose = None
 def needs(case: Case) -> tuple[str, ...]:
     """The state before the operation and what the operation gives."""
     before, branch = _SEES[case.option("operation") or "mlp"]
-    needless = case.option("form") == "update" and case.option("distance") != "cosine"
+    needless = _is_update(case) and case.option("distance") != "cosine"
     return (branch,) if needless else (before, branch)
 
 
@@ -60,15 +63,20 @@ def score(seen: dict[str, Tensor], case: Case) -> Tensor:
     |-----------|----------------------------|--------------------------------------|
     | mlp       | D(MLP(LN(x')), x')         | D(x' + MLP(LN(x')), x'), so a norm   |
     | attention | D(SA(LN(x)), x)            | D(x + SA(LN(x)), x), so a norm       |
-    | block     | D(x^, x): both are the same, and the case has no `form`           |
+    | block     | D(x^, x): both are the same, and a `form` says nothing            |
     """
     scores = _shift(seen, case)
     return -scores if case.option("sign") == "lowest" else scores
 
 
+def _is_update(case: Case) -> bool:
+    """Whether the branch is the change itself; of a whole block's shift the form of another layer says nothing."""
+    return case.option("form") == "update" and case.option("operation") != "block"
+
+
 def _shift(seen: dict[str, Tensor], case: Case) -> Tensor:
     before, branch = _SEES[case.option("operation") or "mlp"]
     kind = case.option("distance") or "l2"
-    if case.option("form") == "update":
+    if _is_update(case):
         return length(seen[branch], kind) if before not in seen else moved_from(seen[before], seen[branch], kind)
     return distance(seen[branch], seen[before], kind)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from repshift_cli.records import Run
 from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import ProfileRun
+from repshift_cli.records.tuning import Tuning
 
 if TYPE_CHECKING:
     from repshift_cli.renderers.sheets.cells import Sheet
@@ -36,11 +37,11 @@ class View:
 class Document:
     """What a command has to show: the record itself, and the tables that it is laid out as, made when asked for.
 
-    `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), `inspection`
-    (an `Inspection`), `gate` (an `Outcome`), or another word
-    with a record, or with plain values. `title` and `sentence` stand above the tables of a file, `summary` ahead of the
-    content in JSON. `whole` is the option whose file has the columns for which a terminal has no room. `better` is the
-    direction wanted by a format that holds one only. Without a `view` a table has all that its width holds.
+    `kind` says what `content` is: `run` (a `Run`), `profile` (a `ProfileRun`), `inspection` (an `Inspection`), `tuning`
+    (a `Tuning`), `gate` (an `Outcome`), or another word with a record, or with plain values. `title` and `sentence`
+    stand above the tables of a file, `summary` ahead of the content in JSON. `whole` is the option whose file has the
+    columns for which a terminal has no room. `better` is the direction wanted by a format that holds one only. With no
+    `view` a table has all that its width holds.
     """
 
     kind: str
@@ -61,14 +62,18 @@ class Document:
         return [printable_sheet(sheet) for sheet in self.lay_out()] if self.lay_out else ()
 
 
-def document_of(run: Run | ProfileRun | Inspection, better: str = "lower") -> Document:
-    """A measured or stored run, a profile or an inspection; `better` as in `Document`."""
+def document_of(run: Run | ProfileRun | Inspection | Tuning, better: str = "lower") -> Document:
+    """A measured or stored run, a profile, an inspection or a search; `better` as in `Document`."""
 
     def lay_out() -> Sequence[Sheet]:
-        from repshift_cli.renderers.sheets import inspection, profile
+        from repshift_cli.renderers.sheets import inspection, profile, tuning
 
+        if isinstance(run, Tuning):
+            return tuning.sheets(run)
         return inspection.sheets_of(run) if isinstance(run, Inspection) else profile.sheets_of(run)
 
+    if isinstance(run, Tuning):
+        return Document(run.kind, run, lay_out, f"repshift tune: {run.status}", run.sentence)
     if isinstance(run, Run):
         return Document("run", run, lay_out, whole="--wide", better=better, view=View())
     return Document(run.kind, run, lay_out, better=better)

@@ -278,11 +278,12 @@ def _options(
 
 
 def _fitting(name: str, values: tuple[Value, ...], layers: tuple[int, ...]) -> tuple[Value, ...]:
-    """Those of an option's values that name one for each of these layers, or one for all."""
-    found = [v for v in values if not isinstance(v, str) or v.count(",") in (0, len(layers) - 1)]
+    """Those of an option's values that name one for each of these layers, or one for all; alike at all is one."""
+    parts = {v: v.split(",") if isinstance(v, str) else [v] for v in values}
+    found = [own[0] if len(set(own)) == 1 else v for v, own in parts.items() if len(own) in (1, len(layers))]
     if not found:
         raise _unpaired(name, str(values[0]), layers)
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _with(base: Case, **changes: object) -> Case:
@@ -332,8 +333,9 @@ def _refusal(case: Case, facts: Facts, backend: Backend) -> str | None:
     """Why this machine or this back end cannot run the case, or None."""
     kind = case.device.partition(":")[0]
     operation = case.option("operation")
-    if operation is not None and operation not in facts.operations:
-        return f"{case.model} lets the shift of {', '.join(facts.operations)} be scored, not of {operation}"
+    for one in () if operation is None else operation.split(","):
+        if one not in facts.operations:
+            return f"{case.model} lets the shift of {', '.join(facts.operations)} be scored, not of {one}"
     if backend.missing is not None:
         return backend.missing
     if case.execution == "graph" and kind != "cuda":

@@ -12,7 +12,7 @@ from repshift_cli.records import Case, Measurement, Metric, Record, one_line
 from repshift_cli.records.tuning import CHOSEN, FOUND, NOTHING, Confirmed
 from repshift_cli.sweep.plan import Planned
 from repshift_cli.tuning.clock import Clock, is_speedup
-from repshift_cli.tuning.order import Goal
+from repshift_cli.tuning.order import CONTROLS, Goal
 from repshift_cli.tuning.search import Scored
 from repshift_cli.tuning.space import Candidate
 
@@ -26,6 +26,10 @@ PAPER, SAME = "the paper's", "random at the same schedule"
 def searched(control: str) -> str:
     """The role of the best that the same search found for a control."""
     return f"{control} searched alike"
+
+
+CONTROLLED = (SAME, *map(searched, CONTROLS))
+"""What a schedule must beat to count as found."""
 
 
 @dataclass(frozen=True)
@@ -126,25 +130,30 @@ class Verdict:
     number: int | None = None
 
 
-def beats(one: Confirmed) -> bool:
-    """Whether the found schedule has less loss than this one by more than chance."""
+def chance(one: Confirmed) -> float:
+    """The p-value of the found schedule's having less loss than this one; 1 where it has not."""
     figure = stats.estimate(one.versus) if one.versus is not None else None
-    return figure is not None and figure.high is not None and figure.high < 0
+    if one.versus is None or figure is None or figure.value >= 0:
+        return 1.0
+    return stats.mean_p(one.versus.samples)
 
 
 def verdict(told: Sequence[Confirmed], goal: Goal, loss: str) -> Verdict:
     """The first schedule that beats random at the same schedule and every control searched alike.
 
-    It must beat all of them, so no level needs to be adjusted; of a front's points each is judged by itself.
+    It must beat all of them, so that its p-value is the largest of those; of several schedules these are judged by
+    Holm's procedure.
     """
-    why = ""
-    for own in _found(told, goal):
-        controls = [c for c in told if c.number == own.number and c.role not in (CHOSEN, PAPER) and c.failure is None]
-        held = [c for c in controls if not beats(c)]
-        if controls and not held:
+    why, found = "", list(_found(told, goal))
+    against = [[c for c in told if c.number == own.number and c.role in CONTROLLED and not c.failure] for own in found]
+    hardest = [max(controls, key=chance, default=None) for controls in against]
+    p_values = [chance(one) if one is not None else 1.0 for one in hardest]
+    believed = stats.holm(p_values, 1 - stats.CONFIDENCE)
+    for own, controls, hard, yes in zip(found, against, hardest, believed, strict=True):
+        if yes:
             names = ", ".join(dict.fromkeys(c.role for c in controls))
             return Verdict(FOUND, f"found: less {loss} than {names}{_speed(own, goal)}", own.number)
-        why = why or (f": not shown to lose less than {held[0].role}" if held else "")
+        why = why or (f": not shown to lose less than {hard.role}" if hard is not None else "")
     return Verdict(NOTHING, f"nothing found that beats random on your data{why}")
 
 

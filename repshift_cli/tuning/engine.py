@@ -27,12 +27,14 @@ from repshift_cli.tuning.grounds import Ground, on_data, unlabelled
 from repshift_cli.tuning.order import CONTROLS, STEP, Goal, Order
 from repshift_cli.tuning.planner import Planner
 from repshift_cli.tuning.search import Means, Scored, Search, rungs_of
-from repshift_cli.tuning.sensitivity import greedy, keeps_of, sensitivity, singles
-from repshift_cli.tuning.space import SIGN, Candidate, Space, paper, uniform
+from repshift_cli.tuning.sensitivity import greedy, keeps_of, scores_alone, sensitivity, singles
+from repshift_cli.tuning.space import Candidate, Space, paper, uniform
 
 Observe = Callable[[Progress], None]
 ROUGH = 0.1
 """From this typical error on predictions are said to be rough."""
+SENSITIVITYS = 0.25
+"""The sensitivity pass ahead of a search ends at this share of the budget."""
 MAIN = "tuned"
 """The study of what is sought; the others have the names of the controls."""
 
@@ -41,7 +43,9 @@ MAIN = "tuned"
 class Session:
     """A search on its way: its parts are given, so that a test gives a model and a clock of its own.
 
-    `clock` times what the cost model is fitted to, `final` what is recommended.
+    `clock` times what the cost model is fitted to, `final` what is recommended. `options` are what was typed, and
+    `file` is the journal, None where the search is not to be gone on with. `pause` is called where nothing is half
+    done: it may raise KeyboardInterrupt.
     """
 
     order: Order
@@ -51,11 +55,15 @@ class Session:
     final: Clock
     observe: Observe = lambda _: None
     threads: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+    pause: Callable[[], None] = lambda: None
     _known: dict[tuple[Case, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
     def losses(self, case: Case, numbers: Sequence[int]) -> np.ndarray:
         """The losses on these batches of the calibration split, measured once."""
+        self.pause()
         key = case, tuple(numbers)
         if key not in self._known:
             self._known[key] = self.ground.losses(case, [self.ground.calibration[n] for n in numbers])
@@ -67,19 +75,22 @@ class Session:
         space = self.planner.space()
         return space if self.ground.protects else replace(space, protects=space.protects[:1])
 
+    def begun(self) -> Tuning:
+        """What there is before anything was measured."""
+        return self._outcome(INTERRUPTED, "interrupted before anything was found", ())
+
     def sensitivity(self) -> Tuning:
         """One cut at a time, by every method, sign and operation, and at random; nothing is searched."""
-        space = self._space
-        left = ("distance", "form")
-        choices = {
-            method: {name: values for name, values in own.items() if name not in left or len(values) == 1}
-            for method, own in space.choices.items()
-        }
-        wide = replace(space, methods=(*space.methods, "random"), choices=choices)
-        known = self._singles(wide, keeps_of(wide), range(len(self.ground.calibration)))
+        space = scores_alone(self._space)
+        wide = replace(space, methods=(*space.methods, "random"))
+        known: list[Single] = []
+        try:
+            self._singles(known, wide, keeps_of(wide), range(len(self.ground.calibration)), self._deadline())
+        except KeyboardInterrupt:
+            return self._outcome(INTERRUPTED, "interrupted: one cut at one block at a time, as far as it came", known)
         return self._outcome("sensitivity", "one cut at one block at a time; nothing was searched", known)
 
-    def tune(self, file: Path | None = None) -> Tuning:
+    def tune(self) -> Tuning:
         """Search and confirm; an interrupted search gives the best so far, which is not confirmed."""
         search.optuna_here()
         space = self._space
@@ -88,7 +99,7 @@ class Session:
         known: list[Single] = []
         model: CostModel | None = None
         try:
-            model = self._costs(space, file)
+            model = self._costs(space)
             depth, unpruned = self.planner.facts.depth, self.planner.unpruned
             means = Means(
                 self.planner.planned,
@@ -96,25 +107,25 @@ class Session:
                 lambda p, rung: self.losses(p.case, rungs[rung]),
                 len(rungs),
             )
-            signs = {m: {n: v for n, v in own.items() if n == SIGN or len(v) == 1} for m, own in space.choices.items()}
-            narrow = replace(space, methods=(*space.methods, *CONTROLS), choices=signs)
-            known = self._singles(narrow, keeps_of(space)[:1], rungs[0])
+            narrow = replace(scores_alone(space), methods=(*space.methods, *CONTROLS))
+            self._singles(known, narrow, keeps_of(space)[:1], rungs[0], self._deadline(SENSITIVITYS))
             plain = means.cost(unpruned)
-            for turn, name in enumerate((MAIN, *CONTROLS)):
+            shares = np.linspace(self._spent(), 1, len(CONTROLS) + 2)[1:]
+            for name, share in zip((MAIN, *CONTROLS), shares, strict=True):
                 own = space if name == MAIN else space.only(name)
-                study = search.study_of(name, self.order.goal, self.order.sweep.seed, file, self.order.identity())
+                study = search.study_of(name, self.order.goal, self.order.sweep.seed, self.file, self.order.identity())
                 searches[name] = Search(study, own, self.order.goal, means, plain)
                 searches[name].begin(self._seeds(own, known, means))
-                searches[name].run(self.order.trials, self._deadline(turn), self._told(name))
+                searches[name].run(self.order.trials, self._deadline(share), self._told(name))
             return self._confirmed(searches, known, model)
         except KeyboardInterrupt:
             return self._interrupted(searches, known, model)
 
     # --- parts of a search --------------------------------------------------------------------------------------------
 
-    def _costs(self, space: Space, file: Path | None) -> CostModel:
+    def _costs(self, space: Space) -> CostModel:
         """The cost model, of the journal where one is gone on with: then all trials are predicted alike."""
-        study = search.study_of(MAIN, self.order.goal, 0, file, self.order.identity())
+        study = search.study_of(MAIN, self.order.goal, 0, self.file, self.order.identity())
         stored = study.user_attrs.get("costs")
         if stored is None:
             self.observe(Progress("timing a few schedules", 0.0))
@@ -125,13 +136,17 @@ class Session:
             return model
         return CostModel(dict(stored["coefficients"]), tuple(stored["errors"]))
 
-    def _singles(self, space: Space, keeps: Sequence[float], numbers: Sequence[int]) -> list[Single]:
-        asked = list(singles(space, keeps))
-
-        def told(number: int) -> None:
+    def _singles(
+        self, known: list[Single], space: Space, keeps: Sequence[float], numbers: Sequence[int], deadline: float | None
+    ) -> None:
+        """Adds one cut at a time to what is known, until the deadline."""
+        asked = singles(space, keeps)
+        measured = sensitivity(asked, self.planner.planned, lambda p: self.losses(p.case, numbers))
+        for number, single in enumerate(measured, start=1):
+            known += [single] if single is not None else []
             self.observe(Progress("sensitivity", number / len(asked), None, f"one cut at a time {number}/{len(asked)}"))
-
-        return sensitivity(asked, self.planner.planned, lambda p: self.losses(p.case, numbers), told)
+            if deadline is not None and time.monotonic() > deadline:
+                return
 
     def _seeds(self, space: Space, known: Sequence[Single], means: Means) -> list[Candidate]:
         """What is tried first: schedules of the blocks that mind least, the published and the uniform ones.
@@ -162,11 +177,13 @@ class Session:
                 return own
         return None
 
-    def _deadline(self, turn: int) -> float | None:
-        """Every search has an equal part of the budget."""
-        if self.order.budget is None:
-            return None
-        return self._began + self.order.budget * (turn + 1) / (1 + len(CONTROLS))
+    def _deadline(self, share: float = 1.0) -> float | None:
+        """When so much of the budget is spent; None where there is none."""
+        return None if self.order.budget is None else self._began + self.order.budget * share
+
+    def _spent(self) -> float:
+        """The share of the budget that is spent, at most all: what is left is for the searches, in equal parts."""
+        return 0.0 if self.order.budget is None else min(1.0, (time.monotonic() - self._began) / self.order.budget)
 
     def _told(self, name: str) -> Callable[[int, Search], None]:
         def told(done: int, own: Search) -> None:
@@ -190,12 +207,15 @@ class Session:
         self.observe(Progress("confirming", 0.0, None, "confirming on held-out samples"))
         controls = {name: searches[name].best() for name in CONTROLS}
         asked = confirm.rows(found, controls, paper(self.planner.facts.depth)[:1], self.planner.planned)
-        held_out = self.ground.held_out
-        told = confirm.confirmed(asked, lambda case: self.ground.losses(case, held_out), self.ground.loss, self.final)
+        told = confirm.confirmed(asked, self._held_out, self.ground.loss, self.final)
         said = confirm.verdict(told, self.order.goal, self.ground.loss.label)
         if said.number is not None:
             told = [c for c in told if c.number == said.number] + [c for c in told if c.number != said.number]
         return self._outcome(said.status, said.sentence, known, searches, model, told)
+
+    def _held_out(self, case: Case) -> np.ndarray:
+        self.pause()
+        return self.ground.losses(case, self.ground.held_out)
 
     def _recommended(self, own: Search, model: CostModel | None) -> list[Scored]:
         """The best, at a target also the best that reaches it with the predictions' error to spare; or a few points of
@@ -245,6 +265,8 @@ class Session:
             confirmed=tuple(told),
             costs=_costs_of(model),
             notes=(*ground.notes, *_rough(model)),
+            options=dict(self.options),
+            study=None if self.file is None else str(self.file),
         )
 
 
@@ -270,7 +292,10 @@ def _costs_of(model: CostModel | None) -> Costs | None:
     return Costs(len(model.errors), model.typical, max(model.errors, default=None))
 
 
-def begin(order: Order, observe: Observe) -> Session:
+def begin(
+    order: Order, observe: Observe, pause: Callable[[], None] = lambda: None,
+    options: Mapping[str, Any] | None = None, file: Path | None = None,
+) -> Session:  # fmt: skip
     """The model built, its inputs read and halved; UsageError for what does not fit together."""
     device = devices.choose_device(order.sweep.device)
     threads = choose_threads(order.sweep.threads)
@@ -287,8 +312,8 @@ def begin(order: Order, observe: Observe) -> Session:
         ground = unlabelled(builder.StepBuilder(device).subject(unpruned.case), unpruned.case, device)
     else:
         ground = on_data(order)
-    clock, final = (clock_on(ground, unpruned, own, lambda _: None) for own in (few(sweep), sweep))
-    return Session(order, ground, planner, clock, final, observe, threads)
+    clock, final = (clock_on(ground, unpruned, own, lambda _: pause()) for own in (few(sweep), sweep))
+    return Session(order, ground, planner, clock, final, observe, threads, options or {}, file, pause)
 
 
 def loose(order: Order) -> bool:
@@ -297,8 +322,3 @@ def loose(order: Order) -> bool:
         return False
     place = Path(order.data)
     return any(f.suffix.lower() in IMAGES for f in (place.iterdir() if place.is_dir() else (place,)))
-
-
-def fixed_options(order: Order) -> dict[str, Any]:
-    """What of the sweep was set, as plain values."""
-    return order.sweep.as_options()

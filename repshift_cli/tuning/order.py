@@ -19,6 +19,8 @@ CONTROLS = ("random", "stride")
 """Searched alike, so that a tuned method is held against tuned controls."""
 BATCH = 4
 LIMIT = 256
+NAMES = 2
+"""Version of how a trial names a candidate: a journal of another one cannot be gone on with."""
 STEP = 0.05
 """Keeps are searched in steps of this."""
 
@@ -92,7 +94,7 @@ class Order:
     def identity(self) -> str:
         """All that a search to go on with must share."""
         told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return repr({n: v for n, v in told.items() if n not in ("trials", "budget", "workers")})
+        return repr({n: v for n, v in told.items() if n not in ("trials", "budget", "workers")} | {"names": NAMES})
 
 
 def _target(text: str) -> float:

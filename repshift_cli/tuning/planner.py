@@ -12,9 +12,9 @@ from repshift_cli.records import METHODS_WITHOUT_PRUNING, Facts, UsageError, Val
 from repshift_cli.sweep import plan
 from repshift_cli.sweep.plan import Backend, Planned
 from repshift_cli.tuning.order import CONTROLS, Order
-from repshift_cli.tuning.space import SIGN, Candidate, Space
+from repshift_cli.tuning.space import Candidate, Space
 
-SEARCHED = (SIGN, "operation", "distance", "form")
+SEARCHED = ("operation", "distance", "form", "sign")
 """Options whose values are searched, where a method takes them and none was given."""
 FIRST = ("first:1", "first:4")
 """What may be protected of a decoder's prompt, where nothing was said: its first tokens are often attention sinks."""
@@ -62,16 +62,18 @@ class Planner:
         sinks = order.sweep.protect is None and self.facts.causal and self.facts.prefix <= 1
         sinks = sinks and self.facts.row and self.facts.tokens >= ROOM
         protects = (None, *FIRST) if sinks else (order.sweep.protect,)
-        return Space(methods, layers, order.keep, order.cuts, order.per_layer, choices, protects)
+        declared = {name: option for own in self._offered.values() for name, option in own.items()}
+        apart = frozenset(name for name, option in declared.items() if option.per_layer)
+        unless = {name: option.unless for name, option in declared.items()}
+        return Space(methods, layers, order.keep, order.cuts, order.per_layer, choices, protects, apart, unless)
 
     def _choices(self, method: str) -> Mapping[str, tuple[Value, ...]]:
         given, offered = dict(self._order.sweep.options), self._offered[method]
-        found: dict[str, tuple[Value, ...]] = {n: v for n, v in given.items() if n in offered}
-        for name in SEARCHED:
-            if name in offered and name not in found:
-                values = self.facts.operations if name == "operation" else offered[name].choices
-                found[name] = tuple(values)
-        return found
+        found: dict[str, tuple[Value, ...]] = {}
+        for name in (n for n in SEARCHED if n in offered):
+            values = self.facts.operations if name == "operation" else offered[name].choices
+            found[name] = given.get(name) or tuple(values)
+        return found | {n: v for n, v in given.items() if n in offered}
 
     def _expanded(self, **changes: Any) -> tuple[Planned, ...]:
         axes = replace(self._order.sweep, **{"options": (), **changes})

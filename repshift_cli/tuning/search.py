@@ -27,6 +27,8 @@ PENALTY = 1e6
 RUNGS = 3
 BEATEN = 2
 """A candidate that so many others beat in a rung is given up."""
+LEAST = 3
+"""So many are tried however small the budget is."""
 FIRST = 10
 """Trials that are drawn at random before the sampler learns."""
 
@@ -81,12 +83,12 @@ class Search:
                 self._note(self.space.suggest(trial_of(trial)), trial.user_attrs["loss"])
 
     def run(self, trials: int, deadline: float | None, told: Callable[[int, Search], None]) -> None:
-        """Try until there are so many trials, or until the deadline (of `time.monotonic`)."""
+        """Try until there are so many trials, or until the deadline (of `time.monotonic`), but a few in any case."""
         from optuna import TrialPruned
         from optuna.trial import TrialState
 
         done = len(list(self._finished()))
-        while done < trials and (deadline is None or time.monotonic() < deadline):
+        while done < trials and (deadline is None or done < LEAST or time.monotonic() < deadline):
             trial = self.study.ask()
             try:
                 self.study.tell(trial, self._tried(trial))
@@ -149,7 +151,7 @@ class Search:
 
     def best(self) -> list[Scored]:
         """What the goal asks for, the best first; of the front all that none beats, the fastest first."""
-        known = list({scored.candidate: scored for scored in self.found}.values())
+        known = list({scored.planned.case: scored for scored in self.found}.values())
         if self.goal.front:
             on_it = pareto.front([(-s.milliseconds, -s.loss) for s in known]) if known else []
             return sorted((s for s, yes in zip(known, on_it, strict=True) if yes), key=lambda s: s.milliseconds)

@@ -14,12 +14,13 @@ from repshift_cli.records.tuning import CHOSEN, Confirmed, Tuning
 WIDTH = 118
 FIXED = ("image_size", "frames", "tokens", "removal", "weights")
 """What of the sweep belongs to the workload, beside model, batch and dtype."""
+GATED = ("", "# What `repshift gate` judges by.", "[thresholds]", "latency = 0.01", "macs = 0")
 
 
 def profile_text(tuning: Tuning, own: Confirmed, fixed: Mapping[str, Any]) -> str:
     """The profile of one schedule; `fixed` are the options of the search's sweep, as plain values."""
     lines = [line for text in _evidence(tuning, own) for line in _comment(text)]
-    return "\n".join([*lines, *_keys(tuning, own, fixed), ""])
+    return "\n".join([*lines, *_keys(tuning, own, fixed), *GATED, ""])
 
 
 def _keys(tuning: Tuning, own: Confirmed, fixed: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Labelled data beside a look at a model: its options, and how they become a judge of the model within changes."""
+"""Labelled data: the options by which they are read, and how they judge a model within changes, beside a look at it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repshift_cli.analysis import stats
+from repshift_cli.commands.shared import options
 from repshift_cli.records import Case, Measurement, Record, UsageError
 from repshift_cli.sweep.axes import Axes
 
@@ -44,6 +45,35 @@ Train = Annotated[
 Limit = Annotated[
     int | None, _option("N", "Judge on a stratified sample of so many, drawn by --seed. (default: all)", min=2)
 ]
+
+
+_READING: dict[str, tuple[Any, ...]] = {
+    "split": (str, "NAME", "Which split of the data, where it has several."),
+    "train": (str, "SPLIT|PATH", "What --task probe is fitted on: a split of the data, or other data."),
+    "column": (list[str], "OURS=THEIRS", "Which column of the data is image, text, label ...; may be repeated."),
+    "preprocess": (
+        str,
+        "TEXT",
+        "Changes to the checkpoint's own preprocessing: resize=256,crop=224,interpolation=bilinear,mean=0.5,std=0.5.",
+    ),
+    "workers": (int, "N", "Processes that decode images. (default: up to 4, none for few images)", 0),
+}
+
+
+def reading(panel: str, *names: str) -> dict[str, Any]:
+    """These options of how data are read, for `options.declared`."""
+    return {name: options.optional(panel, *_READING[name]) for name in names}
+
+
+def with_columns(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, those of --column as `columns`: theirs by ours."""
+    columns = {}
+    for text in given.get("column") or ():
+        ours, equals, theirs = text.partition("=")
+        if not equals:
+            raise UsageError(f"--column {text}: write OURS=THEIRS, like label=fine_label")
+        columns[ours] = theirs
+    return {name: value for name, value in given.items() if name != "column"} | {"columns": columns}
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ PerLayer = Annotated[
     bool,
     typer.Option(
         "--per-layer",
-        help="A list is one value for each layer of --layers, for --keep and --sign: --keep 0.9,0.7 --layers 3,6. "
-        "Repeat the option for several.",
+        help="A list is one value for each layer of --layers, for --keep, --operation, --distance, --form and --sign: "
+        "--keep 0.9,0.7 --layers 3,6. Repeat the option for several.",
         rich_help_panel=SWEEP,
     ),
 ]
@@ -241,6 +241,11 @@ def of_a_method(option: Option) -> Any:
         autocompletion=completion.values_of(option),
     )
     return Annotated[list[str] | None, named]
+
+
+def optional(panel: str, kind: Any, metavar: str, text: str, min: float | None = None) -> Any:
+    """An option of a command's own, in its panel of the help text: None where it is not given."""
+    return Annotated[kind | None, typer.Option(metavar=metavar, help=text, rich_help_panel=panel, min=min)]
 
 
 Stray = Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")]

@@ -11,13 +11,11 @@ from repshift_cli.analysis import history
 from repshift_cli.gate.verdict import Outcome
 from repshift_cli.records import Run, UsageError, store
 from repshift_cli.records.json_codec import from_plain
-from repshift_cli.records.tuning import Tuning
 from repshift_cli.renderers import Document, document_of
-from repshift_cli.renderers.sheets import gate, tuning
+from repshift_cli.renderers.sheets import gate
 from repshift_cli.renderers.sheets import history as over_time
 
 OF_A_GATE = {"findings", "base", "head"}
-OF_A_SEARCH = {"singles", "confirmed", "goal"}
 OF_A_SERIES = {"case", "like", "points"}
 SUMMARY = ("verdict", "exit_code", "sentence")
 """What a gate's JSON says ahead of its records, which follows from them."""
@@ -56,8 +54,6 @@ def load(path: Path) -> Document:
     try:
         if isinstance(plain, dict) and plain.keys() >= OF_A_GATE:
             return _gate({name: value for name, value in plain.items() if name not in SUMMARY}, path.name)
-        if isinstance(plain, dict) and plain.keys() >= OF_A_SEARCH:
-            return dataclasses.replace(tuning.document_of(from_plain(Tuning, plain, "tuning")), title=path.name)
         if isinstance(plain, list) and plain and all(isinstance(s, dict) and s.keys() >= OF_A_SERIES for s in plain):
             return _history([from_plain(history.Series, s, "history") for s in plain], path.name)
     except ValueError as error:

@@ -5,20 +5,7 @@ from __future__ import annotations
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Measurement
 from repshift_cli.records.tuning import CHOSEN, Confirmed, Single, Tuning
-from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.cells import ALWAYS, MISSING, Cell, Column, Sheet
-
-
-def document_of(tuning: Tuning) -> Document:
-    """The outcome as a document."""
-    return Document(
-        "tuning",
-        tuning,
-        lambda: sheets(tuning),
-        title=f"repshift tune: {tuning.status}",
-        sentence=tuning.sentence,
-        whole="--csv",
-    )
 
 
 def sheets(tuning: Tuning) -> list[Sheet]:
@@ -49,7 +36,8 @@ def _sensitivity(tuning: Tuning) -> Sheet:
     ]
     what = f"{tuning.loss} of one cut at one block at a time, on samples of the search; * marks a block's least"
     alone = not tuning.confirmed
-    return Sheet(_header(tuning), tuple(columns), "", (what, *(_notes(tuning) if alone else ())))
+    answer = f"{tuning.sentence}." if alone else ""
+    return Sheet(_header(tuning), tuple(columns), "", (what, *(_notes(tuning) if alone else ())), answer=answer)
 
 
 def _of_block(rows: dict[tuple[str, float], dict[int, float]], block: int) -> tuple[Cell, ...]:
@@ -129,6 +117,8 @@ def _notes(tuning: Tuning) -> tuple[str, ...]:
             f"{_of(tuning)} on {tuning.samples[1]} held-out samples, in brackets 95% intervals; differences are "
             f"paired; sought: {tuning.goal}, {tuning.trials} trials on {tuning.samples[0]} other samples"
         )
+    if (several := len({one.number for one in tuning.confirmed})) > 1:
+        notes.append(f"which of the {several} schedules counts as found is judged by Holm's procedure")
     if tuning.costs is not None and tuning.costs.typical is not None and tuning.costs.worst is not None:
         notes.append(
             f"times were predicted within {tuning.costs.typical:.1%} (at worst {tuning.costs.worst:.1%}) of "
