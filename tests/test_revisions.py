@@ -352,27 +352,35 @@ def test_the_self_test_fails_where_the_delay_is_not_seen(repository: Repository)
 # --- nothing is left behind -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code", "mood", "count"),
+    [
+        (signal.SIGINT, 130, "hang turns", 2),
+        (signal.SIGTERM, 143, "hang", 1),
+        (signal.SIGHUP, 129, "hang turns", 2),
+    ],
+)
 def test_an_interrupted_gate_leaves_neither_worktree_nor_process(
-    repository: Repository, tmp_path: Path, number: signal.Signals, code: int
+    repository: Repository, tmp_path: Path, number: signal.Signals, code: int, mood: str, count: int
 ) -> None:
-    repository.write({"mood.txt": "hang"})
+    """Whether one process runs or, where both know of turns, two."""
+    repository.write({"mood.txt": mood})
     repository.commit("hangs")
     log = tmp_path / "log"
     log.touch()
-    process, pids = hanging(repository, log)
+    process, pids = hanging(repository, log, count)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
     assert "Traceback" not in error
-    assert pids and not any(map(alive, pids))
+    assert len(pids) == 2 * count and not any(map(alive, pids))
     assert repository.is_tidy
 
 
-def hanging(repository: Repository, log: Path) -> tuple[subprocess.Popen[str], list[int]]:
-    """A gate whose first round hangs, and the processes that do."""
+def hanging(repository: Repository, log: Path, count: int = 1) -> tuple[subprocess.Popen[str], list[int]]:
+    """A gate whose first round hangs, and the processes that do, each of `count` with its child."""
     process = repository.start("--base", "HEAD", SHAM_LOG=str(log))
-    while "hanging" not in log.read_text():
+    while log.read_text().count("hanging") < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     assert repository.worktrees() == 2

@@ -16,7 +16,7 @@ WALLS: dict[str, set[str]] = {
     "registry": {"records", "machine.packages"},
     "sweep": {"records", "registry", "sweep"},
     "analysis": {"records", "analysis", "machine.packages", "numpy", "ruptures"},
-    "gate": {"records", "analysis", "machine.guardian", "machine.memory", "machine.turns", "gate"},
+    "gate": {"records", "analysis", "machine.cores", "machine.guardian", "machine.memory", "machine.turns", "gate"},
     "profiling": {"records", "kernels", "profiling", "torch"},
     "machine": {"records", "machine", "torch", "pynvml"},
     "counters": {"records", "registry", "machine", "counters"},

@@ -33,8 +33,16 @@ def _go_back(folder: str | None) -> None:
         os.chdir(folder)
 
 
+TORCHS_OWN = frozenset({"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"})
+"""Variables that torch itself sets when it first loads its compiler, whatever the model."""
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in TORCHS_OWN}
+
+
 def _set_environment(wanted: dict[str, str]) -> None:
-    for name in os.environ.keys() - wanted.keys():
+    for name in _environment().keys() - wanted.keys():
         del os.environ[name]
     os.environ.update(wanted)
 
@@ -111,7 +119,7 @@ SETTINGS = (
     _stream("stdout"),
     _stream("stderr"),
     Setting("sys.excepthook", *_attribute(sys, "excepthook")),
-    Setting("environment", lambda: dict(os.environ), _set_environment),
+    Setting("environment", _environment, _set_environment),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from repshift_cli.benchmark.launchers import Death, Listed, Terms
 from repshift_cli.commands.shared import checks, consent, labelled, launching, options
 from repshift_cli.commands.shared.listing import Row, show_rows
 from repshift_cli.commands.shared.output import Outputs, output_options
-from repshift_cli.commands.shared.progress import Bar
+from repshift_cli.commands.shared.progress import Bar, as_asked
 from repshift_cli.records import RepshiftError, Run, UsageError, store
 from repshift_cli.records.journal import Journal, StoreError
 from repshift_cli.renderers import document_of
@@ -137,7 +138,7 @@ def evaluate(
         return
     order, path = _resumed(given, out, resume) if resume else _begun(given, out)
     outputs.check({"--out": path})
-    run = _evaluated(order, path, in_process)
+    run = _evaluated(order, path, in_process, as_asked(outputs.view))
     outputs.emit(document_of(run))
     print(f"run file: {path}", file=sys.stderr)
     raise typer.Exit(1 if any(record.status == "failed" for record in run.records) else 0)
@@ -213,7 +214,7 @@ def _named(order: Order) -> Order:
 # --- the evaluation ---------------------------------------------------------------------------------------------------
 
 
-def _evaluated(order: Order, path: Path, in_process: bool) -> Run:
+def _evaluated(order: Order, path: Path, in_process: bool, observing: Callable[[int], Bar]) -> Run:
     """The run, on disk. A process that ends at a variant is followed by another, which goes on behind it; after an
     interruption what is known so far is kept, and the command that goes on is said."""
     from repshift_cli.evaluation import shards
@@ -223,7 +224,7 @@ def _evaluated(order: Order, path: Path, in_process: bool) -> Run:
         registry.find("benchmark.launchers", launching.IN_PROCESS if in_process else launching.DEFAULT)
     )
     tasks = Listed([Evaluating(order, path)])
-    with signals.ending_in_order(), Bar(1) as bar, contextlib.closing(launcher.start(Terms())) as carrier:
+    with signals.ending_in_order(), observing(1) as bar, contextlib.closing(launcher.start(Terms())) as carrier:
         try:
             for event in carrier.carry_out(tasks, bar):
                 if isinstance(event.value, Death):

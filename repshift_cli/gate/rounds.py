@@ -24,6 +24,7 @@ from repshift_cli.gate.survey import BASE, HEAD, Survey, options_of, part_of, ra
 from repshift_cli.gate.thresholds import OUTPUT, Thresholds
 from repshift_cli.gate.verdict import Check, Judged, NothingMeasured
 from repshift_cli.machine import memory
+from repshift_cli.machine.cores import usable_cores
 from repshift_cli.records import Case, Measurement, Record, Run, store
 
 THROTTLED = "the device was throttled by hardware while it was timed; cool it and measure again"
@@ -93,7 +94,8 @@ class BaseAndHead:
     def plan(self) -> str:
         """What is to come, and how long it takes at most, before the first round: a survey does more than a process."""
         first, most, turns = self.thresholds.rounds, self.thresholds.most_rounds, len(self._turns())
-        each = turns * min(self.starter.seconds[: self._surveys], default=0.0)
+        at_once = min(turns, usable_cores()) if self.together else 1
+        each = turns / at_once * min(self.starter.seconds[: self._surveys], default=0.0)
         processes = "one process per side" if turns == len(self.both) else f"{turns} processes"
         how = ", measuring in turn" if self.together else ""
         return (

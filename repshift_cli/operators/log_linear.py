@@ -54,14 +54,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, spec: Spec, of_levels: Tensor) -> Te
     level = level_of(place[:, None], place).clamp_max(CHUNK.bit_length() - 1)
     weight = strength.gather(-1, level.expand(*strength.shape[:-1], -1))
     out = (query @ key.transpose(-2, -1) * lower(CHUNK, q.device) * weight) @ value
-    state, number = key.transpose(-2, -1) @ value, torch.arange(query.shape[2], device=q.device)
+    state = key.transpose(-2, -1) @ value
     for bit in range((query.shape[2] - 1).bit_length()):
-        reading = number[number >> bit & 1 == 1]
+        reading = with_bit(bit, query.shape[2], q.device)
         read = query[:, :, reading] @ state[:, :, (reading >> bit) - 1]
         weight = strength[:, :, reading][..., CHUNK.bit_length() + bit, None]
         out = out.index_add(2, reading, weight * read)
         state = F.pad(state, (0, 0, 0, 0, 0, state.shape[2] % 2)).unflatten(2, (-1, 2)).sum(3)
     return normalised(out.flatten(2, 3)[:, :, :n]).to(q.dtype)
+
+
+def with_bit(bit: int, count: int, device: torch.device) -> Tensor:
+    """The numbers below `count` that have this bit, in order; how many there are is known without looking at any."""
+    whole, rest = divmod(count, 2 << bit)
+    there = torch.arange((whole << bit) + max(0, rest - (1 << bit)), device=device)
+    return (there >> bit << bit + 1) + (1 << bit) + (there & (1 << bit) - 1)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, spec: Spec, of_levels: Tensor) -> Tensor:

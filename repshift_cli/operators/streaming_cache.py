@@ -61,13 +61,13 @@ def reference(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Tensor:
     """The equation: scores from the true distance in the window, from the capped one at the sinks."""
     k, v = dense.per_query_head(k, q), dense.per_query_head(v, q)
     n, scale = q.shape[-2], 1 / math.sqrt(q.shape[-1])
-    i, j = torch.arange(n)[:, None], torch.arange(n)[None]
-    capped = torch.arange(n).clamp_max(spec.sinks + spec.window - 1)
+    i, j = torch.arange(n, device=q.device)[:, None], torch.arange(n, device=q.device)[None]
+    capped = torch.arange(n, device=q.device).clamp_max(spec.sinks + spec.window - 1)
     near = rotated(q) @ rotated(k).transpose(-2, -1) * scale
     far = rotated(q, capped) @ rotated(k).transpose(-2, -1) * scale
     within = (i - j < spec.window) & (j <= i)
-    scores = torch.where(within.to(q.device), near, far)
-    return dense.weights(scores, (within | ((j < spec.sinks) & (j <= i))).to(q.device)) @ v
+    scores = torch.where(within, near, far)
+    return dense.weights(scores, within | ((j < spec.sinks) & (j <= i))) @ v
 
 
 def cost(shape: Shape, spec: Spec) -> Cost:

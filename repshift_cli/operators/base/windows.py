@@ -70,10 +70,11 @@ def joined(x: Tensor, sides: tuple[int, int], side: int, shift: int) -> Tensor:
 
 def together(sides: tuple[int, int], side: int, shift: int, device: torch.device) -> Tensor:
     """Which places of each window were neighbours before the roll: (windows, M^2, M^2) of bool."""
-    parts = [(torch.arange(n) >= n - side).int() + (torch.arange(n) >= n - shift).int() for n in sides]
+    places = [torch.arange(n, device=device) for n in sides]
+    parts = [(at >= len(at) - side).int() + (at >= len(at) - shift).int() for at in places]
     region = (parts[0][:, None] * 3 + parts[1])[None, None, :, :, None]
     region = cut(region.flatten(2, 3), sides, side, 0)[:, 0, :, 0]
-    return (region[:, :, None] == region[:, None]).to(device)
+    return region[:, :, None] == region[:, None]
 
 
 def equation(q: Tensor, k: Tensor, v: Tensor, spec: Spec, bias: Tensor, shift: int) -> Tensor:
