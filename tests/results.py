@@ -216,6 +216,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "minilm-spam-knn": accuracy("minilm-spam", "knn_top1"),
     "smollm2-grid": accuracy("smollm2-grid", "next_token_loss", 2),
     "smollm2-topics": accuracy("smollm2-topics", "next_token_loss", 2),
+    "efficientnet-lite0": accuracy("efficientnet-lite0-imagenet", "top1"),
     "smollm2-topics-rivals": accuracy("smollm2-topics-rivals", "next_token_loss", 2),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),

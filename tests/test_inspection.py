@@ -27,7 +27,7 @@ from repshift_cli.attention.base.swap import attending
 from repshift_cli.cli import app
 from repshift_cli.commands.analyze import inspection_schema
 from repshift_cli.inspection import Look, Settings, cache, heads, reach, repair, score, sinks
-from repshift_cli.inspection.base import caches, effects, left_out, packing, ranks, rows
+from repshift_cli.inspection.base import arrays, caches, effects, left_out, packing, ranks, rows
 from repshift_cli.inspection.base.blocks import own_places
 from repshift_cli.inspection.base.left_out import halves, importance
 from repshift_cli.inspection.base.shifts import shifts
@@ -302,6 +302,15 @@ def test_with_even_norms_the_shift_is_that_of_tokens_all_as_long() -> None:
     assert names[:2] == ["mlp l2 paper", "mlp l2 paper, even norms"]
     torch.testing.assert_close(found[names[1]], expected, rtol=1e-3, atol=0)
     assert not torch.allclose(found[names[0]], expected, rtol=0.05)
+
+
+def test_it_is_read_out_where_even_norms_turn_a_sign() -> None:
+    depth, scores = arrays.blocks(4), arrays.axis("score", ("l2", "l2, even norms", "norm"))
+    forms = arrays.quantity(
+        "", "", "", [depth, scores], [[0.5, -0.1, 0], [0.5, 0.4, 0], [0.1, -0.1, 0], [-0.5, 0.2, 0]]
+    )
+    assert score._turned(forms, (1, 1, 0, -1)) == [1, 4]
+    assert not score._turned(replace(forms, axes=(depth, arrays.axis("score", ("block", "norm", "x")))), (1, 1, 1, 1))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -134,6 +134,37 @@ def test_a_matrix_that_would_not_fit_is_refused_by_the_formula(monkeypatch: pyte
     assert cells["softmax"].startswith("would hold 0 GiB at once (1 x 2 heads, 2048 tokens, fp32)")
 
 
+def test_graphs_of_backward_passes_that_do_not_fit_together_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [p.case for p in planned(operator="softmax,linear,additive", tokens="256", causal=True, backward=True)]
+    sizes = {c.variant: choice.kept(c) for c in cells}
+    assert sizes["flash"] < sizes["linear"] < sizes["softmax"] < sizes["additive"]
+    assert choice.kept(case("softmax")) == 0 and choice.not_held([case("softmax")]) == frozenset()
+    assert choice.not_held(cells) == frozenset(), "where all fit, all stay ready"
+    for has, expected in ((10 * sizes["additive"], set()), (2.7 * sizes["additive"], {"additive"})):
+        monkeypatch.setattr(choice, "total_bytes", lambda device, has=has: int(has))
+        assert {c.variant for c in choice.not_held(cells)} == expected
+    needs = 4 * (4 * 2 * 256 * 16) + 2 * sizes["additive"]
+    monkeypatch.setattr(choice, "total_bytes", lambda device: needs)
+    refused = {
+        p.case.variant: p.refused for p in planned(operator="additive", tokens="256", causal=True, backward=True)
+    }
+    assert refused["flash"] is None and "would hold" in refused["additive"]
+
+
+def test_a_backward_pass_that_is_not_held_has_the_same_gradients_and_keeps_nothing() -> None:
+    one = case("softmax")
+    one = one.with_options(**dict(one.options), backward=True)
+    subject = steps.subject_of(one)
+    held, anew = (steps.step_of(one, subject, held) for held in (True, False))
+    assert held.subject.warnings == () and anew.subject.warnings == (steps.MADE_ANEW,)
+    with held.active(), anew.active():
+        assert all(torch.equal(a, b) for a, b in zip(held.forward(), anew.forward(), strict=True))
+    held.forward()
+    with pytest.raises(AssertionError):
+        anew.forward()
+    assert "flash" not in measures.verified(anew)
+
+
 def test_graphs_are_refused_where_they_cannot_be() -> None:
     reasons = {p.refused for p in planned(operator="xattention", cuda_graph=True) if p.case.execution == "graph"}
     assert reasons == {"CUDA graphs exist on CUDA only"}

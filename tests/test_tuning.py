@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import signal
 import subprocess
@@ -23,10 +25,12 @@ from tiny import one_thread  # noqa: F401
 from repshift_cli import __version__, cli, prune
 from repshift_cli.analysis import stats
 from repshift_cli.commands.shared.gating import profile_options
+from repshift_cli.commands.shared.output import rendered
 from repshift_cli.commands.tune import tuning_schema
 from repshift_cli.evaluation.tasks import NotFinite
 from repshift_cli.records import Progress, UsageError, store
 from repshift_cli.records.tuning import CHOSEN, FOUND, INTERRUPTED, NOTHING, Tuning
+from repshift_cli.renderers import document_of
 from repshift_cli.renderers.sheets.tuning import sheets
 from repshift_cli.sweep.axes import Axes, merge
 from repshift_cli.sweep.profiles import load_profile
@@ -131,6 +135,9 @@ def test_the_same_seed_gives_the_same_result() -> None:
 def test_a_front_goes_from_slow_and_true_to_fast() -> None:
     found = planted.session(order(target=None, methods=["repshift", "norm"], trials=24, keep="0.1:0.95")).tune()
     points = [c for c in found.confirmed if c.role == CHOSEN]
+    rows = list(csv.DictReader(io.StringIO(rendered("csv", document_of(found)))))
+    assert [row["what"] for row in rows if row["number"]] == [c.role for c in found.confirmed]
+    assert all(float(row["speedup"]) > 1 for row in rows if row["what"] == CHOSEN)
     assert found.status == FOUND and len(points) > 1
     assert found.confirmed[0].role == CHOSEN, "the recommended one comes first"
     order_of_time = sorted(points, key=lambda c: c.predicted)
@@ -173,6 +180,9 @@ def test_sensitivity_shows_where_which_sign_is_right() -> None:
         assert losses["repshift", 2, "lowest", keep] < 1e-6 < losses["random", 2, None, keep]
     (sheet,) = sheets(found)
     assert sheet.answer == "one cut at one block at a time; nothing was searched."
+    rows = list(csv.DictReader(io.StringIO(rendered("csv", document_of(found)))))
+    assert len(rows) == len(found.singles) and {row["sign"] for row in rows} == {"highest", "lowest", ""}
+    assert [float(row["loss_calibration"]) for row in rows] == [s.loss for s in found.singles]
     assert [c.title for c in sheet.columns] == ["score", "keep", "block 1", "block 2", "block 3"]
     row = next(i for i, cell in enumerate(sheet.columns[0].cells) if "lowest" in cell.text)
     assert sheet.columns[3].cells[row].text.endswith("*") and not sheet.columns[2].cells[row].text.endswith("*")

@@ -22,6 +22,7 @@ from repshift_cli.benchmark.execution import compiled, graph
 from repshift_cli.benchmark.failures import reason_of
 from repshift_cli.benchmark.inputs import Inputs
 from repshift_cli.benchmark.operators import measures, steps
+from repshift_cli.benchmark.operators.choice import not_held
 from repshift_cli.benchmark.outputs import output_of
 from repshift_cli.benchmark.passes import Pass, passes
 from repshift_cli.benchmark.runner import Parts
@@ -129,6 +130,7 @@ class StepBuilder:
         self._subject: Subject | None = None
         self._broken: tuple[tuple[Any, ...], BaseException] | None = None
         self._behind: tuple[str, ...] = ()
+        self._not_held: frozenset[Case] = frozenset()
         self.inputs = Inputs(())
         self._before: tuple[Pass, ...] = ()
         self._after: tuple[Pass, ...] = ()
@@ -197,9 +199,13 @@ class StepBuilder:
             return [one for one in self._after if one.name not in measures.LISTENING]
         return self._after
 
+    def comparing(self, cases: Sequence[Case]) -> None:
+        """What is made ready next is compared with each other: which operators fit into memory together is settled."""
+        self._not_held = not_held([case for case in cases if case.model == OPERATORS])
+
     def prepare(self, case: Case) -> Step:
         """The case as a step, captured in a CUDA graph where it asks for that."""
-        step = _step(case, self.subject(case))
+        step = _step(case, self.subject(case), case not in self._not_held)
         return replace(step, forward=delayed(step.forward, case.device, self._delay)) if self._delay else step
 
     def _derived(self, step: Step, measured: Sequence[Measurement], milliseconds: float) -> Derived:
@@ -236,8 +242,8 @@ def protected(subject: Subject, case: Case) -> Subject:
     return protecting(subject, case.protect, case.model)
 
 
-def _step(case: Case, subject: Subject) -> Step:
-    step = steps.step_of(case, subject) if case.model == OPERATORS else eager_step(case, subject)
+def _step(case: Case, subject: Subject, held: bool = True) -> Step:
+    step = steps.step_of(case, subject, held) if case.model == OPERATORS else eager_step(case, subject)
     return {"eager": lambda s: s, "graph": graph, "compile": compiled}[case.execution](step)
 
 

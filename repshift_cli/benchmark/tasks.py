@@ -188,6 +188,7 @@ class Comparison:
                 raise ContextLost(None, reason_of(error)) from error
             yield from (failed(case, tokens, error) for case, tokens in self.cases if case in self.wanted)
             return
+        builder.comparing(self.subjects)
         words = guarded.settle(first.seed)
         settle, inputs = partial(guarded.settle, first.seed), builder.inputs.put_back
         parts = replace(builder.parts, at=observer.at, settle=settle, inputs=inputs, turns=seat())

@@ -17,7 +17,7 @@ from repshift_cli.inspection.base.effects import measure_of, read_out
 from repshift_cli.inspection.base.left_out import DRAWS, halves, importance, noise
 from repshift_cli.inspection.base.ranks import FEWEST, lower_half_weight, mean, rank_correlation, told_sign, top_share
 from repshift_cli.inspection.base.rows import causal, paid, received
-from repshift_cli.inspection.base.shifts import shifts
+from repshift_cli.inspection.base.shifts import EVEN, shifts
 from repshift_cli.kernels.sdpa import AttentionCall
 from repshift_cli.records import Subject
 from repshift_cli.records.inspection import Answer, Quantity
@@ -305,6 +305,10 @@ def _read(quantities: Sequence[Quantity]) -> tuple[str, ...]:
         there = [n for n, value in enumerate(signs, start=1) if value == float(sign)]
         if there:
             lines.append(f"keep {words}: after block {spans(there)}")
+    if turned := _turned(by_name["score_importance"], signs):
+        lines.append(
+            f"with even norms the shift says the other: after block {spans(turned)}, so that its sign was theirs"
+        )
     costs = [(value, n) for n, value in enumerate(by_name["dropped_importance"].values, start=1) if value is not None]
     if costs:
         least, most = min(costs), max(costs)
@@ -318,3 +322,14 @@ def _read(quantities: Sequence[Quantity]) -> tuple[str, ...]:
         where = f"after block {spans(beaten)}" if beaten else "after no block"
         lines.append(f"at once, that half costs less than a random half {where}")
     return tuple(lines)
+
+
+def _turned(forms: Quantity, signs: Sequence[float | None]) -> list[int]:
+    """The blocks for which a sign is told that is the other where all states are as long."""
+    found, named = dict(forms.items()), forms.axes[1].ticks
+    if named[1] != named[0] + EVEN:
+        return []
+    even = [found[block, named[1]] for block in forms.axes[0].ticks]
+    return [
+        n for n, (sign, rho) in enumerate(zip(signs, even, strict=True), start=1) if sign and rho and sign * rho < 0
+    ]

@@ -12,30 +12,36 @@ from typing import Any, TextIO
 
 from repshift_cli.analysis.stats import estimate
 from repshift_cli.records import Measurement, Record, Run, names_of, printable_line
+from repshift_cli.records.case import option_order
 from repshift_cli.records.inspection import Inspection
 from repshift_cli.records.profile import KernelTime, OpTime, PartTime, ProfileRun
+from repshift_cli.records.tuning import Tuning
 from repshift_cli.renderers import Document
 from repshift_cli.renderers.sheets.metric_columns import find, metrics_of, ordered_records
 
-TAKES = ("run", "profile", "inspection")
+TAKES = ("run", "profile", "inspection", "tuning")
 SUFFIX = ".csv"
 
 SUFFIXES = {"": "", "x": "", "MAC": "", "B": "bytes", "1/s": "per_s", "%": "percent"}
 FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet runs where a cell begins with it."""
 WITH_INTERVAL = ("median", "inverse-median", "hodges-lehmann", "wilson", "tango", "mean", "bootstrap")
+HELD_OUT = ("loss_held_out", "found_less_it", "speedup", "latency_ms")
+"""What is measured of a schedule that a search recommends, and of what it is held against."""
 RECORD_FIELDS = ("status", "reason", "tokens", "kernel", "rounds", "warmup", "stopped_by", "unfit")
 
 
 def render(document: Document, out: TextIO) -> None:
     """Write one line per record, the skipped and the failed among them; of a profile one per line of its view.
 
-    Of an inspection one line per value, with its place along every axis.
+    Of an inspection one line per value, with its place along every axis; of a search one per cut or schedule.
     """
     if document.kind == "profile":
         _render_profile(document.content, out)
     elif document.kind == "inspection":
         _render_inspection(document.content, out)
+    elif document.kind == "tuning":
+        _render_search(document.content, out)
     else:
         _render_run(document.content, out)
 
@@ -76,6 +82,33 @@ def _render_inspection(run: Inspection, out: TextIO) -> None:
                 at = dict(zip(names, place, strict=True))
                 told = (run.case.model, answer.question, q.name, q.unit, *(at.get(name) for name in axes), value)
                 writer.writerow([_text(cell) for cell in told])
+
+
+def _render_search(tuning: Tuning, out: TextIO) -> None:
+    """Single cuts with their mean loss on the calibration samples, schedules with theirs on the held-out ones."""
+    rows: list[dict[str, Any]] = []
+    for single in tuning.singles:
+        own = {"what": "one cut", "method": single.method, "keep": single.keep, "layers": single.layer}
+        rows.append(own | dict(single.options) | {"loss_calibration": single.loss})
+    for one in tuning.confirmed:
+        case = one.case
+        own = {"what": one.role, "number": one.number, "method": case.pruning, "keep": case.keep, "layers": case.layers}
+        row = own | dict(case.options) | {"protect": case.protect, "loss_calibration": one.calibration}
+        for name, measurement in zip(HELD_OUT, (one.loss, one.versus, one.speedup, one.latency), strict=True):
+            figure = estimate(measurement) if measurement is not None else None
+            if figure is not None:
+                row |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+        rows.append(row | {"predicted_ms": one.predicted})
+    figures = [name for own in HELD_OUT for name in (own, f"{own}_low", f"{own}_high")]
+    first, last = (
+        ["what", "number", "method", "keep", "layers"],
+        ["protect", "loss_calibration", *figures, "predicted_ms"],
+    )
+    known = [*first, *option_order({name for row in rows for name in row} - {*first, *last}), *last]
+    writer = csv.DictWriter(out, ["model", "loss", "unit", *known], restval="", lineterminator="\n")
+    writer.writeheader()
+    told = {"model": tuning.model, "loss": tuning.loss, "unit": tuning.unit}
+    writer.writerows({name: _text(value) for name, value in (told | row).items()} for row in rows)
 
 
 def _name(like: Measurement, metrics: list[Measurement]) -> str:

@@ -60,6 +60,7 @@ class Session:
     pause: Callable[[], None] = lambda: None
     _known: dict[tuple[Case, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
+    _searching: float = field(default_factory=time.monotonic)
 
     def losses(self, case: Case, numbers: Sequence[int]) -> np.ndarray:
         """The losses on these batches of the calibration split, measured once."""
@@ -100,6 +101,7 @@ class Session:
         model: CostModel | None = None
         try:
             model = self._costs(space)
+            self._searching = time.monotonic()
             depth, unpruned = self.planner.facts.depth, self.planner.unpruned
             means = Means(
                 self.planner.planned,
@@ -179,11 +181,11 @@ class Session:
 
     def _deadline(self, share: float = 1.0) -> float | None:
         """When so much of the budget is spent; None where there is none."""
-        return None if self.order.budget is None else self._began + self.order.budget * share
+        return None if self.order.budget is None else self._searching + self.order.budget * share
 
     def _spent(self) -> float:
         """The share of the budget that is spent, at most all: what is left is for the searches, in equal parts."""
-        return 0.0 if self.order.budget is None else min(1.0, (time.monotonic() - self._began) / self.order.budget)
+        return 0.0 if self.order.budget is None else min(1.0, (time.monotonic() - self._searching) / self.order.budget)
 
     def _told(self, name: str) -> Callable[[int, Search], None]:
         def told(done: int, own: Search) -> None:

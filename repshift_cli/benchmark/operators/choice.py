@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from repshift_cli import registry
@@ -15,8 +16,10 @@ from repshift_cli.sweep.operators import DECODE_REFERENCE, REFERENCE, Offered
 ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
 SHARE_OF_MEMORY = 0.9
 PLAIN = "plain"
-BACKWARD_HOLDS = 3
-"""The backward pass keeps about this many times what the forward holds."""
+SHARE_READY = 0.4
+"""The share of the device's memory that the graphs of a comparison's backward passes may take between their turns."""
+MOST_GRAPHS = 2
+"""Of one operator at once: verification runs a forward and its gradients beside the graph that is there."""
 
 
 def offered(names: Sequence[str], device: str) -> tuple[Offered, ...]:
@@ -120,13 +123,30 @@ def beyond_execution(engine: Engine, case: Case) -> str | None:
     return None
 
 
+def kept(case: Case) -> int:
+    """Bytes that the case keeps between its turns, beside its inputs: the graph of the forward whose gradients are
+    timed. At most what that forward writes is saved for them, and of what moves by formula half is written."""
+    return cost_of(case).moved // 2 * ITEM[case.dtype] if case.option("backward") else 0
+
+
+def not_held(cases: Sequence[Case]) -> frozenset[Case]:
+    """Those of a comparison whose graphs cannot stay beside the others', the heaviest first: they are made anew for
+    each turn, in which there must be room for the largest. What stays takes at most `SHARE_READY` of the memory."""
+    graphs = sorted(((kept(c), c) for c in cases if c.option("backward")), key=lambda pair: pair[0])
+    has = total_bytes(cases[0].device) if graphs else None
+    if has is None:
+        return frozenset()
+    room = min(SHARE_READY * has, SHARE_OF_MEMORY * has - MOST_GRAPHS * graphs[-1][0])
+    fits = sum(level <= room for level in accumulate(size for size, _ in graphs))
+    return frozenset(case for _, case in graphs[fits:])
+
+
 def _beyond_memory(cost: Cost, case: Case, shape: Shape) -> str | None:
-    """What the operator holds at once, by formula, against the whole memory of the device."""
+    """What the operator's own turn holds at once, by formula, against the whole memory of the device."""
     has = total_bytes(case.device)
     if has is None:
         return None
-    held = cost.held * (BACKWARD_HOLDS if case.option("backward") else 1)
-    needs = (shape.given + held) * ITEM[case.dtype]
+    needs = (shape.given + cost.held) * ITEM[case.dtype] + MOST_GRAPHS * kept(case)
     if needs <= SHARE_OF_MEMORY * has:
         return None
     sizes = f"{case.batch} x {shape.heads} heads, {shape.tokens} tokens, {case.dtype}"

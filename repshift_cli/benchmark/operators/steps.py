@@ -20,6 +20,7 @@ from repshift_cli.records import Case, Step, Subject, UsageError, call
 from repshift_cli.sweep.operators import HEADS, TOKENS, OperatorAxes, expand
 from repshift_cli.sweep.plan import Planned
 
+MADE_ANEW = "its forward was run anew before each turn, untimed: the graphs of all would not fit into memory together"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -81,16 +82,19 @@ def ready(case: Case, subject: Subject) -> Ready:
     return Ready(module, engine, spec, module.arrange(q, k, v, spec))
 
 
-def step_of(case: Case, subject: Subject) -> Step:
-    """The case made ready: a forward, or the backward pass of one forward that was run before."""
+def step_of(case: Case, subject: Subject, held: bool = True) -> Step:
+    """The case made ready: a forward, or the backward pass of one forward that was run before; one that is not `held`
+    runs that forward whenever it becomes active, and keeps nothing between its turns."""
     one = ready(case, subject)
     attention = Attention(one.engine, one.spec, one.made)
     inputs = (one.made.q, one.made.k, one.made.v)
     own = replace(subject, module=attention, inputs=inputs, warnings=one.made.notes, details=one)
-    active = _backward_context(one.engine) if case.option("backward") else _forward_context(one.engine)
-    if case.option("backward"):
-        return Step(case, own, active, _backward(attention, inputs, one.engine), lambda given: call(attention, given))
-    return Step(case, own, active, lambda: call(attention, inputs), lambda given: call(attention, given))
+    run = lambda given: call(attention, given)  # noqa: E731
+    if not case.option("backward"):
+        return Step(case, own, _forward_context(one.engine), lambda: call(attention, inputs), run)
+    backward = Backward(attention, inputs, one.engine, held)
+    words = () if held else (MADE_ANEW,)
+    return Step(case, replace(own, warnings=(*own.warnings, *words)), backward.active, backward, run)
 
 
 def _forward_context(engine: Engine) -> Callable[[], Any]:
@@ -102,26 +106,39 @@ def _forward_context(engine: Engine) -> Callable[[], Any]:
     return active
 
 
-def _backward_context(engine: Engine) -> Callable[[], Any]:
+class Backward:
+    """Gradients of q, k and v from a gradient of ones, by the graph of one forward.
+
+    `held`, the forward is run once and its graph stays; else it is run on each entry of `active`, outside what is
+    timed, and its graph goes with the exit.
+    """
+
+    def __init__(self, attention: Attention, inputs: Sequence[Tensor], engine: Engine, held: bool) -> None:
+        self._attention, self._engine, self._held = attention, engine, held
+        self._leaves = [t.detach().requires_grad_() for t in inputs]
+        self._graph: tuple[Tensor, Tensor] | None = None
+        if held:
+            with self.active():
+                pass
+
     @contextmanager
-    def active() -> Iterator[None]:
-        with torch.enable_grad(), engine.session():
-            yield
+    def active(self) -> Iterator[None]:
+        """Within it there is a graph."""
+        with torch.enable_grad(), self._engine.session():
+            if self._graph is None:
+                out = self._attention(*self._leaves)
+                self._graph = out, torch.ones_like(out)
+            try:
+                yield
+            finally:
+                if not self._held:
+                    self._graph = None
 
-    return active
-
-
-def _backward(attention: Attention, inputs: Sequence[Tensor], engine: Engine) -> Callable[[], Any]:
-    """Gradients of q, k and v from a drawn gradient of the output; the forward is run once, its graph is kept."""
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    with torch.enable_grad(), engine.session():
-        out = attention(*leaves)
-    above = torch.ones_like(out)
-
-    def backward() -> Any:
-        return torch.autograd.grad(out, leaves, above, retain_graph=True, allow_unused=True)
-
-    return backward
+    def __call__(self) -> Any:
+        """One backward pass; the graph is kept for the next."""
+        assert self._graph is not None
+        out, above = self._graph
+        return torch.autograd.grad(out, self._leaves, above, retain_graph=True, allow_unused=True)
 
 
 def whole(step: Step) -> Any:
