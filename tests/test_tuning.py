@@ -42,6 +42,8 @@ from repshift_cli.tuning.grounds import KL, of_batches, on_data
 from repshift_cli.tuning.order import Goal, Order
 from repshift_cli.tuning.planner import FIRST
 from repshift_cli.tuning.search import study_of, trial_of
+from repshift_cli.tuning.sensitivity import dressed
+from repshift_cli.tuning.space import Candidate
 from repshift_cli.tuning.written import profile_text
 
 pytest.importorskip("optuna")
@@ -178,6 +180,11 @@ def test_sensitivity_shows_where_which_sign_is_right() -> None:
     for keep in keeps:
         assert losses["repshift", 1, "highest", keep] < 1e-6 < losses["repshift", 1, "lowest", keep]
         assert losses["repshift", 2, "lowest", keep] < 1e-6 < losses["random", 2, None, keep]
+    space = planted.session(order()).planner.space()
+    given = dressed(Candidate("repshift", (1, 2), 0.5), found.singles, space)
+    assert dict(given.options)["sign"] == "highest,lowest" and (given.layers, given.keep) == ((1, 2), 0.5)
+    alike = dressed(Candidate("repshift", (2,), 0.5), found.singles, replace(space, per_layer=False))
+    assert dict(alike.options)["sign"] == "lowest", "the seeds have the score of the least loss at their blocks"
     (sheet,) = sheets(found)
     assert sheet.answer == "one cut at one block at a time; nothing was searched."
     rows = list(csv.DictReader(io.StringIO(rendered("csv", document_of(found)))))

@@ -27,7 +27,7 @@ from repshift_cli.tuning.grounds import Ground, on_data, unlabelled
 from repshift_cli.tuning.order import CONTROLS, STEP, Goal, Order
 from repshift_cli.tuning.planner import Planner
 from repshift_cli.tuning.search import Means, Scored, Search, rungs_of
-from repshift_cli.tuning.sensitivity import greedy, keeps_of, scores_alone, sensitivity, singles
+from repshift_cli.tuning.sensitivity import dressed, greedy, keeps_of, scores_alone, sensitivity, singles
 from repshift_cli.tuning.space import Candidate, Space, paper, uniform
 
 Observe = Callable[[Progress], None]
@@ -153,13 +153,15 @@ class Session:
     def _seeds(self, space: Space, known: Sequence[Single], means: Means) -> list[Candidate]:
         """What is tried first: schedules of the blocks that mind least, the published and the uniform ones.
 
+        These with the score that costs least at their blocks, and as they are.
         Where a speed-up is sought each has the mildest keep that is predicted to reach it. The first is tried under
         every protection.
         """
         depth, target = self.planner.facts.depth, self.order.goal.target
         own = greedy([s for s in known if s.method in space.methods], space)
         published = [c for method in space.methods for c in paper(depth, method)]
-        seeds = [*own, *published, *uniform(depth, space.methods, self.order.keep)]
+        even = uniform(depth, space.methods, self.order.keep)
+        seeds = [*own, *(dressed(seed, known, space) for seed in (*even, *published)), *published, *even]
         most = None if target is None else means.cost(self.planner.unpruned) / target
 
         def fitting(some: Sequence[Candidate]) -> list[Candidate]:
