@@ -206,7 +206,10 @@ class Session:
     def _confirmed(self, searches: Mapping[str, Search], known: Sequence[Single], model: CostModel) -> Tuning:
         found = self._recommended(searches[MAIN], model)
         if not found:
-            none = f"nothing found that fits {goal_words(self.order.goal, self.ground.loss.label)}"
+            sought = goal_words(self.order.goal, self.ground.loss.label)
+            faster = self.order.goal.target is not None
+            way = "earlier --layers, a lower --keep, more --cuts" if faster else "later --layers, a higher --keep"
+            none = f"nothing found that fits {sought}; allow {way}, or seek less"
             return self._outcome(NOTHING, none, known, searches, model)
         self.observe(Progress("confirming", 0.0, None, "confirming on held-out samples"))
         controls = {name: searches[name].best() for name in CONTROLS}
