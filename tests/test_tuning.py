@@ -20,6 +20,7 @@ import pytest
 import torch
 from evaluating import MODEL, digits, evaluate, plain_logits, write_digits
 from PIL import Image
+from test_plan import FACTS
 from tiny import one_thread  # noqa: F401
 
 from repshift_cli import __version__, cli, prune
@@ -37,7 +38,7 @@ from repshift_cli.sweep.profiles import load_profile
 from repshift_cli.tuning import confirm
 from repshift_cli.tuning.confirm import PAPER, SAME, verdict
 from repshift_cli.tuning.costs import Load, fit, load_of
-from repshift_cli.tuning.engine import begin
+from repshift_cli.tuning.engine import begin, loose
 from repshift_cli.tuning.grounds import KL, of_batches, on_data
 from repshift_cli.tuning.order import Goal, Order
 from repshift_cli.tuning.planner import FIRST
@@ -421,6 +422,8 @@ def test_images_without_classes_are_halved_too(tmp_path: Path) -> None:
     told = {"model": "vit_t", "image_size": 32, "batch": 2, "device": "cpu", "threads": 1, "data": str(tmp_path)}
     own = begin(Order.from_options(told), lambda word: None).ground
     assert [len(split) for split in (own.calibration, own.held_out)] == [1, 1]
+    prompts = Order.from_options({"model": "llama_160m", "data": "prompts.txt"})
+    assert loose(prompts, replace(FACTS, causal=True)) and not loose(prompts, FACTS), "as bench reads them"
 
 
 def test_a_candidate_whose_output_is_nan_ends_alone_and_a_missing_package_is_said(monkeypatch: Any) -> None:

@@ -17,7 +17,7 @@ from repshift_cli.machine import device as devices
 from repshift_cli.machine.cores import choose_threads, set_threads
 from repshift_cli.machine.describe import describe
 from repshift_cli.models.inputs.images import IMAGES
-from repshift_cli.records import Case, Progress
+from repshift_cli.records import Case, Facts, Progress
 from repshift_cli.records.tuning import CHOSEN, INTERRUPTED, NOTHING, Confirmed, Costs, Single, Tuning
 from repshift_cli.sweep.plan import Planned
 from repshift_cli.tuning import confirm, search
@@ -315,7 +315,7 @@ def begin(
     unpruned: Planned = planner.unpruned
     planner.space()
     observe(Progress("building the model", 0.0))
-    if order.data is None or loose(order):
+    if order.data is None or loose(order, facts):
         ground = unlabelled(builder.StepBuilder(device).subject(unpruned.case), unpruned.case, device)
     else:
         ground = on_data(order)
@@ -323,9 +323,11 @@ def begin(
     return Session(order, ground, planner, clock, final, observe, threads, options or {}, file, pause)
 
 
-def loose(order: Order) -> bool:
-    """Whether the data are images without labels, which `bench` reads: one, or a folder of them without classes."""
+def loose(order: Order, facts: Facts) -> bool:
+    """Whether the data are inputs without labels, which `bench` reads: images without classes, a decoder's prompts."""
     if order.data is None or order.task is not None:
         return False
     place = Path(order.data)
+    if facts.causal and place.suffix == ".txt":
+        return True
     return any(f.suffix.lower() in IMAGES for f in (place.iterdir() if place.is_dir() else (place,)))
