@@ -10,6 +10,7 @@ import pytest
 import torch
 from operator_cases import NAMES, SPEC, arranged, cells, distance, engines, inputs, operator, run
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from repshift_cli.operators import CLASSES
 from repshift_cli.operators.base import flex, masks, rows
@@ -140,6 +141,41 @@ def test_macs_of_the_masks_are_the_pairs_that_they_let_through() -> None:
     sliding, spec = operator("sliding"), replace(SPEC, causal=True)
     seen = int(masks.dense(masks.window(spec.window, True), 64, 64).sum())
     assert sliding.cost(Shape(2, 4, 4, 64, 16, 64), spec).macs == 2 * 4 * seen * 2 * 16
+
+
+WHOLE = (
+    "softmax",
+    "math",
+    "alibi",
+    "softcap",
+    "pasta",
+    "shaw",
+    "linformer",
+    "efficient_linear",
+    "linear",
+    "log_linear",
+)
+WHOLE += ("reformer", "swin", "swin_shifted", "block_sparse", "xattention", "slim", "paged", "lessismore")
+"""Plain forms that compute what their formula counts, where no causal mask hides half of it."""
+TRIANGLE = ("softmax", "math", "alibi", "softcap", "pasta", "mta", "block_sparse")
+"""Those that compute the hidden half too."""
+
+
+@pytest.mark.parametrize("name", sorted({*WHOLE, *TRIANGLE, "sliding", "streaming", "longformer", "nsa"}))
+def test_macs_by_formula_are_those_that_torch_counts(name: str) -> None:
+    module = operator(name)
+    for shape, spec in cells(module, [(2, 4, 4, 64)]):
+        made = arranged(module, shape, spec, torch.float32)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            run(module.ENGINES["plain"], made, spec)
+        counted, by_formula = counter.get_total_flops() // 2, module.cost(shape, spec).macs
+        if name in TRIANGLE and spec.causal:
+            assert by_formula == counted * 65 // 128, spec
+        elif name in WHOLE and (not spec.causal or module.CAUSAL == (True,) or name in ("linear", "reformer")):
+            assert by_formula == counted, spec
+        else:
+            assert 0.3 * counted < by_formula < counted, "whole blocks are computed, and what the mask hides in them"
 
 
 @pytest.mark.parametrize("name", ["sliding", "longformer", "streaming"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import predictions
 import pytest
 import torch
@@ -10,6 +12,7 @@ from pages import PAGES
 from predictions import INSPECTED, Schedule, Trial
 
 from repshift_cli.inspection.base.ranks import rank_correlation
+from repshift_cli.inspection.heads import JUDGED
 
 PAGE = " ".join(PAGES["repshift_cli/inspection/README.md"].text.replace("*", "").split())
 
@@ -85,6 +88,14 @@ def test_the_page_says_what_a_cache_costs_and_how_far_windows_see() -> None:
     window, last = reach.quantity("farthest").values[0] or 0, reach.quantity("reach").values[-1] or 0
     assert f"it advances by {window:.0f} tokens a block" in PAGE and f"within {last:.0f} tokens" in PAGE
     assert f"see {last / (window + 1):.1f} windows far" in PAGE
+
+
+@pytest.mark.parametrize("name", ["dinov2-s-fashion", "smollm2-heads", "minilm-mails"])
+def test_the_page_says_what_is_lost_without_dormant_heads(name: str) -> None:
+    found = dict(answer(name, "heads").quantity("labelled_difference").items())
+    for model in JUDGED[1:]:
+        value, low, high = (found[model, end] or 0.0 for end in ("", "from", "to"))
+        assert re.search(rf"{abs(value):.2f}( points| nats)? {re.escape(f'({low:+.2f} to {high:+.2f})')}", PAGE)
 
 
 def test_the_page_says_what_the_inspections_hold() -> None:

@@ -15,7 +15,7 @@ OPS = ()
 KERNELS = r"FlashAttentionForward\w*"
 
 session = nullcontext
-unavailable = partial(missing, "flash_attn.cute", "pip install flash-attn-4")
+unavailable = partial(missing, "flash_attn.cute", "pip install --pre flash-attn-4")
 
 
 @cache

@@ -86,7 +86,7 @@ def checks() -> list[Check]:
         _check_package(
             "flash-attn 3", "flash_attn_interface", "build the folder hopper/ of the flash-attention repository"
         ),
-        _check_package("flash-attn 4", "flash_attn.cute", "pip install flash-attn-4", "flash-attn-4"),
+        _check_package("flash-attn 4", "flash_attn.cute", "pip install --pre flash-attn-4", "flash-attn-4"),
         _check_package("triton", "triton", "comes with the CUDA builds of torch for Linux"),
         _check_program("C compiler", ("cc", "gcc", "clang"), "install gcc (Debian: apt install gcc)"),
         _check_program(

@@ -30,7 +30,7 @@ from repshift_cli.records import Case, Measurement, Record, Run, store
 THROTTLED = "the device was throttled by hardware while it was timed; cool it and measure again"
 EVERY_ROUND = "timed"
 """The source of what is measured in every round; everything else is measured once, in the survey."""
-BUDGET = 1.0
+BUDGET = 2.0
 """Seconds of which a process on a CPU may spend a fifth on each case's warm-up: it has no clocks to raise."""
 Noise = Mapping[str, Mapping[str, float]]
 """Per case key and metric: the share by which A/A gates wander on this runner."""
@@ -183,7 +183,7 @@ class BaseAndHead:
         """How the processes of a round ended; none where they are to run one after another."""
         if not self.together:
             return []
-        self.observe(self._progress(" and ".join(side.name for _, side in turns), 0, 1), self.count > 1)
+        self.observe(self._progress(", ".join(side.name for _, side in turns), 0, 1), self.count > 1)
         return self.starter.together([pair.job(side, _name(side, self.count)) for pair, side in turns])
 
     def start(self, checks: Sequence[Check]) -> None:

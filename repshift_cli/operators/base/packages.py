@@ -50,4 +50,4 @@ def missing(module: str, hint: str) -> Callable[[str], str | None]:
 
 FLASH_ATTN2 = ("flash_attn", install("flash-attn"), r"flash_fwd\w*")
 FLASH_ATTN3 = ("flash_attn_interface", "built from hopper/ of the flash-attention repository", r"FlashAttnFwd\w*")
-FLASH_ATTN4 = ("flash_attn.cute", "pip install flash-attn-4", r"FlashAttentionForward\w*")
+FLASH_ATTN4 = ("flash_attn.cute", "pip install --pre flash-attn-4", r"FlashAttentionForward\w*")
