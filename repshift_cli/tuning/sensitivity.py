@@ -112,5 +112,5 @@ def dressed(one: Candidate, known: Sequence[Single], space: Space) -> Candidate:
     if space.per_layer:
         best = {layer: min((own[layer] for own in whole), key=lambda s: s.loss) for layer in one.layers}
     others = {n: v for n, v in best[one.layers[0]].options if n not in space.apart}
-    cuts = {n: (one.keep, {k: v for k, v in s.options if k in space.apart}) for n, s in best.items()}
+    cuts = {n: (1.0, {k: v for k, v in s.options if k in space.apart}) for n, s in best.items()}
     return replace(candidate(one.method, cuts, others), keep=one.keep)
