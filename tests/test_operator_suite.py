@@ -305,7 +305,7 @@ def test_inputs_are_those_of_the_case_and_alike_for_all_of_a_group() -> None:
 
 def test_crossings_are_interpolated_on_logarithmic_scales() -> None:
     assert crossing([(256, 1.5), (512, 2.0)]) == Crossing("always")
-    assert crossing([(256, 1.5), (512, 0.9)]) == Crossing("never")
+    assert crossing([(256, 1.5), (512, 0.9)]) == crossing([]) == Crossing("never")
     found = crossing([(256, 0.25), (1024, 0.5), (4096, 2.0)])
     assert found.word == "from" and found.between == (1024, 4096) and found.at == pytest.approx(2048)
     assert crossing([(1, 2.0), (2, 0.5), (4, 2.0)]).between == (2, 4)

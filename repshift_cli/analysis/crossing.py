@@ -12,7 +12,7 @@ class Crossing:
     """Where the ratio rises through 1 for good: `at` tokens, between two measured lengths.
 
     `word` says what holds where it does not cross: `always` (above 1 at every length measured), `never` (not above 1 at
-    the longest).
+    the longest, or no ratio known at all).
     """
 
     word: str
@@ -27,9 +27,9 @@ def crossing(points: Sequence[tuple[int, float]]) -> Crossing:
     both times are powers of the length.
     """
     below = [i for i, (_, ratio) in enumerate(points) if ratio <= 1]
-    if not below:
+    if points and not below:
         return Crossing("always")
-    if below[-1] == len(points) - 1:
+    if not points or below[-1] == len(points) - 1:
         return Crossing("never")
     (n, low), (m, high) = points[below[-1]], points[below[-1] + 1]
     share = -math.log(low) / (math.log(high) - math.log(low))
