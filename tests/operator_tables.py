@@ -14,7 +14,7 @@ from repshift_cli.records import Case, Record, Run, store
 
 FOLDER = Path(__file__).parent.parent / "profiles" / "baselines" / "cpu"
 FILES = ("operators.json", "operators-8k.json")
-"""All operators at once, and fewer at a length where the matrices of all do not fit into the memory together."""
+"""All operators up to 4096 tokens, and those measured at 8192."""
 NOTHING = "–"
 BUSY = "busy"
 AT = 1024

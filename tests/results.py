@@ -72,10 +72,7 @@ def compared() -> dict[str, tuple[Told, list[Record]]]:
         "DINOv2-S, k-NN": (told_of("knn_top1"), evaluated("dinov2-s-fashion")),
         "MiniLM, spam": (told_of("probe_top1"), evaluated("minilm-spam")),
         "MiniLM, k-NN": (told_of("knn_top1"), evaluated("minilm-spam")),
-        "SmolLM2, nats (less is better)": (
-            told_of("next_token_loss", 2),
-            [*evaluated("smollm2-topics"), *evaluated("smollm2-topics-rivals")],
-        ),
+        "SmolLM2, nats (less is better)": (told_of("next_token_loss", 2), evaluated("smollm2-grid")),
     }
 
 
@@ -217,7 +214,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "dinov2-fashion-knn": accuracy("dinov2-s-fashion", "knn_top1"),
     "minilm-spam": accuracy("minilm-spam"),
     "minilm-spam-knn": accuracy("minilm-spam", "knn_top1"),
+    "smollm2-grid": accuracy("smollm2-grid", "next_token_loss", 2),
     "smollm2-topics": accuracy("smollm2-topics", "next_token_loss", 2),
+    "efficientnet-lite0": accuracy("efficientnet-lite0-imagenet", "top1"),
     "smollm2-topics-rivals": accuracy("smollm2-topics-rivals", "next_token_loss", 2),
     "vit-t-sizes": on_device(vit_sizes, "cpu/vit-t-sizes"),
     "smollm2-prompts": on_device(smollm2_prompts, "cpu/smollm2-prompts"),

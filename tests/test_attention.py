@@ -408,7 +408,7 @@ def test_calls_that_nothing_answered_are_refused() -> None:
     [
         (flash_attn2, "flash_attn is not installed (pip install --no-build-isolation 'flash-attn>=2.8')"),
         (flash_attn3, "flash_attn_interface is not installed (built from the folder hopper/"),
-        (flash_attn4, "flash_attn.cute is not installed (pip install flash-attn-4)"),
+        (flash_attn4, "flash_attn.cute is not installed (pip install --pre flash-attn-4)"),
     ],
 )
 def test_a_package_that_is_missing_says_how_to_get_it(part: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

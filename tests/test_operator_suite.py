@@ -25,6 +25,7 @@ from repshift_cli.machine import memory
 from repshift_cli.operators.base import flex
 from repshift_cli.operators.base.sdpa import FLASH_KERNELS, FLASH_OPS
 from repshift_cli.probes.fidelity import NotFinite
+from repshift_cli.probes.memory import ABOVE, MemoryProbe
 from repshift_cli.records import OPERATORS, Case, Record, RepshiftError, Run, UsageError, store
 from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers.sheets.crossing import crossings
@@ -132,6 +133,19 @@ def test_a_matrix_that_would_not_fit_is_refused_by_the_formula(monkeypatch: pyte
     cells = {p.case.variant: p.refused for p in planned(operator="softmax", tokens="2048", causal=False)}
     assert cells["flash"] is None
     assert cells["softmax"].startswith("would hold 0 GiB at once (1 x 2 heads, 2048 tokens, fp32)")
+
+
+def test_what_is_held_by_formula_is_about_what_the_allocator_sees() -> None:
+    """What is refused for want of memory goes by the formula; copies of q, k, v and the output are left beside it."""
+    probe = MemoryProbe(lambda: "not asked for")
+    for one in (p.case for p in planned(tokens="512", heads="4", head_dim="64", causal=True) if not p.refused):
+        if one.keep < 1 or one.attention == "flex":
+            continue
+        shape = choice.shape_of(one)
+        given = 4 * shape.batch * shape.heads * shape.queries * shape.head_dim
+        (above,) = (m for m in probe.measure(steps.step_of(one, steps.subject_of(one))) if m.metric == ABOVE.name)
+        held = 4 * choice.cost_of(one).held
+        assert 0.4 * held - 2**18 < above.samples[0] < 1.5 * held + 4 * given + 2**18, one.variant
 
 
 def test_graphs_of_backward_passes_that_do_not_fit_together_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:

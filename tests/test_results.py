@@ -154,6 +154,16 @@ def test_on_prose_the_shift_is_not_shown_unlike_random() -> None:
     assert [round(v or 0.0, 2) for v in (fastv.value, fastv.low, fastv.high)] == [-0.67, -0.96, -0.38]
     assert says(RESULTS.text, "(by 0.67 nats, 0.38 to 0.96)")
     assert says(README.text, "on 128 windows of prose neither shift nor norm is shown unlike it")
+    told, rows = compared()["SmolLM2, nats (less is better)"]
+    assert {m for m, sign in told.overall(rows).items() if sign == 1} == {"fastv"}
+    assert {m for m, sign in told.overall(rows).items() if sign == -1} == {"column_attention", "lowest"}
+    assert len({r.case.schedule for r in rows}) == 12 and value(rows[0], "samples") == 48
+    means = {m: told.mean([r for r in rows if r.case.pruning == m]) for m in ("fastv", "repshift")}
+    found = [[round(v or 0.0, 2) for v in (f.value, f.low, f.high)] for f in means.values()]
+    assert found == [[-1.02, -1.28, -0.77], [-0.28, -0.78, 0.22]]
+    assert says(RESULTS.text, "by 1.02 nats (0.77 to 1.28)") and says(RESULTS.text, "(-0.28 nats, -0.78 to +0.22)")
+    shown = [sign for case, sign in told.shown(rows).items() if case.pruning == "fastv"]
+    assert shown.count(1) == 6 and shown.count(0) == 6
 
 
 def test_an_interval_without_0_is_never_called_no_loss() -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from evaluating import MODEL, digits, evaluate, plain_logits, write_digits
 from PIL import Image
+from test_plan import FACTS
 from tiny import one_thread  # noqa: F401
 
 from repshift_cli import __version__, cli, prune
@@ -37,11 +38,13 @@ from repshift_cli.sweep.profiles import load_profile
 from repshift_cli.tuning import confirm
 from repshift_cli.tuning.confirm import PAPER, SAME, verdict
 from repshift_cli.tuning.costs import Load, fit, load_of
-from repshift_cli.tuning.engine import begin
+from repshift_cli.tuning.engine import begin, loose
 from repshift_cli.tuning.grounds import KL, of_batches, on_data
 from repshift_cli.tuning.order import Goal, Order
 from repshift_cli.tuning.planner import FIRST
-from repshift_cli.tuning.search import study_of, trial_of
+from repshift_cli.tuning.search import check_journal, study_of, trial_of
+from repshift_cli.tuning.sensitivity import dressed
+from repshift_cli.tuning.space import Candidate
 from repshift_cli.tuning.written import profile_text
 
 pytest.importorskip("optuna")
@@ -148,7 +151,9 @@ def test_a_bound_of_the_loss_is_kept_and_the_fastest_within_it_found() -> None:
     found = planted.session(order(target=None, max_loss=0.01)).tune()
     assert chosen(found).calibration <= 0.01 and chosen(found).speedup.samples[0] > 1.4
     unreachable = planted.session(order(target="3.9x")).tune()
-    assert unreachable.status == NOTHING and unreachable.sentence == "nothing found that fits the least KL at 3.9x"
+    assert unreachable.status == NOTHING and unreachable.sentence.startswith(
+        "nothing found that fits the least KL at 3.9x; allow"
+    )
 
 
 def test_of_a_front_what_counts_as_found_is_judged_by_holm() -> None:
@@ -178,6 +183,11 @@ def test_sensitivity_shows_where_which_sign_is_right() -> None:
     for keep in keeps:
         assert losses["repshift", 1, "highest", keep] < 1e-6 < losses["repshift", 1, "lowest", keep]
         assert losses["repshift", 2, "lowest", keep] < 1e-6 < losses["random", 2, None, keep]
+    space = planted.session(order()).planner.space()
+    given = dressed(Candidate("repshift", (1, 2), 0.5), found.singles, space)
+    assert dict(given.options)["sign"] == "highest,lowest" and (given.layers, given.keep) == ((1, 2), 0.5)
+    alike = dressed(Candidate("repshift", (2,), 0.5), found.singles, replace(space, per_layer=False))
+    assert dict(alike.options)["sign"] == "lowest", "the seeds have the score of the least loss at their blocks"
     (sheet,) = sheets(found)
     assert sheet.answer == "one cut at one block at a time; nothing was searched."
     rows = list(csv.DictReader(io.StringIO(rendered("csv", document_of(found)))))
@@ -243,8 +253,13 @@ def test_an_interrupted_search_leaves_the_best_so_far_and_is_gone_on_with(tmp_pa
     whole = planted.session(order(trials=8), observe=lambda word: counted.append(word.estimate), file=file).tune()
     assert whole.status == FOUND and whole.trials == 24
     assert not [text for text in counted if text.startswith("tuned 5/")], "what was tried is not tried again"
-    with pytest.raises(UsageError, match="with other options"):
-        planted.session(order(target="1.6x"), file=file).tune()
+    other = order(target="1.6x")
+    for ended in (
+        planted.session(other, file=file).tune,
+        lambda: check_journal(file, "tuned", other.goal, other.identity()),
+    ):
+        with pytest.raises(UsageError, match="with other options"):
+            ended()
 
 
 def test_the_profile_prunes_as_it_was_measured(tmp_path: Path) -> None:
@@ -407,6 +422,8 @@ def test_images_without_classes_are_halved_too(tmp_path: Path) -> None:
     told = {"model": "vit_t", "image_size": 32, "batch": 2, "device": "cpu", "threads": 1, "data": str(tmp_path)}
     own = begin(Order.from_options(told), lambda word: None).ground
     assert [len(split) for split in (own.calibration, own.held_out)] == [1, 1]
+    prompts = Order.from_options({"model": "llama_160m", "data": "prompts.txt"})
+    assert loose(prompts, replace(FACTS, causal=True)) and not loose(prompts, FACTS), "as bench reads them"
 
 
 def test_a_candidate_whose_output_is_nan_ends_alone_and_a_missing_package_is_said(monkeypatch: Any) -> None:

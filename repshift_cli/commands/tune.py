@@ -217,6 +217,7 @@ def _found(asked: _Asked) -> Tuning:
 
     if asked.study is not None:
         search.optuna_here()
+        search.check_journal(asked.study, engine.MAIN, asked.order.goal, asked.order.identity())
     notice = signals.Notice()
     with signals.ending_in_order(), Bar(1) as bar:
         bar.phase("reading the data and building the model")

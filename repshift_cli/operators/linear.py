@@ -71,7 +71,7 @@ def cost(shape: Shape, spec: Spec) -> Cost:
     rows, d = shape.batch * shape.heads * shape.tokens, shape.head_dim
     within = rows * CHUNK * (2 * d + 1) if spec.causal else 0
     states = rows // CHUNK * d * (d + 1) if spec.causal else 0
-    return Cost(rows * 2 * d * (d + 1) + within, shape.given + 4 * rows * d + 4 * states, 3 * rows * d + 2 * states)
+    return Cost(rows * 2 * d * (d + 1) + within, shape.given + 4 * rows * d + 4 * states, 8 * rows * d + 3 * states)
 
 
 ENGINES = {

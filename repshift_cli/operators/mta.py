@@ -98,7 +98,7 @@ def cost(shape: Shape, spec: Spec) -> Cost:
     per_pair = 2 * shape.head_dim + QUERIES * KEYS + HEADS
     macs = shape.batch * shape.heads * pairs(shape.tokens, True) * per_pair
     rows = run_length(shape.tokens, shape.batch * shape.heads * shape.tokens)
-    return Cost(macs, shape.given + 10 * scores, 4 * scores * rows // shape.tokens)
+    return Cost(macs, shape.given + 10 * scores, 10 * scores * rows // shape.tokens)
 
 
 ENGINES = {"plain": Engine(attend)}

@@ -69,7 +69,7 @@ def cost(shape: Shape, spec: Spec) -> Cost:
     scores = shape.batch * shape.heads * shape.tokens
     macs = scores * (shape.head_dim + width) + shape.batch * width * width
     cache = shape.batch * shape.tokens * width
-    return Cost(macs, 2 * cache + 4 * scores + width * width + 2 * shape.batch * width, 3 * scores)
+    return Cost(macs, 2 * cache + 4 * scores + width * width + 2 * shape.batch * width, cache + 3 * scores)
 
 
 ENGINES = {"plain": Engine(attend)}

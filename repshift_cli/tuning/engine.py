@@ -17,7 +17,7 @@ from repshift_cli.machine import device as devices
 from repshift_cli.machine.cores import choose_threads, set_threads
 from repshift_cli.machine.describe import describe
 from repshift_cli.models.inputs.images import IMAGES
-from repshift_cli.records import Case, Progress
+from repshift_cli.records import Case, Facts, Progress
 from repshift_cli.records.tuning import CHOSEN, INTERRUPTED, NOTHING, Confirmed, Costs, Single, Tuning
 from repshift_cli.sweep.plan import Planned
 from repshift_cli.tuning import confirm, search
@@ -27,7 +27,7 @@ from repshift_cli.tuning.grounds import Ground, on_data, unlabelled
 from repshift_cli.tuning.order import CONTROLS, STEP, Goal, Order
 from repshift_cli.tuning.planner import Planner
 from repshift_cli.tuning.search import Means, Scored, Search, rungs_of
-from repshift_cli.tuning.sensitivity import greedy, keeps_of, scores_alone, sensitivity, singles
+from repshift_cli.tuning.sensitivity import dressed, greedy, keeps_of, scores_alone, sensitivity, singles
 from repshift_cli.tuning.space import Candidate, Space, paper, uniform
 
 Observe = Callable[[Progress], None]
@@ -153,13 +153,15 @@ class Session:
     def _seeds(self, space: Space, known: Sequence[Single], means: Means) -> list[Candidate]:
         """What is tried first: schedules of the blocks that mind least, the published and the uniform ones.
 
+        These with the score that costs least at their blocks, and as they are.
         Where a speed-up is sought each has the mildest keep that is predicted to reach it. The first is tried under
         every protection.
         """
         depth, target = self.planner.facts.depth, self.order.goal.target
         own = greedy([s for s in known if s.method in space.methods], space)
         published = [c for method in space.methods for c in paper(depth, method)]
-        seeds = [*own, *published, *uniform(depth, space.methods, self.order.keep)]
+        even = uniform(depth, space.methods, self.order.keep)
+        seeds = [*own, *(dressed(seed, known, space) for seed in (*even, *published)), *published, *even]
         most = None if target is None else means.cost(self.planner.unpruned) / target
 
         def fitting(some: Sequence[Candidate]) -> list[Candidate]:
@@ -204,7 +206,10 @@ class Session:
     def _confirmed(self, searches: Mapping[str, Search], known: Sequence[Single], model: CostModel) -> Tuning:
         found = self._recommended(searches[MAIN], model)
         if not found:
-            none = f"nothing found that fits {goal_words(self.order.goal, self.ground.loss.label)}"
+            sought = goal_words(self.order.goal, self.ground.loss.label)
+            faster = self.order.goal.target is not None
+            way = "earlier --layers, a lower --keep, more --cuts" if faster else "later --layers, a higher --keep"
+            none = f"nothing found that fits {sought}; allow {way}, or seek less"
             return self._outcome(NOTHING, none, known, searches, model)
         self.observe(Progress("confirming", 0.0, None, "confirming on held-out samples"))
         controls = {name: searches[name].best() for name in CONTROLS}
@@ -310,7 +315,7 @@ def begin(
     unpruned: Planned = planner.unpruned
     planner.space()
     observe(Progress("building the model", 0.0))
-    if order.data is None or loose(order):
+    if order.data is None or loose(order, facts):
         ground = unlabelled(builder.StepBuilder(device).subject(unpruned.case), unpruned.case, device)
     else:
         ground = on_data(order)
@@ -318,9 +323,11 @@ def begin(
     return Session(order, ground, planner, clock, final, observe, threads, options or {}, file, pause)
 
 
-def loose(order: Order) -> bool:
-    """Whether the data are images without labels, which `bench` reads: one, or a folder of them without classes."""
+def loose(order: Order, facts: Facts) -> bool:
+    """Whether the data are inputs without labels, which `bench` reads: images without classes, a decoder's prompts."""
     if order.data is None or order.task is not None:
         return False
     place = Path(order.data)
+    if facts.causal and place.suffix == ".txt":
+        return True
     return any(f.suffix.lower() in IMAGES for f in (place.iterdir() if place.is_dir() else (place,)))

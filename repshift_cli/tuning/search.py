@@ -188,6 +188,12 @@ def study_of(name: str, goal: Goal, seed: int, file: Path | None, identity: str)
     return study
 
 
+def check_journal(file: Path, name: str, goal: Goal, identity: str) -> None:
+    """UsageError where the file is the journal of another search."""
+    if file.exists():
+        study_of(name, goal, 0, file, identity)
+
+
 def optuna_here() -> Any:
     """The package; UsageError says how to get it."""
     try:

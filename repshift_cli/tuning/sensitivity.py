@@ -94,3 +94,23 @@ def greedy(known: Sequence[Single], space: Space) -> list[Candidate]:
                 cuts = {s.layer: (s.keep, parted(s)[0]) for s in some}
                 seeds.append(candidate(method, cuts, parted(some[0])[1]))
     return seeds
+
+
+def dressed(one: Candidate, known: Sequence[Single], space: Space) -> Candidate:
+    """The schedule with the score that costs least at its layers, by those cuts; as it is where none was tried there.
+
+    Where each layer has its own it is the least at each, else the one of the least sum.
+    """
+    tried: dict[tuple[tuple[str, Value], ...], dict[int, Single]] = {}
+    for single in known:
+        if single.method == one.method and single.layer in one.layers:
+            tried.setdefault(single.options, {})[single.layer] = single
+    whole = [own for own in tried.values() if len(own) == len(one.layers)]
+    if not whole:
+        return one
+    best = min(whole, key=lambda own: sum(s.loss for s in own.values()))
+    if space.per_layer:
+        best = {layer: min((own[layer] for own in whole), key=lambda s: s.loss) for layer in one.layers}
+    others = {n: v for n, v in best[one.layers[0]].options if n not in space.apart}
+    cuts = {n: (1.0, {k: v for k, v in s.options if k in space.apart}) for n, s in best.items()}
+    return replace(candidate(one.method, cuts, others), keep=one.keep)

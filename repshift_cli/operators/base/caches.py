@@ -37,4 +37,5 @@ def split_keys(q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> Tensor:
 def split_cost(shape: Shape, spec: Spec) -> Cost:
     """The cache once, and the scores, which are few."""
     scores = shape.batch * shape.heads * shape.tokens
-    return Cost(scores * 2 * shape.head_dim, shape.given + 4 * scores, 3 * scores)
+    padded = 2 * shape.batch * shape.kv_heads * shape.tokens * shape.head_dim
+    return Cost(scores * 2 * shape.head_dim, shape.given + 4 * scores, padded + 3 * scores)

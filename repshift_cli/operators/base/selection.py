@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from repshift_cli.operators.base import flex
+from repshift_cli.operators.base.gather import MOST_GATHERED
 from repshift_cli.operators.base.masks import pairs
+from repshift_cli.operators.base.rows import run_length
 from repshift_cli.operators.base.spec import Cost, Shape, Spec
 
 
@@ -30,9 +32,13 @@ def flex_on_blocks(q: Tensor, k: Tensor, v: Tensor, active: Tensor, spec: Spec) 
 
 
 def active_cost(shape: Shape, spec: Spec, density: float) -> Cost:
-    """A share of the pairs of full attention; gathered keys and values are written and read, scores move 4 times."""
+    """A share of the pairs of full attention; gathered keys and values are written and read, scores move 4 times. Only
+    those of a run of rows of blocks are held."""
     rows = shape.batch * shape.heads
     seen = int(rows * pairs(shape.tokens, spec.causal) * density)
     blocks = -(-shape.tokens // spec.block)
     gathered = int(2 * shape.batch * shape.kv_heads * blocks * density * shape.tokens * shape.head_dim)
-    return Cost(seen * 2 * shape.head_dim, shape.given + 4 * seen + 2 * gathered, gathered + 3 * seen)
+    chosen = shape.batch * spec.block * int(blocks * density)
+    keys = chosen * shape.kv_heads * shape.head_dim
+    held = run_length(blocks, keys, MOST_GATHERED) * (2 * keys + 3 * chosen * shape.heads * spec.block)
+    return Cost(seen * 2 * shape.head_dim, shape.given + 4 * seen + 2 * gathered, held)
