@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from synthetic import ON_CPU, REPSHIFT
 
-from repshift_cli.gate.thresholds import MOST_ROUNDS, ROUNDS, parse
+from repshift_cli.gate.thresholds import MOST_ROUNDS, QUICK_PROCESS, ROUNDS, parse, quick
 from repshift_cli.records import UsageError
 from repshift_cli.sweep.profiles import load_profile, shipped_profiles
 
@@ -20,6 +20,11 @@ def test_an_empty_table_has_the_defaults_and_gates_nothing() -> None:
     limits = parse({}, "p.toml")
     assert (limits.rounds, limits.most_rounds, limits.rules) == (ROUNDS, MOST_ROUNDS, ())
     assert limits.share(FLASH, "latency") is None
+
+
+def test_a_quick_gate_has_the_turns_that_its_promise_is_simulated_with() -> None:
+    assert quick(parse({"latency": 0.01}, "p.toml")).process_rounds == QUICK_PROCESS
+    assert quick(parse({"latency": 0.01, "process-rounds": 5}, "p.toml")).process_rounds == 5
 
 
 def test_a_case_table_goes_before_the_general_rule_and_the_last_one_first() -> None:
