@@ -18,8 +18,10 @@ from synthetic import CPU
 
 from repshift_cli import cli, registry
 from repshift_cli.analysis.crossing import Crossing, crossing
+from repshift_cli.benchmark.builder import StepBuilder
 from repshift_cli.benchmark.contenders import OVER_FLASH
 from repshift_cli.benchmark.operators import choice, measures, steps
+from repshift_cli.benchmark.timers import timer_for
 from repshift_cli.benchmark.verification import WrongKernel
 from repshift_cli.machine import memory
 from repshift_cli.operators.base import flex
@@ -30,6 +32,7 @@ from repshift_cli.records import OPERATORS, Case, Record, RepshiftError, Run, Us
 from repshift_cli.records.profile import ProfileRun
 from repshift_cli.renderers.sheets.crossing import crossings
 from repshift_cli.renderers.sheets.profile import sheets_of
+from repshift_cli.renderers.sheets.run import header_of
 from repshift_cli.sweep.operators import OperatorAxes, expand
 
 SMALL = {"tokens": "64", "heads": "2", "head_dim": "16", "window": "16"}
@@ -109,6 +112,27 @@ def test_operators_stand_only_under_the_masks_that_they_are_defined_for() -> Non
         ("nsa", True),
     }
     assert planned(operator="linformer", causal=True) == []
+
+
+def test_operators_begin_with_cold_caches_on_cuda_and_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word is part of the case, so that cold is never compared with warm; stored cases of a CPU stay."""
+    monkeypatch.setattr(choice, "total_bytes", lambda device: 2**33)
+
+    def word(device: str, **given: str) -> Any:
+        axes = OperatorAxes.from_options(SMALL | {"operator": "linear"} | given)
+        (found,) = {p.case.option("cache") for p in expand(axes, device, choice.offered(("linear",), "cpu"))}
+        return found
+
+    assert [word("cuda"), word("cpu"), word("cuda", cache="warm"), word("cpu", cache="cold")] == [
+        "cold", None, None, "cold",
+    ]  # fmt: skip
+    (cold,) = [p.case for p in planned(operator="linear", causal=False, cache="cold") if p.case.attention == "linear"]
+    assert "cold cache" in header_of(CPU, [cold])
+    station = StepBuilder("cpu")
+    station.comparing([cold])
+    assert station.parts.timer == timer_for("cpu", cold=True) != timer_for("cpu")
+    station.comparing([case("linear")])
+    assert station.parts.timer == timer_for("cpu")
 
 
 def test_without_names_all_that_run_here_are_measured() -> None:

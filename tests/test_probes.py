@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from repshift_cli import registry
 from repshift_cli.attention import flash, vanilla
 from repshift_cli.attention.base.swap import attending
-from repshift_cli.benchmark import builder
+from repshift_cli.benchmark import builder, timers
 from repshift_cli.benchmark.timers import CudaTimer, HostTimer, timer_for
 from repshift_cli.models.base.transformers import logits, pooled
 from repshift_cli.probes.base.traffic_model import TrafficModel, stored_bytes
@@ -573,6 +575,44 @@ def test_the_host_timer_gives_every_sample() -> None:
     assert all(s > 0 for s in samples)
     assert isinstance(timer_for("cpu"), HostTimer)
     assert isinstance(timer_for("cuda:1"), CudaTimer)
+
+
+def test_what_empties_the_caches_comes_ahead_of_each_forward_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the host and, with events that read the same clock, on a device."""
+    clock, ran = [0], list[str]()
+
+    def spend(what: str, milliseconds: int) -> None:
+        ran.append(what)
+        clock[0] += milliseconds * 10**6
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = 0
+
+        def record(self) -> None:
+            self.at = clock[0]
+
+        def elapsed_time(self, end: Event) -> float:
+            return (end.at - self.at) / 1e6
+
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for made in (HostTimer, CudaTimer):
+        ran.clear()
+        assert made(lambda: spend("flush", 100)).time(lambda: spend("forward", 3), 2) == [3, 3]
+        assert ran == ["flush", "forward"] * 2
+
+
+def test_a_cpu_s_cache_is_as_large_as_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "size"
+    monkeypatch.setattr(timers, "CPU_CACHE", told)
+    assert timers.cache_bytes("cpu") == timers.UNKNOWN_CACHE
+    told.write_text("24576K\n")
+    assert timers.cache_bytes("cpu") == 24 << 20
+    timers.flusher.cache_clear()
+    assert timers.flusher("cpu")().numel() == 48 << 20
+    timers.flusher.cache_clear()
 
 
 def test_a_prepared_step_serves_every_probe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ from repshift_cli.records import (
 from repshift_cli.reduction.engine.hooks import pruned
 from repshift_cli.reduction.engine.selection import listening
 from repshift_cli.reduction.engine.state import Dropped
+from repshift_cli.sweep.operators import COLD
 from repshift_cli.sweep.plan import Backend
 
 BEHIND_A_PROFILER = (
@@ -119,7 +120,7 @@ class StepBuilder:
         snapshot: Callable[[Case], Path] | None = None,
         probing: bool = True,
     ) -> None:
-        self._delay, self._probing = delay, probing
+        self._device, self._delay, self._probing = device, delay, probing
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)
         self._counter = _counter(choice or Choice(None, "not asked for"))
@@ -200,8 +201,11 @@ class StepBuilder:
         return self._after
 
     def comparing(self, cases: Sequence[Case]) -> None:
-        """What is made ready next is compared with each other: which operators fit into memory together is settled."""
+        """What is made ready next is compared with each other: which operators fit into memory together, and whether
+        they begin with cold caches, is settled."""
         self._not_held = not_held([case for case in cases if case.model == OPERATORS])
+        cold = any(case.option("cache") == COLD for case in cases)
+        self.parts = replace(self.parts, timer=timer_for(self._device, cold))
 
     def prepare(self, case: Case) -> Step:
         """The case as a step, captured in a CUDA graph where it asks for that."""

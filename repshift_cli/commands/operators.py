@@ -73,6 +73,15 @@ OPTIONS: dict[str, Any] = {
     "backward": Annotated[
         bool, typer.Option("--backward", help="Time the backward pass instead.", rich_help_panel=options.SWEEP)
     ],
+    "cache": Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Before each time: cold (the last-level cache is flushed) or warm. (default: cold on CUDA, warm on a "
+            "CPU)",
+            rich_help_panel=options.SWEEP,
+        ),
+    ],
     "input": Annotated[
         str | None,
         typer.Option(

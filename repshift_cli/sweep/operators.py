@@ -21,6 +21,9 @@ TOKENS = {"cuda": (4096,), "cpu": (1024,)}
 HEADS = {"cuda": (16,), "cpu": (4,)}
 """The default sizes of a device."""
 INPUTS = ("planted", "gaussian", "captured")
+COLD, WARM = "cold", "warm"
+CACHES = {"cuda": COLD, "cpu": WARM}
+"""What a device's last-level cache holds when an operator is timed by default: nothing of its inputs, or them."""
 PREFILL_CLASSES = ("exact", "masked", "approximate", "trained")
 DECODE_CLASS = "decode"
 
@@ -43,6 +46,7 @@ class OperatorAxes:
     dtype: tuple[str, ...] = ()
     causal: bool | None = None
     backward: bool = False
+    cache: str | None = None
     input: str = "planted"
     model: str | None = None
     layer: int = 1
@@ -145,6 +149,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "dtype": _of(DTYPES),
     **dict.fromkeys(("causal", "backward", "cuda_graph", "compile"), parsing.PARSERS["cuda_graph"]),
     "input": _one_of(INPUTS),
+    "cache": _one_of((COLD, WARM)),
     **dict.fromkeys(("model", "data", "weights", "device"), parsing.text_of),
     "layer": parsing.PARSERS["rounds"],
     "seed": parsing.PARSERS["seed"],
@@ -178,7 +183,7 @@ def expand(axes: OperatorAxes, device: str, offered: Sequence[Offered]) -> tuple
         shape |= {"kv_heads": kv_heads} if kv_heads is not None and kv_heads != heads else {}
         for tokens in axes.tokens:
             base = _base(axes, device, dtype, batch, tokens)
-            planned += [p for phase in _phases(axes) for p in _group(axes, base, shape | phase, offered)]
+            planned += [p for phase in _phases(axes, device) for p in _group(axes, base, shape | phase, offered)]
     return tuple(planned)
 
 
@@ -198,9 +203,11 @@ def _base(axes: OperatorAxes, device: str, dtype: str, batch: int, tokens: int) 
     )
 
 
-def _phases(axes: OperatorAxes) -> list[dict[str, Value]]:
+def _phases(axes: OperatorAxes, device: str) -> list[dict[str, Value]]:
     """Prefill without a mask, causal prefill, decoding, as the options that tell them apart."""
     more: dict[str, Value] = {"backward": True} if axes.backward else {}
+    if (cache := axes.cache or CACHES[device.partition(":")[0]]) == COLD:
+        more["cache"] = cache
     if axes.input == "captured":
         more |= {"captured": f"{axes.model} layer {axes.layer}"} | ({"data": axes.data} if axes.data else {})
     masks = [axes.causal] if axes.causal is not None else [False, True]

@@ -81,7 +81,8 @@ def _operator_words(case: Case) -> list[str]:
     taken = case.option("captured")
     source = f"input of {taken}" if taken else f"input {case.input}"
     sizes = [f"{case.length} tokens", f"{heads} heads of {case.option('head_dim')}", *grouped]
-    return [passed, masked, *sizes, f"window {case.option('window')}", source]
+    cache = [f"{case.option('cache')} cache"] if case.option("cache") else []
+    return [passed, masked, *sizes, f"window {case.option('window')}", source, *cache]
 
 
 def _input(case: Case) -> str:
