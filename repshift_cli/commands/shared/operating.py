@@ -54,7 +54,7 @@ def sweep_of(asked: Asked) -> OperatorAxes:
     """The sweep over operators; UsageError for what belongs to models."""
     if foreign := [name for name in asked.names if name not in (*OPTIONS, *SHARED)]:
         raise UsageError(f"--operator takes the place of a model: leave out --{foreign[0].replace('_', '-')}")
-    return OperatorAxes.from_options({"cache": WARM} | asked.given)  # nothing empties it while steps are recorded
+    return OperatorAxes.from_options({"cache": WARM, **asked.given})  # nothing empties it while steps are recorded
 
 
 def named(axes: OperatorAxes, planned: tuple[Planned, ...]) -> tuple[Planned, ...]:
