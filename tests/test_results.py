@@ -104,7 +104,7 @@ def test_who_wins_over_all_runs() -> None:
     assert {m for m, signs in shown.items() if -1 not in signs} >= {"divprune", "pitome", "vid_tldr", "tome"}
     assert shown["divprune"] == [1, 0, 0, 0, 1, 0] and shown["fastv"] == [1]
     assert shown["dart"][:2] == [1, -1] and next(iter(shown)) == "dart"
-    assert says(README.text, "the shift as published is worse than random dropping on three of four models")
+    assert says(README.text, "the shift as published is worse than random dropping on three of four transformers")
 
 
 def test_the_shift_is_worse_than_random_on_fashion_mnist() -> None:
