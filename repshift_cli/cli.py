@@ -45,7 +45,7 @@ COMMANDS = {
     "tune": "Find the schedule and the score that fit this model.",
     "profile": "Show where the time goes.",
     "analyze": "Say why a token can go.",
-    "show": "Show a stored run, profile or inspection again.",
+    "show": "Show a stored run, profile, inspection or search again.",
     "report": "Write one self-contained HTML page of stored runs.",
     "tokens": "Show which tokens stay.",
     "compare": "Lay stored runs side by side.",

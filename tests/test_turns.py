@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -44,7 +46,21 @@ def test_turns_go_forth_and_back_and_none_leaves_before_all_are_through() -> Non
         say("gone")
 
     assert "".join(run(["a", "b"], rounds)) == "abbaab" + "a" + "gonegone"
-    assert "".join(run(["a", "b", "c"], rounds)[:9]) == "abccbaabc"
+
+
+def test_of_three_each_comes_as_often_behind_each_of_the_others_and_never_behind_itself() -> None:
+    """Of three that went forth and back, who is in the middle never found its own caches warm: 1.4% in an A/A gate."""
+
+    def rounds(name: str, seat: Seat, say: Callable[[str], None]) -> None:
+        for _ in range(7):
+            assert seat.take(nothing)
+            say(name)
+        seat.leave(nothing)
+
+    order = run(["a", "b", "c"], rounds)[:19]
+    assert [sorted(order[n : n + 3]) for n in range(0, 18, 3)] == [["a", "b", "c"]] * 6
+    behind = Counter(itertools.pairwise(order))
+    assert behind == {(one, other): 3 for one, other in itertools.permutations("abc", 2)}
 
 
 def test_one_that_dies_in_its_turn_or_never_comes_to_the_next_holds_up_nobody() -> None:
