@@ -87,7 +87,7 @@ def test_the_shift_is_ahead_on_the_prompts() -> None:
     assert says(README.text, "(KL 1.29 against 1.52 at keep 0.5), but a token's plain norm does nearly as well (1.43)")
 
 
-@pytest.mark.parametrize(("name", "worse"), [("dinov2-s-fashion", 1), ("minilm-spam", 0)])
+@pytest.mark.parametrize(("name", "worse"), [("dinov2-s-fashion", 6), ("minilm-spam", 0)])
 def test_no_probe_shows_the_shift_better_than_random(name: str, worse: int) -> None:
     shown = Told("probe_top1", 1, str).shown(evaluated(name))
     signs = [sign for case, sign in shown.items() if case.pruning == "repshift"]
@@ -100,7 +100,7 @@ def test_who_wins_over_all_runs() -> None:
     for told, rows in compared().values():
         for name, sign in told.overall(rows).items():
             shown.setdefault(name, []).append(sign)
-    assert shown["repshift"] == [-1, 0, -1, -1, -1, 0]
+    assert shown["repshift"] == [-1, -1, -1, -1, -1, 0]
     assert {m for m, signs in shown.items() if -1 not in signs} >= {"divprune", "pitome", "vid_tldr", "tome"}
     assert shown["divprune"] == [1, 0, 0, 0, 1, 0] and shown["fastv"] == [1]
     assert shown["dart"][:2] == [1, -1] and next(iter(shown)) == "dart"
@@ -112,11 +112,11 @@ def test_the_shift_is_worse_than_random_on_fashion_mnist() -> None:
     own = {m: [r for r in rows if r.case.pruning == m] for m in ("repshift", "lowest", "evit", "tome", "divprune")}
     probe, nearest = Told("probe_top1", 1, str), Told("knn_top1", 1, str)
     shift = probe.mean(own["repshift"])
-    assert [round(v or 0.0, 1) for v in (shift.value, shift.low, shift.high)] == [-3.6, -6.7, -0.5]
-    assert round(nearest.mean(own["repshift"]).value, 1) == -7.1
+    assert [round(v or 0.0, 1) for v in (shift.value, shift.low, shift.high)] == [-4.9, -6.4, -3.5]
+    assert round(nearest.mean(own["repshift"]).value, 1) == -4.9
     assert all(not probe.mean(own[m]).spans(0) and probe.mean(own[m]).value < 0 for m in ("lowest", "evit"))
     assert all(probe.mean(own[m]).spans(0) for m in ("tome", "divprune"))
-    assert says(RESULTS.text, "by 3.6 points (0.5 to 6.7) in the mean, by 7.1 with nearest neighbours")
+    assert says(RESULTS.text, "by 4.9 points (3.5 to 6.4) in the mean, by as many with nearest neighbours")
 
 
 def test_the_shift_is_worse_than_random_on_the_mails() -> None:
@@ -126,7 +126,7 @@ def test_the_shift_is_worse_than_random_on_the_mails() -> None:
         [-1.8, -3.0, -0.7], [-1.6, -2.5, -0.6],
     ]  # fmt: skip
     assert says(RESULTS.text, "by 1.8 points (0.7 to 3.0), by 1.6 (0.6 to 2.5) with nearest neighbours")
-    assert says(README.text, "by 7.1 on Fashion-MNIST (DINOv2-S, nearest neighbours), by 1.8 on spam (MiniLM, a probe)")
+    assert says(README.text, "by 4.9 on Fashion-MNIST (DINOv2-S, a probe), by 1.8 on spam (MiniLM, a probe)")
 
 
 def test_the_shift_keeps_the_blank_patches_of_the_digits() -> None:
